@@ -1,0 +1,7 @@
+//! Backdoor purification for image classifiers on Candle.
+
+pub mod error;
+pub mod nn;
+pub mod rng;
+
+pub use error::{Error, Result};
