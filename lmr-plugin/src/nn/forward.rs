@@ -1,0 +1,40 @@
+//! A network says once what it computes; a [`Forward`] says how: to train, to infer fast, to calibrate, as integers.
+
+use candle_core::Tensor;
+
+use super::{Activation, BatchNormMode, ConvBn, Linear};
+use crate::Result;
+
+/// An interpreter of a network: it is handed every operation in turn, with the layer that owns the weights.
+///
+/// `f32[B,C,H,W]` in and out unless said otherwise.
+pub trait Forward {
+    /// The network's input, before the first layer.
+    fn input(&mut self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.clone())
+    }
+
+    /// `activation(batch_norm(conv(x)) + residual)`.
+    fn conv_bn(&mut self, layer: &ConvBn, x: &Tensor, residual: Option<&Tensor>, activation: Activation)
+    -> Result<Tensor>;
+
+    /// Max pooling; padding never wins.
+    fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor>;
+
+    /// The mean over space: `f32[B,C]`.
+    fn global_avg_pool(&mut self, x: &Tensor) -> Result<Tensor>;
+
+    /// `x · Wᵀ + b` for `f32[B,D]`: `f32[B,K]`.
+    fn linear(&mut self, layer: &Linear, x: &Tensor) -> Result<Tensor>;
+}
+
+/// Differentiable: everything is recorded for backward.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Train {
+    /// Which statistics batch norm normalizes with.
+    pub batch_norm: BatchNormMode,
+}
+
+/// Inference: running statistics folded into the convolutions, nothing recorded for backward.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Eval;
