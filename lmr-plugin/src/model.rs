@@ -1,0 +1,88 @@
+//! The model a pipeline carries from stage to stage: a network, how its input is normalized, and the form it is in.
+
+use candle_core::{Device, Tensor};
+
+use crate::data::Normalization;
+use crate::models::{self, Classifier};
+use crate::quantization::Quantized;
+use crate::{Error, Result};
+
+/// A network with everything needed to run it on pixels.
+pub struct Model {
+    network: Box<dyn Classifier>,
+    normalization: Normalization,
+    device: Device,
+    deployed: Option<Deployed>,
+}
+
+/// A form in which a model is shipped.
+pub enum Deployed {
+    /// Weights and activations rounded to integers.
+    Quantized(Quantized),
+    /// Filters removed; the network itself holds the zeros.
+    Pruned,
+}
+
+impl Model {
+    /// A full-precision model.
+    pub fn new(network: Box<dyn Classifier>, normalization: Normalization, device: Device) -> Self {
+        Self { network, normalization, device, deployed: None }
+    }
+
+    /// The network, whatever form it is in: for looking at names and shapes and for saving.
+    pub fn network(&self) -> &dyn Classifier {
+        self.network.as_ref()
+    }
+
+    /// The network in full precision, or an error if the model is already in a deployed form.
+    pub fn full_precision(&self) -> Result<&dyn Classifier> {
+        match &self.deployed {
+            None => Ok(self.network.as_ref()),
+            Some(form) => Err(Error::invalid(format!(
+                "the model is {}; purify the full-precision model instead (`from = \"<an earlier stage>\"`)",
+                form.name()
+            ))),
+        }
+    }
+
+    /// Puts the model into a deployed form.
+    pub fn deploy(&mut self, form: Deployed) {
+        self.deployed = Some(form);
+    }
+
+    /// Per-channel mean and standard deviation that the network expects.
+    pub fn normalization(&self) -> &Normalization {
+        &self.normalization
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Logits `f32[B,K]` for pixels `f32[B,C,H,W]` in [0,1], computed by the form the model is in.
+    pub fn logits(&self, pixels: &Tensor) -> Result<Tensor> {
+        let x = self.normalization.apply(pixels)?;
+        match &self.deployed {
+            Some(Deployed::Quantized(quantized)) => quantized.logits(self.network.as_ref(), &x),
+            Some(Deployed::Pruned) | None => self.network.logits(&x),
+        }
+    }
+
+    /// A deep copy of a full-precision model.
+    pub fn try_clone(&self) -> Result<Self> {
+        self.full_precision()?;
+        let network = models::copy(self.network.as_ref(), &self.device)?;
+        Ok(Self::new(network, self.normalization.clone(), self.device.clone()))
+    }
+}
+
+impl Deployed {
+    /// The word for it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Quantized(_) => "quantized",
+            Self::Pruned => "pruned",
+        }
+    }
+}

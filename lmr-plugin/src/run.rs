@@ -1,0 +1,99 @@
+//! Seed, progress and cancellation: what every long-running piece of work is handed.
+
+use crate::rng::{self, Rng};
+use crate::{Error, Result};
+
+/// Something that happened while a stage ran.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event<'a> {
+    /// `done` of `total` units of the current phase are finished.
+    Progress {
+        /// What is going on ("unlearn", "epoch 3/10", "triggered images").
+        phase: &'a str,
+        /// Units finished.
+        done: usize,
+        /// Units in all.
+        total: usize,
+        /// What a unit is ("step", "image").
+        unit: &'static str,
+    },
+    /// A number worth a curve.
+    Metric {
+        /// Name, such as `loss`.
+        name: &'a str,
+        /// Where on the curve, in optimizer steps.
+        step: usize,
+        /// The number.
+        value: f64,
+    },
+    /// Something a person should read.
+    Warning(&'a str),
+}
+
+/// Subscribes to events; a progress bar, a log, a report. Also says when to stop.
+pub trait Observer: Send + Sync {
+    /// Called on the thread that runs the stage; must not block.
+    fn event(&self, event: &Event<'_>);
+
+    /// True once the user asked to stop.
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// An [`Observer`] that ignores everything.
+#[derive(Clone, Copy, Debug)]
+pub struct Quiet;
+
+impl Observer for Quiet {
+    fn event(&self, _: &Event<'_>) {}
+}
+
+/// Seed and observer of a piece of work.
+#[derive(Clone, Copy)]
+pub struct Run<'a> {
+    seed: u64,
+    observer: &'a dyn Observer,
+}
+
+impl<'a> Run<'a> {
+    /// Same seed, same results.
+    pub fn new(seed: u64, observer: &'a dyn Observer) -> Self {
+        Self { seed, observer }
+    }
+
+    /// Without an observer.
+    pub fn quiet(seed: u64) -> Run<'static> {
+        Run { seed, observer: &Quiet }
+    }
+
+    /// The seed.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The random stream for `purpose`; see [`rng::stream`].
+    pub fn stream(&self, purpose: &str) -> Rng {
+        rng::stream(self.seed, purpose)
+    }
+
+    /// Reports progress.
+    pub fn progress(&self, phase: &str, done: usize, total: usize, unit: &'static str) {
+        self.observer.event(&Event::Progress { phase, done, total, unit });
+    }
+
+    /// Reports a point of a curve.
+    pub fn metric(&self, name: &str, step: usize, value: f64) {
+        self.observer.event(&Event::Metric { name, step, value });
+    }
+
+    /// Reports something a person should read.
+    pub fn warn(&self, message: &str) {
+        self.observer.event(&Event::Warning(message));
+    }
+
+    /// [`Error::Interrupted`] once the user asked to stop.
+    pub fn checkpoint(&self) -> Result<()> {
+        if self.observer.cancelled() { Err(Error::Interrupted) } else { Ok(()) }
+    }
+}
