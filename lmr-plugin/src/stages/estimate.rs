@@ -1,0 +1,302 @@
+//! Names the backdoor class by anti-learning (equations 3 and 4 of the LMR paper).
+//!
+//! Gradient *ascent* on the cross-entropy of clean images makes a copy of the model forget what it knows. What it
+//! forgets last is the backdoor: the copy's predictions collapse onto the attacker's class. The class is
+//! `argmax_c s(c)` with `s(c) = mean_i log p_θ'(c | x_i)`, the mean of log-probabilities.
+//!
+//! Anti-learning always ends on *some* class, also for a clean model; [`Estimated::gap`] and the report's
+//! `low-confidence` list are what there is to tell a guess from a finding.
+
+use candle_core::Tensor;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::faults;
+use crate::data::CleanSet;
+use crate::losses;
+use crate::models::{self, Classifier};
+use crate::nn::BatchNormMode;
+use crate::optim::{Schedule, Sgd};
+use crate::predict;
+use crate::run::Run;
+use crate::stage::{CleanOnly, Context, Finding, ModelUse, Outcome, Stage};
+use crate::train::{Flow, Objective, Training};
+use crate::{Error, Result};
+
+/// Estimates the backdoor class from clean images alone. The given model is not changed: anti-learning happens on a
+/// deep copy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Estimate {
+    /// The backdoor class if it is known, below K; then nothing is estimated.
+    pub class: Option<u32>,
+    /// Learning rate of the ascent, above 0.
+    pub lr: f64,
+    /// Momentum, in [0, 1).
+    pub momentum: f64,
+    /// Images a step.
+    pub batch_size: usize,
+    /// Limit on the global gradient norm, above 0; ascent has no minimum to settle in.
+    pub clip_norm: f64,
+    /// Batch norm during the ascent. `running` names the wrong class more often.
+    pub batch_norm: BatchNormMode,
+    /// Anti-learning ends as soon as accuracy on the clean images is at or below this, in (0, 1). Driving it all the
+    /// way to chance destroys the evidence.
+    pub stop_accuracy: f64,
+    /// Steps after which the learning rate is tripled and the ascent starts over, at most twice.
+    pub max_steps: usize,
+    /// Independent ascents (other batches) that vote on the class; the scores are their mean. Odd.
+    pub votes: usize,
+}
+
+impl Default for Estimate {
+    fn default() -> Self {
+        Self {
+            class: None,
+            lr: 0.01,
+            momentum: 0.9,
+            batch_size: 128,
+            clip_norm: 20.0,
+            batch_norm: BatchNormMode::Batch,
+            stop_accuracy: 0.3,
+            max_steps: 200,
+            votes: 3,
+        }
+    }
+}
+
+/// The estimated (or given) backdoor class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackdoorClass {
+    /// Index below K.
+    pub class: u32,
+}
+
+impl Finding for BackdoorClass {
+    const NAME: &'static str = "backdoor-class";
+}
+
+/// What anti-learning showed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Estimated {
+    /// The class with the highest score among those with the most votes.
+    pub class: u32,
+    /// `s(c)` for every class, averaged over the votes; at most 0. Empty when the class was given.
+    pub scores: Vec<f64>,
+    /// Lead of the highest score over the second.
+    pub gap: f64,
+    /// Class named by each vote.
+    pub votes: Vec<u32>,
+    /// Steps each vote took.
+    pub steps: Vec<usize>,
+    /// Accuracy of the given model on the clean images.
+    pub accuracy: f64,
+    /// Accuracy after every step of the first vote's ascent.
+    pub curve: Vec<f64>,
+    /// How many clean images the copies assign to each class in the end, summed over the votes.
+    pub predicted: Vec<usize>,
+    /// Reasons to distrust the estimate; empty if there is none.
+    pub low_confidence: Vec<String>,
+}
+
+impl Estimate {
+    /// Anti-learns copies of `model` on the clean images and names the class they end on.
+    ///
+    /// Errors if a score is not finite, or if the model knows too little to forget anything.
+    pub fn estimate(&self, model: &dyn Classifier, clean: &CleanSet, run: &Run<'_>) -> Result<Estimated> {
+        let classes = model.spec().classes;
+        if let Some(class) = self.class {
+            if class as usize >= classes {
+                return Err(Error::invalid(format!("class: expected below {classes}, found {class}")));
+            }
+            return Ok(Estimated { class, ..Estimated::empty() });
+        }
+        let accuracy = clean_accuracy(model, clean)?;
+        if accuracy <= self.stop_accuracy {
+            return Err(Error::invalid(format!(
+                "the model's accuracy on the clean images is {accuracy:.3}, already at or below stop-accuracy = {}; \
+                 are labels, normalization and classes those the model was trained with?",
+                self.stop_accuracy
+            )));
+        }
+        let mut result = Estimated { accuracy, ..Estimated::empty() };
+        let mut scores = vec![0.0; classes];
+        result.predicted = vec![0; classes];
+        for vote in 0..self.votes {
+            let ascent = self.ascend(model, clean, vote, run)?;
+            for (sum, s) in scores.iter_mut().zip(&ascent.scores) {
+                *sum += s / self.votes as f64;
+            }
+            for &class in &ascent.predicted {
+                result.predicted[class as usize] += 1;
+            }
+            result.votes.push(argmax(&ascent.scores) as u32);
+            result.steps.push(ascent.curve.len());
+            if !ascent.converged {
+                result.low_confidence.push(format!(
+                    "vote {}: accuracy stayed above {} for {} steps at three learning rates",
+                    vote + 1,
+                    self.stop_accuracy,
+                    self.max_steps
+                ));
+            }
+            if vote == 0 {
+                result.curve = ascent.curve;
+            }
+        }
+        let count = |class: u32| result.votes.iter().filter(|&&v| v == class).count();
+        let most = result.votes.iter().map(|&v| count(v)).max().unwrap_or(0);
+        let elected: Vec<f64> = (0..classes as u32)
+            .map(|c| if count(c) == most { scores[c as usize] } else { f64::NEG_INFINITY })
+            .collect();
+        result.class = argmax(&elected) as u32;
+        if most < self.votes {
+            result.low_confidence.push(format!("the votes disagree: {:?}", result.votes));
+        }
+        let absent = clean.absent_classes();
+        if !absent.is_empty() {
+            result.low_confidence.push(format!("no clean image of classes {absent:?}: nothing pushes them down"));
+        }
+        let second = (0..classes).filter(|&c| c != result.class as usize).map(|c| scores[c]);
+        result.gap = scores[result.class as usize] - second.fold(f64::NEG_INFINITY, f64::max);
+        result.scores = scores;
+        Ok(result)
+    }
+
+    fn ascend(&self, model: &dyn Classifier, clean: &CleanSet, vote: usize, run: &Run<'_>) -> Result<Ascent> {
+        let device = model.head().weight().device().clone();
+        let mut lr = self.lr;
+        let mut tries = 0;
+        loop {
+            let copy = models::copy(model, &device)?;
+            let mut watch = Watch { copy: copy.as_ref(), clean, stop: self.stop_accuracy, curve: Vec::new() };
+            let steps_per_epoch = clean.images.len().div_ceil(self.batch_size);
+            let training = Training {
+                epochs: self.max_steps.div_ceil(steps_per_epoch),
+                min_steps: self.max_steps,
+                batch_size: self.batch_size,
+                lr,
+                schedule: Schedule::Constant,
+                warmup_epochs: 0,
+                augment: None,
+                batch_norm: self.batch_norm,
+                clip_norm: Some(self.clip_norm),
+            };
+            let mut sgd = Sgd::new(copy.params(), self.momentum, 0.0)?;
+            let data = (&clean.images, &clean.normalization);
+            training.fit(&format!("unlearn {}", vote + 1), copy.as_ref(), data, &mut sgd, &mut watch, run)?;
+            let converged = watch.curve.last().is_some_and(|a| *a <= self.stop_accuracy);
+            let curve = watch.curve;
+            if converged || tries == 2 {
+                let logits = clean_logits(copy.as_ref(), clean)?;
+                let scores = posterior_scores(&logits)?;
+                return Ok(Ascent { scores, predicted: predict::classes(&logits)?, curve, converged });
+            }
+            tries += 1;
+            lr *= 3.0;
+        }
+    }
+}
+
+/// Equation 4: `s(c) = mean_i log p(c | x_i)` from logits `f32[N,K]`. Errors if a score is not finite.
+pub fn posterior_scores(logits: &Tensor) -> Result<Vec<f64>> {
+    let scores = losses::log_softmax(logits)?.mean(0)?.to_vec1::<f32>()?;
+    match scores.iter().position(|s| !s.is_finite()) {
+        Some(class) => Err(Error::NotFinite { what: "class score", step: class, value: scores[class].into() }),
+        None => Ok(scores.into_iter().map(f64::from).collect()),
+    }
+}
+
+struct Ascent {
+    scores: Vec<f64>,
+    predicted: Vec<u32>,
+    curve: Vec<f64>,
+    converged: bool,
+}
+
+/// Equation 3, and a look at the accuracy after every step.
+struct Watch<'a> {
+    copy: &'a dyn Classifier,
+    clean: &'a CleanSet,
+    stop: f64,
+    curve: Vec<f64>,
+}
+
+impl Objective for Watch<'_> {
+    fn loss(&mut self, logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+        Ok(losses::cross_entropy(logits, labels)?.mean_all()?.neg()?)
+    }
+
+    fn after_step(&mut self, _: usize) -> Result<Flow> {
+        let accuracy = clean_accuracy(self.copy, self.clean)?;
+        self.curve.push(accuracy);
+        Ok(if accuracy <= self.stop { Flow::Stop } else { Flow::Continue })
+    }
+}
+
+fn clean_logits(model: &dyn Classifier, clean: &CleanSet) -> Result<Tensor> {
+    let forward = |pixels: &Tensor| model.logits(&clean.normalization.apply(pixels)?);
+    let device = model.head().weight().device();
+    predict::logits(&forward, &clean.images, None, device, (&Run::quiet(0), "clean set"))
+}
+
+pub(super) fn clean_accuracy(model: &dyn Classifier, clean: &CleanSet) -> Result<f64> {
+    let predicted = predict::classes(&clean_logits(model, clean)?)?;
+    Ok(predict::accuracy(&predicted, clean.images.labels()))
+}
+
+/// Index of the largest value, the lowest of tied ones.
+fn argmax(values: &[f64]) -> usize {
+    (0..values.len()).fold(0, |best, i| if values[i] > values[best] { i } else { best })
+}
+
+impl Estimated {
+    fn empty() -> Self {
+        Self {
+            class: 0,
+            scores: Vec::new(),
+            gap: 0.0,
+            votes: Vec::new(),
+            steps: Vec::new(),
+            accuracy: 0.0,
+            curve: Vec::new(),
+            predicted: Vec::new(),
+            low_confidence: Vec::new(),
+        }
+    }
+}
+
+impl Stage for Estimate {
+    const KIND: &'static str = "estimate";
+    const SUMMARY: &'static str = "names the backdoor class by anti-learning a copy of the model";
+    const MODEL: ModelUse = ModelUse::Reads;
+    type Needs = ();
+    type Gives = (BackdoorClass,);
+    type Sees = CleanOnly;
+
+    fn faults(&self) -> Vec<String> {
+        let show = |v: f64| v.to_string();
+        faults([
+            (self.lr > 0.0, "lr", "a number above 0", show(self.lr)),
+            ((0.0..1.0).contains(&self.momentum), "momentum", "a number in [0, 1)", show(self.momentum)),
+            (self.batch_size > 0, "batch-size", "at least 1", self.batch_size.to_string()),
+            (self.clip_norm > 0.0, "clip-norm", "a number above 0", show(self.clip_norm)),
+            (
+                self.stop_accuracy > 0.0 && self.stop_accuracy < 1.0,
+                "stop-accuracy",
+                "a number in (0, 1)",
+                show(self.stop_accuracy),
+            ),
+            (self.max_steps > 0, "max-steps", "at least 1", self.max_steps.to_string()),
+            (self.votes % 2 == 1, "votes", "an odd number", self.votes.to_string()),
+        ])
+    }
+
+    fn run(&self, ctx: &mut Context<'_>, (): (), _: &CleanOnly) -> Result<Outcome<(BackdoorClass,)>> {
+        let estimated = self.estimate(ctx.model.full_precision()?, ctx.clean, &ctx.run)?;
+        for reason in &estimated.low_confidence {
+            ctx.run.warn(&format!("low confidence: {reason}"));
+        }
+        Outcome::new((BackdoorClass { class: estimated.class },), &estimated)
+    }
+}

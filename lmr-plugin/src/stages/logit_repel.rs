@@ -1,0 +1,263 @@
+//! Phase 1 of LMR: pushes the backdoor class's logit below the others on clean images (equations 5 to 8).
+
+use candle_core::Tensor;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::estimate::BackdoorClass;
+use super::faults;
+use crate::data::{Augment, CleanSet};
+use crate::losses::Repulsion;
+use crate::models::Classifier;
+use crate::nn::BatchNormMode;
+use crate::optim::{Schedule, Sgd};
+use crate::predict;
+use crate::run::Run;
+use crate::stage::{CleanOnly, Context, Finding, ModelUse, Outcome, Stage};
+use crate::train::{Flow, Objective, Training};
+use crate::Result;
+
+/// Trains all parameters on `SCE + α·DSC + β·CM` and records how far the head moved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LogitRepel {
+    /// m1 > 0: how far class c's logit must trail the best other one on images of other classes. The paper's main
+    /// experiments say 3, its ablation 10; 3 leaves many backdoors alive.
+    pub m1: f64,
+    /// m2 > 0: how far the label's logit must lead.
+    pub m2: f64,
+    /// α ≥ 0, the weight of the suppression (DSC).
+    pub alpha: f64,
+    /// β ≥ 0, the weight of the conditional margin (CM); at 0 nothing keeps class c alive.
+    pub beta: f64,
+    /// Passes over the clean images: the budget T1.
+    pub epochs: usize,
+    /// At least this many steps, for very small clean sets.
+    pub min_steps: usize,
+    /// Learning rate, above 0.
+    pub lr: f64,
+    /// How the learning rate moves.
+    pub schedule: Schedule,
+    /// Momentum, in [0, 1).
+    pub momentum: f64,
+    /// Weight decay, at least 0.
+    pub weight_decay: f64,
+    /// Images a step.
+    pub batch_size: usize,
+    /// Crop and flip; absent means none.
+    pub augment: Option<Augment>,
+    /// Batch norm; use `running` below about 64 clean images.
+    pub batch_norm: BatchNormMode,
+    /// Limit on the global gradient norm; absent means none.
+    pub clip_norm: Option<f64>,
+    /// Ends the phase after the first epoch in which accuracy on clean images of class c is near chance
+    /// (Algorithm 1). Off by default: it fires before the margins have grown, and the backdoor comes back.
+    pub early_switch: bool,
+}
+
+impl Default for LogitRepel {
+    fn default() -> Self {
+        Self {
+            m1: 10.0,
+            m2: 0.5,
+            alpha: 1.0,
+            beta: 0.25,
+            epochs: 10,
+            min_steps: 50,
+            lr: 0.03,
+            schedule: Schedule::Constant,
+            momentum: 0.9,
+            weight_decay: 0.0,
+            batch_size: 128,
+            augment: Some(Augment::default()),
+            batch_norm: BatchNormMode::Batch,
+            clip_norm: None,
+            early_switch: false,
+        }
+    }
+}
+
+/// How far each column of the head's backdoor row moved during Phase 1: the input of [`DeltaPrune`](super::DeltaPrune).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HeadDelta {
+    /// `s_j = |W1[c,j] − W0[c,j]|` for every column j (equation 9).
+    pub scores: Vec<f32>,
+}
+
+impl Finding for HeadDelta {
+    const NAME: &'static str = "head-delta";
+}
+
+impl HeadDelta {
+    /// Equation 9 from the head's weights `f32[K,D]` before and after Phase 1. Only row `class` counts.
+    pub fn between(before: &Tensor, after: &Tensor, class: u32) -> Result<Self> {
+        let row = |w: &Tensor| w.detach().get(class as usize);
+        let scores = (row(after)? - row(before)?)?.abs()?.to_vec1()?;
+        Ok(Self { scores })
+    }
+}
+
+/// What Phase 1 did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Repelled {
+    /// The class that was repelled.
+    pub class: u32,
+    /// One entry an epoch.
+    pub epochs: Vec<RepelEpoch>,
+    /// Whether the early switch ended the phase.
+    pub switched_early: bool,
+    /// How far the bias of class c moved. Lowering it is a shortcut to the margin that leaves the features alone.
+    pub bias_shift: f32,
+}
+
+/// One epoch of Phase 1. The terms are means over the epoch's images, unweighted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RepelEpoch {
+    /// Selective cross-entropy.
+    pub sce: f64,
+    /// Directed suppression.
+    pub dsc: f64,
+    /// Conditional margin.
+    pub cm: f64,
+    /// Accuracy on the clean images.
+    pub accuracy: f64,
+    /// Accuracy on the clean images of class c, `null` if there are none.
+    pub class_accuracy: Option<f64>,
+    /// Share of clean images of other classes on which class c trails by more than m1.
+    pub beyond_margin: f64,
+}
+
+impl LogitRepel {
+    /// Trains `model` in place and returns how far the head moved.
+    pub fn repel(
+        &self,
+        model: &dyn Classifier,
+        class: BackdoorClass,
+        clean: &CleanSet,
+        run: &Run<'_>,
+    ) -> Result<(HeadDelta, Repelled)> {
+        let class = class.class;
+        let head = model.head();
+        let before = head.weight().as_tensor().detach().copy()?;
+        let bias = |class: u32| -> Result<f32> {
+            Ok(match head.bias() {
+                Some(bias) => bias.as_tensor().get(class as usize)?.to_scalar()?,
+                None => 0.0,
+            })
+        };
+        let bias_before = bias(class)?;
+        let training = Training {
+            epochs: self.epochs,
+            min_steps: self.min_steps,
+            batch_size: self.batch_size,
+            lr: self.lr,
+            schedule: self.schedule,
+            warmup_epochs: 0,
+            augment: self.augment.clone(),
+            batch_norm: self.batch_norm,
+            clip_norm: self.clip_norm,
+        };
+        let loss = Repulsion { class, alpha: self.alpha, beta: self.beta, m1: self.m1, m2: self.m2 };
+        let mut phase = Phase1 { stage: self, loss, model, clean, sums: [0.0; 3], steps: 0, epochs: Vec::new(), switched: false };
+        let mut sgd = Sgd::new(model.params(), self.momentum, self.weight_decay)?;
+        let data = (&clean.images, &clean.normalization);
+        training.fit("logit-repel", model, data, &mut sgd, &mut phase, run)?;
+        let bias_shift = bias(class)? - bias_before;
+        if f64::from(bias_shift.abs()) > self.m1 / 2.0 {
+            run.warn(&format!(
+                "the bias of class {class} moved by {bias_shift:.2}, more than m1/2: the margin may come from the bias \
+                 alone, with the features of the backdoor untouched"
+            ));
+        }
+        let delta = HeadDelta::between(&before, head.weight(), class)?;
+        let (epochs, switched_early) = (phase.epochs, phase.switched);
+        Ok((delta, Repelled { class, epochs, switched_early, bias_shift }))
+    }
+}
+
+struct Phase1<'a> {
+    stage: &'a LogitRepel,
+    loss: Repulsion,
+    model: &'a dyn Classifier,
+    clean: &'a CleanSet,
+    sums: [f64; 3],
+    steps: usize,
+    epochs: Vec<RepelEpoch>,
+    switched: bool,
+}
+
+impl Objective for Phase1<'_> {
+    fn loss(&mut self, logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+        let [sce, dsc, cm] = self.loss.terms(logits, labels)?;
+        for (sum, term) in self.sums.iter_mut().zip([&sce, &dsc, &cm]) {
+            *sum += f64::from(term.mean_all()?.to_scalar::<f32>()?);
+        }
+        self.steps += 1;
+        Ok(((sce + (dsc * self.loss.alpha)?)? + (cm * self.loss.beta)?)?.mean_all()?)
+    }
+
+    fn after_epoch(&mut self, _: usize) -> Result<Flow> {
+        let forward = |pixels: &Tensor| self.model.logits(&self.clean.normalization.apply(pixels)?);
+        let device = self.model.head().weight().device();
+        let quiet = Run::quiet(0);
+        let logits = predict::logits(&forward, &self.clean.images, None, device, (&quiet, "clean set"))?;
+        let labels = self.clean.images.labels();
+        let predicted = predict::classes(&logits)?;
+        let class = self.loss.class;
+        let (mut own, mut own_right, mut others, mut beyond) = (0, 0, 0, 0);
+        for ((row, &label), &found) in logits.to_vec2::<f32>()?.iter().zip(labels).zip(&predicted) {
+            if label == class {
+                own += 1;
+                own_right += usize::from(found == label);
+            } else {
+                let z = row[class as usize];
+                let rival = (0..row.len()).filter(|&j| j != class as usize).map(|j| row[j]).fold(f32::MIN, f32::max);
+                others += 1;
+                beyond += usize::from(f64::from(rival - z) > self.loss.m1);
+            }
+        }
+        let share = |part: usize, all: usize| part as f64 / all.max(1) as f64;
+        let [sce, dsc, cm] = std::mem::take(&mut self.sums).map(|sum| sum / self.steps.max(1) as f64);
+        self.steps = 0;
+        let class_accuracy = (own > 0).then(|| share(own_right, own));
+        let accuracy = predict::accuracy(&predicted, labels);
+        self.epochs.push(RepelEpoch { sce, dsc, cm, accuracy, class_accuracy, beyond_margin: share(beyond, others) });
+        // With fewer than five images of class c, "near chance" is noise.
+        let chance = (2.0 / logits.dims2()?.1 as f64).max(0.05);
+        self.switched = self.stage.early_switch && own >= 5 && share(own_right, own) <= chance;
+        Ok(if self.switched { Flow::Stop } else { Flow::Continue })
+    }
+}
+
+impl Stage for LogitRepel {
+    const KIND: &'static str = "logit-repel";
+    const SUMMARY: &'static str = "pushes the backdoor class's logit below the others on clean images";
+    const MODEL: ModelUse = ModelUse::Writes;
+    type Needs = (BackdoorClass,);
+    type Gives = (HeadDelta,);
+    type Sees = CleanOnly;
+
+    fn faults(&self) -> Vec<String> {
+        let positive = |v: f64| v > 0.0 && v.is_finite();
+        let mut found = faults([
+            (positive(self.m1), "m1", "a number above 0", self.m1.to_string()),
+            (positive(self.m2), "m2", "a number above 0", self.m2.to_string()),
+            (self.alpha >= 0.0, "alpha", "a number of at least 0", self.alpha.to_string()),
+            (self.beta >= 0.0, "beta", "a number of at least 0", self.beta.to_string()),
+            (self.epochs > 0, "epochs", "at least 1", self.epochs.to_string()),
+            (positive(self.lr), "lr", "a number above 0", self.lr.to_string()),
+            ((0.0..1.0).contains(&self.momentum), "momentum", "a number in [0, 1)", self.momentum.to_string()),
+            (self.weight_decay >= 0.0, "weight-decay", "a number of at least 0", self.weight_decay.to_string()),
+            (self.batch_size > 1, "batch-size", "at least 2", self.batch_size.to_string()),
+        ]);
+        if let Some(limit) = self.clip_norm.filter(|limit| !positive(*limit)) {
+            found.push(format!("clip-norm: expected a number above 0, found {limit}"));
+        }
+        found
+    }
+
+    fn run(&self, ctx: &mut Context<'_>, (class,): (BackdoorClass,), _: &CleanOnly) -> Result<Outcome<(HeadDelta,)>> {
+        let (delta, report) = self.repel(ctx.model.full_precision()?, class, ctx.clean, &ctx.run)?;
+        Outcome::new((delta,), &report)
+    }
+}

@@ -1,0 +1,128 @@
+//! Phase 2, second half: light fine-tuning on the clean images, with the pruned columns frozen at zero.
+
+use candle_core::Tensor;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::delta_prune::PrunedColumns;
+use super::faults;
+use crate::data::{Augment, CleanSet};
+use crate::losses;
+use crate::models::Classifier;
+use crate::nn::BatchNormMode;
+use crate::optim::{Schedule, Sgd};
+use crate::run::Run;
+use crate::stage::{CleanOnly, Context, ModelUse, Outcome, Stage};
+use crate::train::{Epoch, Training};
+use crate::{Error, Result};
+
+/// Fine-tunes all parameters by cross-entropy over all classes. A fresh optimizer: Phase 1's momentum would go on in
+/// Phase 1's direction.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Recover {
+    /// Passes over the clean images; 0 leaves the model as it is.
+    pub epochs: usize,
+    /// At least this many steps, for very small clean sets.
+    pub min_steps: usize,
+    /// Learning rate, above 0.
+    pub lr: f64,
+    /// How the learning rate moves.
+    pub schedule: Schedule,
+    /// Momentum, in [0, 1).
+    pub momentum: f64,
+    /// Weight decay, at least 0.
+    pub weight_decay: f64,
+    /// Images a step.
+    pub batch_size: usize,
+    /// Crop and flip; absent means none.
+    pub augment: Option<Augment>,
+    /// Batch norm; use `running` below about 64 clean images.
+    pub batch_norm: BatchNormMode,
+}
+
+impl Default for Recover {
+    fn default() -> Self {
+        Self {
+            epochs: 10,
+            min_steps: 0,
+            lr: 0.003,
+            schedule: Schedule::Constant,
+            momentum: 0.9,
+            weight_decay: 0.0,
+            batch_size: 128,
+            augment: Some(Augment::default()),
+            batch_norm: BatchNormMode::Batch,
+        }
+    }
+}
+
+/// What the fine-tuning did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recovered {
+    /// One entry an epoch.
+    pub epochs: Vec<Epoch>,
+}
+
+impl Recover {
+    /// Trains `model` in place. The columns of `pruned` are zero before, after and at every step between.
+    pub fn recover(
+        &self,
+        model: &dyn Classifier,
+        pruned: &PrunedColumns,
+        clean: &CleanSet,
+        run: &Run<'_>,
+    ) -> Result<Recovered> {
+        let head = model.head();
+        let mut sgd = Sgd::new(model.params(), self.momentum, self.weight_decay)?;
+        if !pruned.columns.is_empty() {
+            let keep = pruned.keep(head)?;
+            let weight = head.weight();
+            weight.set(&weight.as_tensor().detach().broadcast_mul(&keep)?)?;
+            let id = weight.id();
+            let name = model.params().trainable().find(|(_, var)| var.id() == id).map(|(name, _)| name.to_string());
+            let name = name.ok_or_else(|| Error::invalid("the head's weight is not among the trainable parameters"))?;
+            sgd.freeze(&name, &keep)?;
+        }
+        if self.epochs == 0 {
+            return Ok(Recovered { epochs: Vec::new() });
+        }
+        let training = Training {
+            epochs: self.epochs,
+            min_steps: self.min_steps,
+            batch_size: self.batch_size,
+            lr: self.lr,
+            schedule: self.schedule,
+            warmup_epochs: 0,
+            augment: self.augment.clone(),
+            batch_norm: self.batch_norm,
+            clip_norm: None,
+        };
+        let mut loss = |z: &Tensor, y: &Tensor| Ok(losses::cross_entropy(z, y)?.mean_all()?);
+        let data = (&clean.images, &clean.normalization);
+        Ok(Recovered { epochs: training.fit("recover", model, data, &mut sgd, &mut loss, run)? })
+    }
+}
+
+impl Stage for Recover {
+    const KIND: &'static str = "recover";
+    const SUMMARY: &'static str = "fine-tunes on the clean images with the pruned columns frozen at zero";
+    const MODEL: ModelUse = ModelUse::Writes;
+    type Needs = (PrunedColumns,);
+    type Gives = ();
+    type Sees = CleanOnly;
+
+    fn faults(&self) -> Vec<String> {
+        faults([
+            (self.lr > 0.0 && self.lr.is_finite(), "lr", "a number above 0", self.lr.to_string()),
+            ((0.0..1.0).contains(&self.momentum), "momentum", "a number in [0, 1)", self.momentum.to_string()),
+            (self.weight_decay >= 0.0, "weight-decay", "a number of at least 0", self.weight_decay.to_string()),
+            (self.batch_size > 1, "batch-size", "at least 2", self.batch_size.to_string()),
+        ])
+    }
+
+    fn run(&self, ctx: &mut Context<'_>, (pruned,): (PrunedColumns,), _: &CleanOnly) -> Result<Outcome<()>> {
+        let report = self.recover(ctx.model.full_precision()?, &pruned, ctx.clean, &ctx.run)?;
+        Outcome::new((), &report)
+    }
+}
