@@ -1,5 +1,6 @@
 //! Backdoor purification for image classifiers on Candle.
 
+pub mod data;
 pub mod error;
 pub mod nn;
 pub mod rng;

@@ -1,0 +1,59 @@
+//! Labelled images in memory: decoded once, kept as bytes, turned into float batches on demand.
+//!
+//! Nothing here opens a file. A loader (or any caller's own code) hands over pixels and labels; stages receive a
+//! [`CleanSet`], the only data a purifying stage may see.
+
+mod augment;
+mod images;
+mod normalization;
+mod split;
+
+pub use augment::Augment;
+pub use images::Images;
+pub use normalization::Normalization;
+pub use split::stratified_split;
+
+use crate::{Error, Result};
+
+/// The few clean, labelled images a purifying stage works with.
+///
+/// It knows nothing of the attack: no trigger, no triggered image, no target class, no test image.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct CleanSet {
+    /// The images, at least one, as raw pixels.
+    pub images: Images,
+    /// What the model expects to be done to pixels in [0, 1] before its first layer.
+    pub normalization: Normalization,
+    /// How many classes the model tells apart; every label is below it.
+    pub classes: usize,
+}
+
+impl CleanSet {
+    /// Puts a clean set together; refuses an empty one and a normalization for another number of channels.
+    ///
+    /// ```
+    /// use lmr_plugin::data::{CleanSet, Images, Normalization};
+    /// let images = Images::new(vec![0, 128, 255, 7], vec![0, 2], [1, 1, 2], 3)?;
+    /// let clean = CleanSet::new(images, Normalization { mean: vec![0.5], std: vec![0.25] })?;
+    /// assert_eq!((clean.classes, clean.absent_classes()), (3, vec![1]));
+    /// # Ok::<(), lmr_plugin::Error>(())
+    /// ```
+    pub fn new(images: Images, normalization: Normalization) -> Result<Self> {
+        if images.is_empty() {
+            return Err(Error::invalid("the clean set is empty; a purifying stage needs at least one image"));
+        }
+        normalization.validate(images.shape()[0])?;
+        let classes = images.classes();
+        Ok(Self { images, normalization, classes })
+    }
+
+    /// Classes without a single image, ascending.
+    ///
+    /// Unlearning pushes only the classes it sees down, so an absent class can pass for the backdoor class. A stage
+    /// that ranks classes says so in its outcome when this is not empty.
+    pub fn absent_classes(&self) -> Vec<usize> {
+        let counts = self.images.class_counts();
+        (0..self.classes).filter(|&class| counts[class] == 0).collect()
+    }
+}

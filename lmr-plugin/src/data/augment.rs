@@ -1,0 +1,167 @@
+//! Random crop and horizontal flip, as CIFAR training does it.
+
+use rand::RngExt;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::data::images::unit;
+use crate::rng::Rng;
+
+/// How a training batch is varied: a random crop of the zero-padded image, then a horizontal flip half of the time.
+///
+/// The order and the padding follow the customary `RandomCrop(32, padding=4)`, `RandomHorizontalFlip()`, `ToTensor()`,
+/// `Normalize(..)`: the border is black in *pixel* space, so after normalization it is not zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Augment {
+    /// Black pixels added on every side before an image of the original size is cut out; 0 turns cropping off.
+    /// Default 4, customary for 32x32 images.
+    pub crop_padding: usize,
+    /// Whether to mirror left and right with probability one half. Default true; wrong for digits and letters.
+    pub flip: bool,
+}
+
+impl Default for Augment {
+    fn default() -> Self {
+        Self { crop_padding: 4, flip: true }
+    }
+}
+
+/// What chance decided for one image.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Draw {
+    /// How far the content moves down and to the right, in pixels.
+    shift: [isize; 2],
+    flip: bool,
+}
+
+impl Augment {
+    /// Always takes three numbers from `rng`, so one setting does not change what another one draws.
+    pub(super) fn draw(&self, rng: &mut Rng) -> Draw {
+        // A padding beyond this would only cut out black images; the bound also keeps the arithmetic from overflowing.
+        let padding = self.crop_padding.min(u16::MAX.into()) as u32;
+        let mut shift = || padding as isize - rng.random_range(0..=2 * padding) as isize;
+        Draw { shift: [shift(), shift()], flip: rng.random::<bool>() && self.flip }
+    }
+}
+
+impl Draw {
+    /// Writes one channel; what the shift uncovers stays as `out` is, which the caller hands over zeroed.
+    pub(super) fn render(&self, plane: &[u8], out: &mut [f32], [height, width]: [usize; 2]) {
+        let [down, right] = self.shift;
+        let rows = overlap(height, down);
+        let columns = overlap(width, right);
+        if columns.is_empty() {
+            return;
+        }
+        for row in rows {
+            let source = &plane[row * width..][columns.clone()];
+            let target = &mut out[row.wrapping_add_signed(down) * width..][..width];
+            // The crop comes first and the flip second: mirroring happens in the cut-out frame.
+            let first = columns.start.wrapping_add_signed(right);
+            if self.flip {
+                for (out, &byte) in target[width - first - source.len()..width - first].iter_mut().rev().zip(source) {
+                    *out = unit(byte);
+                }
+            } else {
+                for (out, &byte) in target[first..][..source.len()].iter_mut().zip(source) {
+                    *out = unit(byte);
+                }
+            }
+        }
+    }
+}
+
+/// The source positions of `0..len` that are still inside after a move by `shift`.
+fn overlap(len: usize, shift: isize) -> std::ops::Range<usize> {
+    let lost = shift.unsigned_abs().min(len);
+    if shift < 0 { lost..len } else { 0..len - lost }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use rstest::rstest;
+
+    use super::*;
+    use crate::data::Images;
+    use crate::rng::stream;
+
+    const PLANE: [u8; 6] = [51, 102, 153, 204, 255, 51];
+
+    /// The definition, pixel by pixel: pad, cut out, flip.
+    fn reference(draw: Draw, plane: &[u8], [height, width]: [usize; 2]) -> Vec<f32> {
+        let pixel = |row: isize, column: isize| {
+            let inside = (0..height as isize).contains(&row) && (0..width as isize).contains(&column);
+            if inside { unit(plane[row as usize * width + column as usize]) } else { 0.0 }
+        };
+        let mut out = Vec::new();
+        for row in 0..height {
+            for column in 0..width {
+                let column = if draw.flip { width - 1 - column } else { column };
+                out.push(pixel(row as isize - draw.shift[0], column as isize - draw.shift[1]));
+            }
+        }
+        out
+    }
+
+    #[rstest]
+    fn every_draw_equals_the_definition(
+        #[values(-3, -2, -1, 0, 1, 2, 9)] down: isize,
+        #[values(-9, -3, -1, 0, 1, 2, 3)] right: isize,
+        #[values(false, true)] flip: bool,
+    ) {
+        let draw = Draw { shift: [down, right], flip };
+        let mut found = vec![0.0; 6];
+        draw.render(&PLANE, &mut found, [2, 3]);
+        assert_eq!(found, reference(draw, &PLANE, [2, 3]));
+    }
+
+    #[test]
+    fn off_is_the_plain_batch() {
+        let images = Images::new((0..48).collect(), vec![0, 1, 0, 1], [3, 2, 2], 2).unwrap();
+        let off = Augment { crop_padding: 0, flip: false };
+        let (plain, _) = images.batch(&[3, 1, 0], &Device::Cpu).unwrap();
+        let (same, _) = images.augmented_batch(&[3, 1, 0], &off, &mut stream(0, "a"), &Device::Cpu).unwrap();
+        assert_eq!(
+            plain.flatten_all().unwrap().to_vec1::<f32>().unwrap(),
+            same.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        );
+    }
+
+    #[test]
+    fn draws_cover_all_shifts_and_both_sides_evenly() {
+        let augment = Augment { crop_padding: 1, flip: true };
+        let mut rng = stream(0, "augment");
+        let mut counts = std::collections::BTreeMap::new();
+        for _ in 0..18_000 {
+            let draw = augment.draw(&mut rng);
+            *counts.entry((draw.shift, draw.flip)).or_insert(0) += 1;
+        }
+        assert_eq!(counts.len(), 18);
+        assert!(counts.values().all(|count| (850..1150).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn batch_does_not_depend_on_threads() {
+        let images = Images::new((0..=255).cycle().take(64 * 48).collect(), vec![0; 64], [3, 4, 4], 1).unwrap();
+        let order: Vec<usize> = (0..64).collect();
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let (x, _) = pool
+                .install(|| {
+                    images.augmented_batch(&order, &Augment::default(), &mut stream(3, "augment"), &Device::Cpu)
+                })
+                .unwrap();
+            x.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        assert_eq!(run(1), run(4));
+    }
+
+    #[test]
+    fn settings_reject_unknown_keys() {
+        let parsed: Augment = serde_json::from_str(r#"{"crop-padding": 2}"#).unwrap();
+        assert_eq!(parsed, Augment { crop_padding: 2, flip: true });
+        assert!(serde_json::from_str::<Augment>(r#"{"padding": 2}"#).is_err());
+    }
+}
