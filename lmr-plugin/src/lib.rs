@@ -1,6 +1,7 @@
 //! Backdoor purification for image classifiers on Candle.
 
 pub mod error;
+pub mod models;
 pub mod nn;
 pub mod rng;
 
