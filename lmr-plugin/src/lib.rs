@@ -2,6 +2,7 @@
 
 pub mod data;
 pub mod error;
+pub mod models;
 pub mod nn;
 pub mod rng;
 

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{Activation, BatchNormMode, ConvBn, Linear};
+use super::{Activation, BatchNormMode, ConvBn, Linear, ops};
 use crate::Result;
 
 /// An interpreter of a network: it is handed every operation in turn, with the layer that owns the weights.
@@ -15,8 +15,13 @@ pub trait Forward {
     }
 
     /// `activation(batch_norm(conv(x)) + residual)`.
-    fn conv_bn(&mut self, layer: &ConvBn, x: &Tensor, residual: Option<&Tensor>, activation: Activation)
-    -> Result<Tensor>;
+    fn conv_bn(
+        &mut self,
+        layer: &ConvBn,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor>;
 
     /// Max pooling; padding never wins.
     fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor>;
@@ -38,3 +43,62 @@ pub struct Train {
 /// Inference: running statistics folded into the convolutions, nothing recorded for backward.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Eval;
+
+impl Forward for Train {
+    fn conv_bn(
+        &mut self,
+        layer: &ConvBn,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        match self.batch_norm {
+            BatchNormMode::Batch => ops::conv_bn_batch(x, layer, residual, activation),
+            BatchNormMode::Running => {
+                let (weight, bias) = layer.fold(false)?;
+                ops::conv2d(x, &weight, &bias, layer.conv().config(), residual, activation)
+            }
+        }
+    }
+
+    fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+        ops::max_pool2d(x, kernel, stride, padding)
+    }
+
+    fn global_avg_pool(&mut self, x: &Tensor) -> Result<Tensor> {
+        ops::global_avg_pool(x)
+    }
+
+    fn linear(&mut self, layer: &Linear, x: &Tensor) -> Result<Tensor> {
+        layer.apply(x, false)
+    }
+}
+
+impl Forward for Eval {
+    fn input(&mut self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.detach())
+    }
+
+    fn conv_bn(
+        &mut self,
+        layer: &ConvBn,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let (weight, bias) = layer.folded()?;
+        ops::conv2d_inference(x, &weight, Some(&bias), layer.conv().config(), residual, activation)
+    }
+
+    fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+        ops::max_pool2d(&x.detach(), kernel, stride, padding)
+    }
+
+    fn global_avg_pool(&mut self, x: &Tensor) -> Result<Tensor> {
+        ops::global_avg_pool(&x.detach())
+    }
+
+    fn linear(&mut self, layer: &Linear, x: &Tensor) -> Result<Tensor> {
+        layer.apply(x, true)
+    }
+}

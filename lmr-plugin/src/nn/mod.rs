@@ -1,8 +1,23 @@
 //! Trainable layers, and the seam between the portable path and the fast CPU path.
 
+mod batch_norm;
+mod conv;
+mod conv_bn;
+mod forward;
+mod linear;
+mod ops;
 mod params;
+mod path;
+mod portable;
 
+pub use batch_norm::BatchNorm2d;
+pub use conv::{Conv2d, ConvConfig, ConvSpec};
+pub use conv_bn::ConvBn;
+pub use forward::{Eval, Forward, Train};
+pub use linear::Linear;
+pub use ops::{conv2d, conv2d_inference, global_avg_pool, max_pool2d};
 pub use params::{Builder, Init, Params, Slot, StateDict, WeightsError};
+pub use path::{Path, with_portable_path};
 
 /// What follows a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,127 @@
+//! Residual networks of basic blocks (He et al., 2016, "Deep Residual Learning for Image Recognition"), with
+//! torchvision's names.
+
+use candle_core::Tensor;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Classifier, ModelSpec};
+use crate::Result;
+use crate::nn::{Activation, BatchNorm2d, Builder, Conv2d, ConvBn, ConvConfig, ConvSpec, Forward, Linear, Params};
+
+/// How the network begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stem {
+    /// A 3x3 convolution with stride 1 and no pooling: for images of up to about 64x64.
+    #[default]
+    Cifar,
+    /// A 7x7 convolution with stride 2, then 3x3 max-pooling with stride 2: for photographs.
+    Imagenet,
+}
+
+/// `relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))`.
+struct BasicBlock {
+    first: ConvBn,
+    second: ConvBn,
+    shortcut: Option<ConvBn>,
+}
+
+/// A residual network.
+pub struct ResNet {
+    spec: ModelSpec,
+    stem: ConvBn,
+    blocks: Vec<BasicBlock>,
+    head: Linear,
+    params: Params,
+}
+
+fn conv_bn((from, to): (usize, usize), kernel: usize, stride: usize, conv: &Builder, bn: &Builder) -> Result<ConvBn> {
+    let config = ConvConfig { stride, padding: kernel / 2, ..ConvConfig::default() };
+    let spec = ConvSpec { in_channels: from, out_channels: to, kernel: (kernel, kernel), bias: false, config };
+    ConvBn::new(Conv2d::new(&spec, conv)?, BatchNorm2d::new(to, bn)?)
+}
+
+impl BasicBlock {
+    fn new(channels: (usize, usize), stride: usize, b: &Builder) -> Result<Self> {
+        let (from, to) = channels;
+        let first = conv_bn(channels, 3, stride, &b.pp("conv1"), &b.pp("bn1"))?;
+        let second = conv_bn((to, to), 3, 1, &b.pp("conv2"), &b.pp("bn2"))?;
+        let shortcut = if stride != 1 || from != to {
+            let b = b.pp("downsample");
+            Some(conv_bn(channels, 1, stride, &b.pp(0), &b.pp(1))?)
+        } else {
+            None
+        };
+        Ok(Self { first, second, shortcut })
+    }
+
+    fn forward(&self, how: &mut dyn Forward, x: &Tensor) -> Result<Tensor> {
+        let y = how.conv_bn(&self.first, x, None, Activation::Relu)?;
+        let residual = match &self.shortcut {
+            Some(shortcut) => how.conv_bn(shortcut, x, None, Activation::None)?,
+            None => x.clone(),
+        };
+        how.conv_bn(&self.second, &y, Some(&residual), Activation::Relu)
+    }
+}
+
+impl ResNet {
+    /// A network with `depths` blocks in its stages: `[2, 2, 2, 2]` is ResNet-18.
+    pub fn new(spec: &ModelSpec, depths: &[usize], b: &Builder) -> Result<Self> {
+        let (kernel, stride) = match spec.stem {
+            Stem::Cifar => (3, 1),
+            Stem::Imagenet => (7, 2),
+        };
+        let stem = conv_bn((spec.channels, spec.width), kernel, stride, &b.pp("conv1"), &b.pp("bn1"))?;
+        let mut channels = spec.width;
+        let mut blocks = Vec::new();
+        for (stage, &depth) in depths.iter().enumerate() {
+            let to = spec.width << stage;
+            for block in 0..depth {
+                let stride = if stage > 0 && block == 0 { 2 } else { 1 };
+                let b = b.pp(format!("layer{}", stage + 1)).pp(block);
+                blocks.push(BasicBlock::new((channels, to), stride, &b)?);
+                channels = to;
+            }
+        }
+        let head = Linear::new(channels, spec.classes, &b.pp("fc"))?;
+        Ok(Self { spec: spec.clone(), stem, blocks, head, params: b.finish()? })
+    }
+}
+
+impl Classifier for ResNet {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn params(&self) -> &Params {
+        &self.params
+    }
+
+    fn head(&self) -> &Linear {
+        &self.head
+    }
+
+    fn convolutions(&self) -> Vec<&Conv2d> {
+        let mut all = vec![self.stem.conv()];
+        for block in &self.blocks {
+            all.push(block.first.conv());
+            all.extend(block.shortcut.as_ref().map(ConvBn::conv));
+            all.push(block.second.conv());
+        }
+        all
+    }
+
+    fn features(&self, how: &mut dyn Forward, images: &Tensor) -> Result<Tensor> {
+        let x = how.input(images)?;
+        let mut x = how.conv_bn(&self.stem, &x, None, Activation::Relu)?;
+        if self.spec.stem == Stem::Imagenet {
+            x = how.max_pool(&x, 3, 2, 1)?;
+        }
+        for block in &self.blocks {
+            x = block.forward(how, &x)?;
+        }
+        how.global_avg_pool(&x)
+    }
+}

@@ -1,0 +1,147 @@
+//! The networks against torchvision's, on both paths: logits, loss, gradients and running statistics.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use candle_core::{D, Device, Tensor};
+use lmr_plugin::models::{Arch, ModelSpec, Stem};
+use lmr_plugin::nn::{BatchNormMode, Slot, StateDict, Train, with_portable_path};
+use lmr_plugin::rng;
+use rstest::rstest;
+
+#[derive(serde::Deserialize)]
+struct Expected {
+    name: String,
+    batch: usize,
+    image_size: usize,
+    classes: usize,
+    tensors: usize,
+    parameters: usize,
+    eval_logits: Vec<Vec<f64>>,
+    eval_logits_norm: f64,
+    train_loss: f64,
+    train_grad_norm_and_sum: BTreeMap<String, [f64; 2]>,
+    train_running_mean_and_first: BTreeMap<String, [f64; 2]>,
+}
+
+/// Element `i` of the tensor `name`, in [0, 1); see `tests/fixtures/README.md`.
+fn uniform(name: &str) -> impl Fn(u64) -> f64 {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    move |i| {
+        let z = hash.wrapping_add((i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 40) as f64 / f64::from(1 << 24)
+    }
+}
+
+fn formula(name: &str, dims: &[usize]) -> Tensor {
+    let u = uniform(name);
+    let n: usize = dims.iter().product();
+    let fan_in = (n / dims[0]) as f64;
+    let of = |u: f64| {
+        let s = 2.0 * u - 1.0;
+        match (name.rsplit('.').next().unwrap(), dims.len()) {
+            ("running_var", _) => 1.0 + 0.5 * u,
+            ("running_mean", _) => 0.1 * s,
+            (_, 4) => s * (6.0 / fan_in).sqrt(),
+            (_, 2) => s * (3.0 / fan_in).sqrt(),
+            ("weight", _) => 1.0 + 0.1 * s,
+            _ => 0.1 * s,
+        }
+    };
+    let values: Vec<f32> = (0..n as u64).map(|i| of(u(i)) as f32).collect();
+    Tensor::from_vec(values, dims, &Device::Cpu).unwrap()
+}
+
+fn close(what: &str, found: f64, expected: f64, tolerance: f64) {
+    assert!((found - expected).abs() <= tolerance, "{what}: {found}, expected {expected} within {tolerance:e}");
+}
+
+fn norm(t: &Tensor) -> f64 {
+    let values = t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+}
+
+fn check(expected: &Expected, spec: &ModelSpec) {
+    let fresh = spec.fresh(rng::stream(0, "init"), &Device::Cpu).unwrap();
+    let fill = |(name, slot): (&str, &Slot)| match slot {
+        Slot::Parameter(var) | Slot::Buffer(var) => Some((name.to_string(), formula(name, var.dims()))),
+        Slot::Counter(_) => None,
+    };
+    let state: StateDict = fresh.params().iter().filter_map(fill).collect();
+    assert_eq!(state.len(), expected.tensors);
+    assert_eq!(state.values().map(Tensor::elem_count).sum::<usize>(), expected.parameters);
+    let model = spec.load(state, &Device::Cpu).unwrap();
+
+    let (batch, size) = (expected.batch, expected.image_size);
+    let u = uniform("input");
+    let input = (0..(batch * 3 * size * size) as u64).map(|i| (2.0 * (2.0 * u(i) - 1.0)) as f32).collect();
+    let input = Tensor::from_vec(input, (batch, 3, size, size), &Device::Cpu).unwrap();
+
+    let logits = model.logits(&input).unwrap();
+    assert!(!logits.track_op());
+    let scale = expected.eval_logits_norm / (logits.elem_count() as f64).sqrt();
+    close("norm of logits", norm(&logits), expected.eval_logits_norm, 1e-4 * expected.eval_logits_norm);
+    for (found, expected) in logits.to_vec2::<f32>().unwrap().iter().zip(&expected.eval_logits) {
+        for (&found, &expected) in found.iter().zip(expected) {
+            close("logit", f64::from(found), expected, 1e-4 * scale.max(expected.abs()));
+        }
+    }
+
+    let mut train = Train { batch_norm: BatchNormMode::Batch };
+    let logits = model.forward(&mut train, &input).unwrap();
+    let labels: Vec<u32> = (0..batch).map(|i| (i % expected.classes) as u32).collect();
+    let labels = Tensor::new(labels, &Device::Cpu).unwrap().unsqueeze(1).unwrap();
+    let log_sum = logits.log_sum_exp(D::Minus1).unwrap();
+    let picked = logits.gather(&labels, 1).unwrap().squeeze(1).unwrap();
+    let loss = (log_sum - picked).unwrap().mean_all().unwrap();
+    close("loss", f64::from(loss.to_scalar::<f32>().unwrap()), expected.train_loss, 1e-5 * expected.train_loss);
+
+    let grads = loss.backward().unwrap();
+    for (name, var) in model.params().trainable() {
+        let grad = grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
+        if let Some([expected, _]) = expected.train_grad_norm_and_sum.get(name) {
+            close(name, norm(grad), *expected, 1e-3 * expected);
+        }
+    }
+    let mut seen = 0;
+    for (name, slot) in model.params().iter() {
+        match slot {
+            Slot::Buffer(var) => {
+                if let Some([mean, first]) = expected.train_running_mean_and_first.get(name) {
+                    let values = var.to_vec1::<f32>().unwrap();
+                    let found = values.iter().copied().map(f64::from).sum::<f64>() / values.len() as f64;
+                    close(name, found, *mean, 1e-5 * (1.0 + mean.abs()));
+                    close(name, f64::from(values[0]), *first, 1e-5 * (1.0 + first.abs()));
+                    seen += 1;
+                }
+            }
+            Slot::Counter(count) => assert_eq!(count.load(Ordering::Relaxed), 1),
+            Slot::Parameter(_) => {}
+        }
+    }
+    assert_eq!(seen, expected.train_running_mean_and_first.len());
+}
+
+#[rstest]
+#[case::narrow("resnet18-w16-cifar", Arch::Resnet18, Stem::Cifar, 16)]
+#[case::cifar("resnet18-cifar", Arch::Resnet18, Stem::Cifar, 64)]
+#[case::imagenet("resnet34", Arch::Resnet34, Stem::Imagenet, 64)]
+fn agrees_with_torchvision(
+    #[case] name: &str,
+    #[case] arch: Arch,
+    #[case] stem: Stem,
+    #[case] width: usize,
+    #[values(false, true)] portable: bool,
+) {
+    let all: Vec<Expected> = serde_json::from_str(include_str!("../../tests/fixtures/models.json")).unwrap();
+    let expected = all.iter().find(|e| e.name == name).unwrap();
+    let spec = ModelSpec { arch, stem, width, classes: expected.classes, channels: 3 };
+    match portable {
+        true => with_portable_path(|| check(expected, &spec)),
+        false => check(expected, &spec),
+    }
+}
