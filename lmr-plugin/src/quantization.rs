@@ -79,7 +79,7 @@ impl Quantized {
                 "activation point {at} ranges from {low} to {high}; expected finite values"
             )));
         }
-        Ok(Self { layers: BTreeMap::new(), ranges, scheme }.with_weights(model)?)
+        Self { layers: BTreeMap::new(), ranges, scheme }.with_weights(model)
     }
 
     fn with_weights(mut self, model: &dyn Classifier) -> Result<Self> {

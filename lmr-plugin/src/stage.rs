@@ -187,6 +187,11 @@ impl FactStore {
         Ok(())
     }
 
+    /// Adds all of another store's findings; later ones replace earlier ones of the same type.
+    pub fn extend(&mut self, other: FactStore) {
+        self.0.extend(other.0);
+    }
+
     /// The names that are there.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)

@@ -95,7 +95,7 @@ impl Attack {
             lr: self.lr,
             schedule: self.schedule,
             warmup_epochs: self.warmup_epochs,
-            augment: self.augment.clone(),
+            augment: self.augment,
             batch_norm: BatchNormMode::Batch,
             clip_norm: None,
         };

@@ -153,7 +153,7 @@ impl LogitRepel {
             lr: self.lr,
             schedule: self.schedule,
             warmup_epochs: 0,
-            augment: self.augment.clone(),
+            augment: self.augment,
             batch_norm: self.batch_norm,
             clip_norm: self.clip_norm,
         };
