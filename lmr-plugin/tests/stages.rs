@@ -145,7 +145,10 @@ fn repel_moves_the_head_and_reports_every_epoch(attacked: &StateDict) {
     assert_eq!(delta.scores.len(), 32);
     assert!(delta.scores.iter().sum::<f32>() > 0.0, "a saved head that shares storage with the model moves with it");
     assert_eq!(report.epochs.len(), 3);
-    assert!(report.epochs[2].beyond_margin > report.epochs[0].beyond_margin || report.epochs[2].dsc < report.epochs[0].dsc, "{report:?}");
+    assert!(
+        report.epochs[2].beyond_margin > report.epochs[0].beyond_margin || report.epochs[2].dsc < report.epochs[0].dsc,
+        "{report:?}"
+    );
 }
 
 #[rstest]
