@@ -130,8 +130,7 @@ mod tests {
     }
 
     fn close(found: &[f32], expected: &[f32], rtol: f32, atol: f32) -> bool {
-        found.len() == expected.len()
-            && found.iter().zip(expected).all(|(a, b)| (a - b).abs() <= atol + rtol * b.abs())
+        found.len() == expected.len() && found.iter().zip(expected).all(|(a, b)| (a - b).abs() <= atol + rtol * b.abs())
     }
 
     /// Every loss agrees with PyTorch's value and gradient in every case of the fixture, ties and kinks included.
@@ -163,7 +162,10 @@ mod tests {
             }
             let mean = per_sample.mean_all().unwrap();
             let value = mean.to_scalar::<f32>().unwrap();
-            assert!(close(&[value], &[expected["mean"].as_f64().unwrap() as f32], 1e-5, 1e-5), "{name} {term}: {value}");
+            assert!(
+                close(&[value], &[expected["mean"].as_f64().unwrap() as f32], 1e-5, 1e-5),
+                "{name} {term}: {value}"
+            );
 
             let grads = mean.backward().unwrap();
             let grad = match grads.get(&logits) {

@@ -110,12 +110,7 @@ pub trait Stage: Default + Serialize + DeserializeOwned + JsonSchema + Send + Sy
     }
 
     /// Does the work.
-    fn run(
-        &self,
-        ctx: &mut Context<'_>,
-        needs: Self::Needs,
-        sees: &Self::Sees,
-    ) -> Result<Outcome<Self::Gives>>;
+    fn run(&self, ctx: &mut Context<'_>, needs: Self::Needs, sees: &Self::Sees) -> Result<Outcome<Self::Gives>>;
 
     /// Puts back what `run` did to the model beyond its weights, from its findings. Called instead of `run` when a
     /// finished stage is reused; the weights are already loaded.
@@ -178,9 +173,10 @@ pub struct FactStore(BTreeMap<String, Value>);
 impl FactStore {
     /// The finding of type `F`.
     pub fn get<F: Finding>(&self) -> Result<F> {
-        let value = self.0.get(F::NAME).ok_or_else(|| {
-            Error::invalid(format!("no stage before this one gives `{}`, which it needs", F::NAME))
-        })?;
+        let value = self
+            .0
+            .get(F::NAME)
+            .ok_or_else(|| Error::invalid(format!("no stage before this one gives `{}`, which it needs", F::NAME)))?;
         serde_json::from_value(value.clone()).map_err(|source| Error::Finding { name: F::NAME, source })
     }
 
@@ -189,6 +185,11 @@ impl FactStore {
         let value = serde_json::to_value(finding).map_err(|source| Error::Finding { name: F::NAME, source })?;
         self.0.insert(F::NAME.to_string(), value);
         Ok(())
+    }
+
+    /// Adds all of another store's findings; later ones replace earlier ones of the same type.
+    pub fn extend(&mut self, other: FactStore) {
+        self.0.extend(other.0);
     }
 
     /// The names that are there.

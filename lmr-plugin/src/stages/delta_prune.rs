@@ -58,7 +58,10 @@ impl DeltaPrune {
         let head = model.head();
         let width = head.weight().dims2()?.1;
         if delta.scores.len() != width {
-            return Err(Error::invalid(format!("expected a score for each of {width} columns, found {}", delta.scores.len())));
+            return Err(Error::invalid(format!(
+                "expected a score for each of {width} columns, found {}",
+                delta.scores.len()
+            )));
         }
         if let Some(column) = delta.scores.iter().position(|s| !s.is_finite()) {
             return Err(Error::NotFinite { what: "column score", step: column, value: delta.scores[column].into() });
@@ -76,9 +79,9 @@ impl PrunedColumns {
         let width = head.weight().dims2()?.1;
         let mut keep = vec![1f32; width];
         for &column in &self.columns {
-            *keep.get_mut(column).ok_or_else(|| {
-                Error::invalid(format!("pruned column {column}: expected below {width}"))
-            })? = 0.0;
+            *keep
+                .get_mut(column)
+                .ok_or_else(|| Error::invalid(format!("pruned column {column}: expected below {width}")))? = 0.0;
         }
         Ok(candle_core::Tensor::from_vec(keep, (1, width), head.weight().device())?)
     }
@@ -120,7 +123,8 @@ mod tests {
     fn scores_and_columns_agree_with_the_fixture() {
         let fixture: Value = serde_json::from_str(include_str!("../../../tests/fixtures/lmr_losses.json")).unwrap();
         let case = &fixture["delta_prune"];
-        let row = |v: &Value| -> Vec<f32> { v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect() };
+        let row =
+            |v: &Value| -> Vec<f32> { v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect() };
         let matrix = |v: &Value| {
             let rows: Vec<Vec<f32>> = v.as_array().unwrap().iter().map(row).collect();
             Tensor::new(rows, &Device::Cpu).unwrap()

@@ -3,12 +3,12 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::Result;
 use crate::model::Model;
 use crate::predict;
 use crate::run::Run;
 use crate::stage::{Context, ModelUse, Outcome, Stage};
 use crate::truth::Truth;
-use crate::Result;
 
 /// Measures accuracy on clean test images (ACC) and, where a trigger is configured, the attack success rate (ASR) and
 /// the accuracy under the trigger (TA). One of the two stages that see the truth about the attack.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::estimate::BackdoorClass;
 use super::faults;
+use crate::Result;
 use crate::data::{Augment, CleanSet};
 use crate::losses::Repulsion;
 use crate::models::Classifier;
@@ -15,7 +16,6 @@ use crate::predict;
 use crate::run::Run;
 use crate::stage::{CleanOnly, Context, Finding, ModelUse, Outcome, Stage};
 use crate::train::{Flow, Objective, Training};
-use crate::Result;
 
 /// Trains all parameters on `SCE + α·DSC + β·CM` and records how far the head moved.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -153,12 +153,13 @@ impl LogitRepel {
             lr: self.lr,
             schedule: self.schedule,
             warmup_epochs: 0,
-            augment: self.augment.clone(),
+            augment: self.augment,
             batch_norm: self.batch_norm,
             clip_norm: self.clip_norm,
         };
         let loss = Repulsion { class, alpha: self.alpha, beta: self.beta, m1: self.m1, m2: self.m2 };
-        let mut phase = Phase1 { stage: self, loss, model, clean, sums: [0.0; 3], steps: 0, epochs: Vec::new(), switched: false };
+        let mut phase =
+            Phase1 { stage: self, loss, model, clean, sums: [0.0; 3], steps: 0, epochs: Vec::new(), switched: false };
         let mut sgd = Sgd::new(model.params(), self.momentum, self.weight_decay)?;
         let data = (&clean.images, &clean.normalization);
         training.fit("logit-repel", model, data, &mut sgd, &mut phase, run)?;

@@ -11,13 +11,13 @@ mod structured_prune;
 pub use delta_prune::{DeltaPrune, PrunedColumns};
 pub use estimate::{BackdoorClass, Estimate, Estimated};
 pub use evaluate::{Evaluate, Evaluation};
-pub use logit_repel::{HeadDelta, LogitRepel, Repelled, RepelEpoch};
+pub use logit_repel::{HeadDelta, LogitRepel, RepelEpoch, Repelled};
 pub use quantize::Quantize;
 pub use recover::{Recover, Recovered};
 pub use structured_prune::{Ranked, StructuredPrune};
 
 /// `key: expected ..., found ...` for every check that fails.
-fn faults<const N: usize>(checks: [(bool, &str, &str, String); N]) -> Vec<String> {
+pub(crate) fn faults<const N: usize>(checks: [(bool, &str, &str, String); N]) -> Vec<String> {
     checks
         .into_iter()
         .filter(|(holds, ..)| !holds)

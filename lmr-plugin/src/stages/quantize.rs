@@ -4,13 +4,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::faults;
+use crate::Result;
+use crate::data::CleanSet;
 use crate::model::Deployed;
+use crate::models::Classifier;
 use crate::quantization::{Granularity, Quantized, Ranges, Scheme};
 use crate::run::Run;
-use crate::data::CleanSet;
-use crate::models::Classifier;
 use crate::stage::{CleanOnly, Context, ModelUse, Outcome, Stage};
-use crate::Result;
 
 /// Folds batch norm into the convolutions, rounds weights symmetrically and activations to 8-bit affine ranges
 /// measured on the clean images. The model computes in f32 exactly what the rounded integers stand for.
@@ -64,7 +64,8 @@ impl Stage for Quantize {
     fn run(&self, ctx: &mut Context<'_>, (): (), _: &CleanOnly) -> Result<Outcome<(Ranges,)>> {
         let quantized = self.quantize(ctx.model.full_precision()?, ctx.clean, &ctx.run)?;
         let ranges = quantized.ranges().clone();
-        let outcome = Outcome::new((ranges.clone(),), &Report { bits: self.bits, weights: self.weights, ranges: &ranges });
+        let outcome =
+            Outcome::new((ranges.clone(),), &Report { bits: self.bits, weights: self.weights, ranges: &ranges });
         ctx.model.deploy(Deployed::Quantized(quantized));
         outcome
     }

@@ -94,7 +94,7 @@ impl Recover {
             lr: self.lr,
             schedule: self.schedule,
             warmup_epochs: 0,
-            augment: self.augment.clone(),
+            augment: self.augment,
             batch_norm: self.batch_norm,
             clip_norm: None,
         };

@@ -5,10 +5,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::faults;
+use crate::Result;
 use crate::model::Deployed;
 use crate::models::Classifier;
 use crate::stage::{CleanOnly, Context, ModelUse, Outcome, Stage};
-use crate::Result;
 
 /// In every convolution (shortcuts included, the head not) zeroes the filters with the smallest L1 norm. Batch norm
 /// stays, so a pruned channel emits the constant that its batch norm makes of zero. Nothing is fine-tuned afterwards.

@@ -1,0 +1,351 @@
+//! Integer arithmetic, simulated: values are rounded to a grid of integers times a scale and kept in f32.
+//!
+//! Weights: batch norm is folded into the convolution first, then `q = clip(round(W/s), −2^(b−1), 2^(b−1)−1)` with
+//! `s = max|W| / (2^(b−1) − ½)`, symmetric, ties to even. Activations: 8-bit affine, one range a tensor, at the input,
+//! after every folded convolution (and its ReLU), after every residual sum (and its ReLU) and after the head.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::data::CleanSet;
+use crate::models::Classifier;
+use crate::nn::{Activation, ConvBn, Eval, Forward, Linear, conv2d_inference};
+use crate::predict;
+use crate::run::Run;
+use crate::stage::Finding;
+use crate::{Error, Result};
+
+/// How many scales a weight tensor has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Granularity {
+    /// One for the whole tensor.
+    #[default]
+    PerTensor,
+    /// One for every output channel.
+    PerChannel,
+}
+
+/// How a model is quantized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scheme {
+    /// Bits of a weight, 2 to 8.
+    pub bits: u32,
+    /// Scales of a weight tensor.
+    pub granularity: Granularity,
+    /// Whether activations are rounded too.
+    pub activations: bool,
+}
+
+/// Smallest and largest value at every activation point, in the order in which the network reaches them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Ranges(pub Vec<(f32, f32)>);
+
+impl Finding for Ranges {
+    const NAME: &'static str = "activation-ranges";
+}
+
+/// A network's integer form: rounded weights by layer name, and activation ranges.
+pub struct Quantized {
+    layers: BTreeMap<String, (Tensor, Option<Tensor>)>,
+    ranges: Ranges,
+    scheme: Scheme,
+}
+
+impl Quantized {
+    /// Measures activation ranges on the clean images and rounds the weights.
+    pub fn calibrate(model: &dyn Classifier, scheme: Scheme, clean: &CleanSet, run: &Run<'_>) -> Result<Self> {
+        let seen = std::cell::RefCell::new(Vec::new());
+        let forward = |pixels: &Tensor| {
+            let x = clean.normalization.apply(pixels)?;
+            let mut how =
+                Tap { inner: Eval, act: |x: &Tensor, at: usize| observe(&mut seen.borrow_mut(), x, at), at: 0 };
+            model.forward(&mut how, &x)
+        };
+        let device = model.head().weight().device();
+        predict::logits(&forward, &clean.images, None, device, (run, "calibrate"))?;
+        Self::new(model, scheme, Ranges(seen.into_inner()))
+    }
+
+    /// Rounds the weights of `model` for ranges measured before.
+    pub fn new(model: &dyn Classifier, scheme: Scheme, ranges: Ranges) -> Result<Self> {
+        if let Some((at, (low, high))) =
+            ranges.0.iter().enumerate().find(|(_, (l, h))| !(l.is_finite() && h.is_finite()))
+        {
+            return Err(Error::invalid(format!(
+                "activation point {at} ranges from {low} to {high}; expected finite values"
+            )));
+        }
+        Self { layers: BTreeMap::new(), ranges, scheme }.with_weights(model)
+    }
+
+    fn with_weights(mut self, model: &dyn Classifier) -> Result<Self> {
+        let mut collect = Collect { scheme: self.scheme, layers: BTreeMap::new() };
+        let spec = model.spec();
+        // Layers are found by running the network once: no list of them to keep in step with the architecture.
+        let side = 32;
+        let probe =
+            Tensor::zeros((1, spec.channels, side, side), candle_core::DType::F32, model.head().weight().device())?;
+        model.forward(&mut collect, &probe)?;
+        self.layers = collect.layers;
+        Ok(self)
+    }
+
+    /// The activation ranges.
+    pub fn ranges(&self) -> &Ranges {
+        &self.ranges
+    }
+
+    /// Logits `f32[B,K]` for normalized images, through `model`'s architecture with the rounded weights.
+    pub fn logits(&self, model: &dyn Classifier, x: &Tensor) -> Result<Tensor> {
+        let inner = Integer { layers: &self.layers };
+        let ranges = &self.ranges.0;
+        let act = |x: &Tensor, at: usize| {
+            if !self.scheme.activations {
+                return Ok(x.clone());
+            }
+            let (low, high) = *ranges.get(at).ok_or_else(|| {
+                Error::invalid(format!(
+                    "the model has more activation points than the {} calibrated ones",
+                    ranges.len()
+                ))
+            })?;
+            round_activation(x, low, high)
+        };
+        model.forward(&mut Tap { inner, act, at: 0 }, x)
+    }
+}
+
+/// Passes every activation point of an inner interpreter through a function.
+struct Tap<I, F> {
+    inner: I,
+    act: F,
+    at: usize,
+}
+
+impl<I: Forward, F: FnMut(&Tensor, usize) -> Result<Tensor>> Tap<I, F> {
+    fn point(&mut self, x: Tensor) -> Result<Tensor> {
+        self.at += 1;
+        (self.act)(&x, self.at - 1)
+    }
+}
+
+impl<I: Forward, F: FnMut(&Tensor, usize) -> Result<Tensor>> Forward for Tap<I, F> {
+    fn input(&mut self, x: &Tensor) -> Result<Tensor> {
+        let x = self.inner.input(x)?;
+        self.point(x)
+    }
+
+    fn conv_bn(
+        &mut self,
+        layer: &ConvBn,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let Some(residual) = residual else {
+            let y = self.inner.conv_bn(layer, x, None, activation)?;
+            return self.point(y);
+        };
+        let y = self.inner.conv_bn(layer, x, None, Activation::None)?;
+        let sum = (self.point(y)? + residual)?;
+        let y = match activation {
+            Activation::None => sum,
+            Activation::Relu => sum.relu()?,
+        };
+        self.point(y)
+    }
+
+    fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+        self.inner.max_pool(x, kernel, stride, padding)
+    }
+
+    fn global_avg_pool(&mut self, x: &Tensor) -> Result<Tensor> {
+        self.inner.global_avg_pool(x)
+    }
+
+    fn linear(&mut self, layer: &Linear, x: &Tensor) -> Result<Tensor> {
+        let y = self.inner.linear(layer, x)?;
+        self.point(y)
+    }
+}
+
+/// Runs layers with rounded weights.
+struct Integer<'a> {
+    layers: &'a BTreeMap<String, (Tensor, Option<Tensor>)>,
+}
+
+impl Integer<'_> {
+    fn layer(&self, name: &str) -> Result<&(Tensor, Option<Tensor>)> {
+        self.layers.get(name).ok_or_else(|| Error::invalid(format!("layer `{name}` was not quantized")))
+    }
+}
+
+impl Forward for Integer<'_> {
+    fn conv_bn(
+        &mut self,
+        layer: &ConvBn,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let (weight, bias) = self.layer(layer.conv().name())?;
+        conv2d_inference(x, weight, bias.as_ref(), layer.conv().config(), residual, activation)
+    }
+
+    fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+        Eval.max_pool(x, kernel, stride, padding)
+    }
+
+    fn global_avg_pool(&mut self, x: &Tensor) -> Result<Tensor> {
+        Eval.global_avg_pool(x)
+    }
+
+    fn linear(&mut self, layer: &Linear, x: &Tensor) -> Result<Tensor> {
+        let (weight, bias) = self.layer(layer.name())?;
+        let y = x.matmul(&weight.t()?)?;
+        Ok(match bias {
+            Some(bias) => y.broadcast_add(bias)?,
+            None => y,
+        })
+    }
+}
+
+/// Runs in full precision and keeps the rounded weights of every layer it meets.
+struct Collect {
+    scheme: Scheme,
+    layers: BTreeMap<String, (Tensor, Option<Tensor>)>,
+}
+
+impl Forward for Collect {
+    fn conv_bn(
+        &mut self,
+        layer: &ConvBn,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let (weight, bias) = layer.folded()?;
+        self.layers.insert(layer.conv().name().to_string(), (round_weight(&weight, self.scheme)?, Some(bias)));
+        Eval.conv_bn(layer, x, residual, activation)
+    }
+
+    fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+        Eval.max_pool(x, kernel, stride, padding)
+    }
+
+    fn global_avg_pool(&mut self, x: &Tensor) -> Result<Tensor> {
+        Eval.global_avg_pool(x)
+    }
+
+    fn linear(&mut self, layer: &Linear, x: &Tensor) -> Result<Tensor> {
+        let weight = round_weight(&layer.weight().as_tensor().detach(), self.scheme)?;
+        let bias = layer.bias().map(|b| b.as_tensor().detach().copy()).transpose()?;
+        self.layers.insert(layer.name().to_string(), (weight, bias));
+        Eval.linear(layer, x)
+    }
+}
+
+/// Rounds a weight tensor, output channels first, onto its grid of `2^bits` integers times a scale.
+pub fn round_weight(weight: &Tensor, scheme: Scheme) -> Result<Tensor> {
+    let half = f64::from(1u32 << (scheme.bits - 1));
+    let flat = weight.flatten_from(1)?;
+    let largest = match scheme.granularity {
+        Granularity::PerTensor => flat.abs()?.max_all()?.reshape((1, 1))?,
+        Granularity::PerChannel => flat.abs()?.max_keepdim(1)?,
+    };
+    // An all-zero tensor keeps a scale of 1, so that 0/0 does not arise.
+    let scale = largest.affine(1.0 / (half - 0.5), 0.0)?;
+    let scale = scale.eq(0f64)?.where_cond(&scale.ones_like()?, &scale)?;
+    let q = round_half_even(&flat.broadcast_div(&scale)?)?.clamp(-half, half - 1.0)?;
+    Ok(q.broadcast_mul(&scale)?.reshape(weight.shape())?)
+}
+
+/// Rounds activations onto 256 values that span `[low, high]` and contain 0.
+pub fn round_activation(x: &Tensor, low: f32, high: f32) -> Result<Tensor> {
+    let (low, high) = (f64::from(low.min(0.0)), f64::from(high.max(0.0)));
+    let scale = if high > low { (high - low) / 255.0 } else { 1.0 };
+    let zero = (-low / scale).round_ties_even();
+    let q = round_half_even(&x.affine(1.0 / scale, 0.0)?)?;
+    Ok(q.clamp(-zero, 255.0 - zero)?.affine(scale, 0.0)?)
+}
+
+/// Rounds to the nearest integer, ties to even, for values below 2^22 in magnitude; larger ones come out larger too.
+fn round_half_even(x: &Tensor) -> Result<Tensor> {
+    // Adding 1.5·2^23 leaves no bits for a fraction; the addition itself rounds as IEEE 754 says.
+    const MAGIC: f64 = 12_582_912.0;
+    Ok(x.affine(1.0, MAGIC)?.affine(1.0, -MAGIC)?)
+}
+
+/// Widens the range of activation point `at` by the values of `x`.
+fn observe(seen: &mut Vec<(f32, f32)>, x: &Tensor, at: usize) -> Result<Tensor> {
+    let range = |t: &Tensor, max: bool| -> Result<f32> {
+        let t = t.flatten_all()?;
+        Ok(if max { t.max(0)? } else { t.min(0)? }.to_scalar()?)
+    };
+    let (low, high) = (range(x, false)?, range(x, true)?);
+    if at == seen.len() {
+        seen.push((low, high));
+    } else {
+        let point = &mut seen[at];
+        *point = (point.0.min(low), point.1.max(high));
+    }
+    Ok(x.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+    use proptest::prelude::*;
+
+    #[test]
+    fn ties_round_to_even() {
+        let x = Tensor::new(&[0.5f32, 1.5, 2.5, -0.5, -1.5, 2.4, -2.6], &Device::Cpu).unwrap();
+        let found = round_half_even(&x).unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(found, [0.0, 2.0, 2.0, 0.0, -2.0, 2.0, -3.0]);
+    }
+
+    proptest! {
+        /// Quantized weights lie on at most 2^bits values and within half a step of the original.
+        #[test]
+        fn weights_stay_within_half_a_step(
+            values in prop::collection::vec(-3.0f32..3.0, 24),
+            bits in 2u32..=8,
+            per_channel: bool,
+        ) {
+            let granularity = if per_channel { Granularity::PerChannel } else { Granularity::PerTensor };
+            let scheme = Scheme { bits, granularity, activations: true };
+            let w = Tensor::from_vec(values.clone(), (4, 6), &Device::Cpu).unwrap();
+            let q: Vec<f32> = round_weight(&w, scheme).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            let rows = if per_channel { 6 } else { 24 };
+            for (q, v) in q.chunks(rows).zip(values.chunks(rows)) {
+                let largest = v.iter().fold(0f32, |m, x| m.max(x.abs()));
+                let step = largest / ((1u32 << (bits - 1)) as f32 - 0.5);
+                for (q, v) in q.iter().zip(v) {
+                    prop_assert!((q - v).abs() <= step * 0.5001 + 1e-6);
+                }
+                let mut levels: Vec<i64> = q.iter().map(|q| (q / step).round() as i64).collect();
+                levels.sort_unstable();
+                levels.dedup();
+                prop_assert!(levels.len() <= 1 << bits);
+            }
+        }
+
+        /// Activations inside the range move by at most half a step, and 0 stays 0.
+        #[test]
+        fn activations_stay_within_half_a_step(values in prop::collection::vec(-2.0f32..6.0, 1..40)) {
+            let x = Tensor::new(values.as_slice(), &Device::Cpu).unwrap();
+            let q = round_activation(&x, -2.0, 6.0).unwrap().to_vec1::<f32>().unwrap();
+            let step = 8.0 / 255.0;
+            for (q, v) in q.iter().zip(&values) {
+                prop_assert!((q - v).abs() <= step * 1.001);
+            }
+            let zero = round_activation(&x.zeros_like().unwrap(), -2.0, 6.0).unwrap();
+            prop_assert!(zero.to_vec1::<f32>().unwrap().iter().all(|v| *v == 0.0));
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! The stages on a tiny network and random images: what they change, what they leave alone, what they refuse.
+//! Whether they purify is a matter of trained models and is measured elsewhere.
+
+use candle_core::{Device, Tensor};
+use lmr_plugin::attacks::Attack;
+use lmr_plugin::data::{CleanSet, Images, Normalization};
+use lmr_plugin::model::{Deployed, Model};
+use lmr_plugin::models::{Arch, Classifier, ModelSpec, Stem};
+use lmr_plugin::nn::StateDict;
+use lmr_plugin::run::Run;
+use lmr_plugin::stage::{AnyStage, Context, FactStore};
+use lmr_plugin::stages::{
+    BackdoorClass, DeltaPrune, Estimate, Evaluate, HeadDelta, LogitRepel, PrunedColumns, Quantize, Recover,
+    StructuredPrune,
+};
+use lmr_plugin::triggers::{Patch, TriggerConfig};
+use lmr_plugin::truth::{Planted, Truth};
+use lmr_plugin::{Error, rng};
+use rand::RngExt;
+use rstest::{fixture, rstest};
+
+const CLASSES: usize = 4;
+
+/// Images of one bright quadrant each, which is the class, with noise: quickly learned.
+fn images(count: usize, seed: u64) -> Images {
+    let mut rng = rng::stream(seed, "images");
+    let labels: Vec<u32> = (0..count).map(|i| (i % CLASSES) as u32).collect();
+    let mut pixels = Vec::with_capacity(count * 64);
+    for &label in &labels {
+        for at in 0..64u32 {
+            let quadrant = (at / 8 / 4) * 2 + (at % 8) / 4;
+            let base = if quadrant == label { 180 } else { 40 };
+            pixels.push(base + rng.random_range(0..60u8));
+        }
+    }
+    Images::new(pixels, labels, [1, 8, 8], CLASSES).unwrap()
+}
+
+fn normalization() -> Normalization {
+    Normalization { mean: vec![0.4], std: vec![0.3] }
+}
+
+fn network(seed: u64) -> Box<dyn Classifier> {
+    let spec = ModelSpec { arch: Arch::Resnet18, stem: Stem::Cifar, width: 4, classes: CLASSES, channels: 1 };
+    spec.fresh(rng::stream(seed, "weights"), &Device::Cpu).unwrap()
+}
+
+fn planted() -> Planted {
+    Planted { trigger: Patch::default().build(1, 8, 8).unwrap(), target: 1 }
+}
+
+/// A network that classifies the images and has a BadNets backdoor.
+#[fixture]
+#[once]
+fn attacked() -> StateDict {
+    let network = network(0);
+    let attack = Attack { epochs: 6, lr: 0.05, batch_size: 32, augment: None, ..Attack::default() };
+    let train = images(640, 1);
+    let implanted = attack.implant(network.as_ref(), (&train, &normalization()), &planted(), &Run::quiet(0)).unwrap();
+    assert_eq!(implanted.poisoned, 64);
+    assert!(implanted.indices.iter().all(|&i| train.labels()[i] != 1));
+    network.params().state_dict().unwrap()
+}
+
+fn model(state: &StateDict) -> Model {
+    let network = network(9).spec().load(state.clone(), &Device::Cpu).unwrap();
+    Model::new(network, normalization(), Device::Cpu)
+}
+
+fn clean() -> CleanSet {
+    CleanSet::new(images(64, 2), normalization()).unwrap()
+}
+
+fn truth() -> Truth {
+    Truth::new(images(200, 3), normalization()).with_trigger(planted())
+}
+
+fn assert_same(a: &StateDict, b: &StateDict) {
+    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+    for (name, x) in a {
+        let bits = |t: &Tensor| -> Vec<u32> {
+            let t = t.to_dtype(candle_core::DType::F32).unwrap().flatten_all().unwrap();
+            t.to_vec1::<f32>().unwrap().iter().map(|v| v.to_bits()).collect()
+        };
+        assert_eq!(bits(x), bits(&b[name]), "{name}");
+    }
+}
+
+#[rstest]
+fn the_attack_works_and_evaluate_sees_it(attacked: &StateDict) {
+    let result = Evaluate {}.evaluate(&model(attacked), &truth(), &Run::quiet(0)).unwrap();
+    assert!(result.acc > 0.95 && result.asr.unwrap() > 0.9, "{result:?}");
+    assert_eq!((result.samples, result.triggered), (200, 150));
+    assert!(result.asr.unwrap() + result.ta.unwrap() <= 1.0);
+    let untriggered = Truth::new(images(200, 3), normalization());
+    let result = Evaluate {}.evaluate(&model(attacked), &untriggered, &Run::quiet(0)).unwrap();
+    assert_eq!((result.asr, result.ta, result.triggered), (None, None, 0));
+}
+
+#[rstest]
+fn estimate_leaves_the_model_bit_identical_and_repeats_itself(attacked: &StateDict) {
+    let model = model(attacked);
+    let run = Run::quiet(5);
+    let network = model.full_precision().unwrap();
+    let first = Estimate::default().estimate(network, &clean(), &run).unwrap();
+    assert_same(attacked, &network.params().state_dict().unwrap());
+    assert_eq!(first, Estimate::default().estimate(network, &clean(), &run).unwrap());
+    assert!(first.scores.iter().all(|s| *s <= 0.0), "{first:?}");
+    assert_eq!(first.predicted.iter().sum::<usize>(), 3 * 64);
+}
+
+#[rstest]
+fn estimate_says_when_a_class_is_missing(attacked: &StateDict) {
+    let all = images(64, 2);
+    let some: Vec<usize> = (0..64).filter(|i| i % CLASSES != 3).collect();
+    let clean = CleanSet::new(all.select(&some).unwrap(), normalization()).unwrap();
+    let model = model(attacked);
+    let found = Estimate::default().estimate(model.full_precision().unwrap(), &clean, &Run::quiet(0)).unwrap();
+    assert!(found.low_confidence.iter().any(|r| r.contains("no clean image of classes [3]")), "{found:?}");
+}
+
+#[rstest]
+fn estimate_refuses_a_model_that_knows_nothing() {
+    let message = Estimate::default().estimate(network(3).as_ref(), &clean(), &Run::quiet(0)).unwrap_err().to_string();
+    assert!(message.contains("already at or below stop-accuracy"), "{message}");
+}
+
+#[rstest]
+fn a_given_class_skips_the_estimate(attacked: &StateDict) {
+    let model = model(attacked);
+    let network = model.full_precision().unwrap();
+    let given = Estimate { class: Some(2), ..Estimate::default() };
+    assert_eq!(given.estimate(network, &clean(), &Run::quiet(0)).unwrap().class, 2);
+    let outside = Estimate { class: Some(4), ..Estimate::default() };
+    let message = outside.estimate(network, &clean(), &Run::quiet(0)).unwrap_err().to_string();
+    assert!(message.contains("expected below 4, found 4"), "{message}");
+}
+
+#[rstest]
+fn repel_moves_the_head_and_reports_every_epoch(attacked: &StateDict) {
+    let model = model(attacked);
+    let network = model.full_precision().unwrap();
+    let stage = LogitRepel { epochs: 3, min_steps: 0, batch_size: 32, augment: None, ..LogitRepel::default() };
+    let (delta, report) = stage.repel(network, BackdoorClass { class: 1 }, &clean(), &Run::quiet(0)).unwrap();
+    assert_eq!(delta.scores.len(), 32);
+    assert!(delta.scores.iter().sum::<f32>() > 0.0, "a saved head that shares storage with the model moves with it");
+    assert_eq!(report.epochs.len(), 3);
+    assert!(
+        report.epochs[2].beyond_margin > report.epochs[0].beyond_margin || report.epochs[2].dsc < report.epochs[0].dsc,
+        "{report:?}"
+    );
+}
+
+#[rstest]
+fn pruned_columns_stay_exactly_zero_through_recovery(attacked: &StateDict) {
+    let model = model(attacked);
+    let network = model.full_precision().unwrap();
+    let delta = HeadDelta { scores: (0..32).map(|j| (j * 7 % 32) as f32).collect() };
+    let pruned = DeltaPrune { ratio: 0.25 }.prune(network, &delta).unwrap();
+    assert_eq!(pruned.columns.len(), 8);
+    let stage = Recover { epochs: 3, batch_size: 32, weight_decay: 5e-4, lr: 0.05, ..Recover::default() };
+    stage.recover(network, &pruned, &clean(), &Run::quiet(0)).unwrap();
+    for row in network.head().weight().to_vec2::<f32>().unwrap() {
+        for (column, value) in row.iter().enumerate() {
+            assert_eq!(pruned.columns.contains(&column), *value == 0.0, "column {column}: {value}");
+        }
+    }
+}
+
+#[rstest]
+fn a_loss_that_is_not_finite_names_the_step(attacked: &StateDict) {
+    let model = model(attacked);
+    let stage = Recover { epochs: 50, lr: 1e30, ..Recover::default() };
+    let error = stage
+        .recover(model.full_precision().unwrap(), &PrunedColumns::default(), &clean(), &Run::quiet(0))
+        .unwrap_err();
+    assert!(matches!(error, Error::NotFinite { .. }), "{error}");
+    assert!(error.to_string().contains("at step"), "{error}");
+}
+
+#[rstest]
+#[case(0.0, 0)]
+#[case(0.3, 1)]
+#[case(0.5, 2)]
+#[case(0.99, 3)]
+fn filters_are_pruned_exactly(attacked: &StateDict, #[case] ratio: f64, #[case] of_four: usize) {
+    let model = model(attacked);
+    let network = model.full_precision().unwrap();
+    let layers = StructuredPrune { ratio }.prune(network).unwrap();
+    assert_eq!(layers.len(), 20, "17 convolutions and 3 shortcuts");
+    assert_eq!(layers[0].pruned.len(), of_four);
+    for (layer, conv) in layers.iter().zip(network.convolutions()) {
+        assert_eq!(layer.layer, conv.name());
+        let norms = conv.weight().as_tensor().abs().unwrap().flatten_from(1).unwrap().sum(1).unwrap();
+        for (filter, norm) in norms.to_vec1::<f32>().unwrap().iter().enumerate() {
+            assert_eq!(layer.pruned.contains(&filter), *norm == 0.0);
+        }
+    }
+}
+
+#[rstest]
+fn eight_bits_are_close_and_two_are_not(attacked: &StateDict) {
+    let mut model = model(attacked);
+    let (x, _) = images(40, 4).batch(&(0..40).collect::<Vec<_>>(), &Device::Cpu).unwrap();
+    let exact = model.logits(&x).unwrap();
+    let mut error = |bits: u32| {
+        let stage = Quantize { bits, ..Quantize::default() };
+        let form = stage.quantize(model.network(), &clean(), &Run::quiet(0)).unwrap();
+        assert_eq!(form.ranges().0.len(), 1 + 20 + 8 + 1, "input, convolutions, residual sums, head");
+        model.deploy(Deployed::Quantized(form));
+        let difference = (model.logits(&x).unwrap() - &exact).unwrap().sqr().unwrap().mean_all().unwrap();
+        difference.to_scalar::<f32>().unwrap().sqrt()
+            / exact.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap().sqrt()
+    };
+    let (eight, two) = (error(8), error(2));
+    assert!(eight < 0.1 && two > 2.0 * eight, "8 bits: {eight}, 2 bits: {two}");
+    let message = model.full_precision().err().unwrap().to_string();
+    assert!(message.contains("the model is quantized"), "{message}");
+}
+
+/// The erased stages chained by their findings, as a pipeline does it, give what the typed calls give.
+#[rstest]
+fn erased_stages_give_what_typed_calls_give(attacked: &StateDict) {
+    let repel = LogitRepel { epochs: 2, min_steps: 0, batch_size: 32, ..LogitRepel::default() };
+    let recover = Recover { epochs: 2, batch_size: 32, ..Recover::default() };
+    let clean = clean();
+    let typed = model(attacked);
+    let run = Run::quiet(3);
+    let network = typed.full_precision().unwrap();
+    let class = Estimate::default().estimate(network, &clean, &run).unwrap().class;
+    let (delta, _) = repel.repel(network, BackdoorClass { class }, &clean, &run).unwrap();
+    let pruned = DeltaPrune::default().prune(network, &delta).unwrap();
+    recover.recover(network, &pruned, &clean, &run).unwrap();
+
+    let mut erased = model(attacked);
+    let mut facts = FactStore::default();
+    let stages: [Box<dyn AnyStage>; 4] =
+        [Box::new(Estimate::default()), Box::new(repel), Box::new(DeltaPrune::default()), Box::new(recover)];
+    for stage in stages {
+        let mut ctx = Context { model: &mut erased, clean: &clean, run };
+        let outcome = stage.run(&mut ctx, &facts, None).unwrap();
+        // Findings travel as JSON between stages and between runs.
+        let json = serde_json::to_string(&outcome.gives).unwrap();
+        facts.extend(serde_json::from_str(&json).unwrap());
+    }
+    assert_same(&network.params().state_dict().unwrap(), &erased.network().params().state_dict().unwrap());
+}
+
+#[rstest]
+fn a_stage_without_its_findings_or_test_data_says_so(attacked: &StateDict) {
+    let clean = clean();
+    let mut model = model(attacked);
+    let mut ctx = Context { model: &mut model, clean: &clean, run: Run::quiet(0) };
+    let facts = FactStore::default();
+    let message = AnyStage::run(&LogitRepel::default(), &mut ctx, &facts, None).unwrap_err().to_string();
+    assert!(message.contains("`backdoor-class`"), "{message}");
+    let message = AnyStage::run(&Evaluate::default(), &mut ctx, &facts, None).unwrap_err().to_string();
+    assert!(message.contains("needs test data"), "{message}");
+}
