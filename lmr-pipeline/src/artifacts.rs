@@ -5,9 +5,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use lmr_plugin::nn::StateDict;
-use lmr_plugin::stage::FactStore;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::tensors::sha256;
 use crate::{Error, Result, weights};
@@ -26,7 +25,7 @@ pub struct Record {
     /// What the report shows.
     pub outcome: Value,
     /// Findings for the stages after it.
-    pub findings: FactStore,
+    pub findings: Map<String, Value>,
     /// Digest of the model's tensors after the stage.
     pub model: String,
     /// SHA-256 of every file beside this one.
@@ -84,6 +83,14 @@ impl RunFolder {
         write_whole(&self.path.join(name), bytes)
     }
 
+    /// Removes the reports of a former run, which no longer tell what is in the folder.
+    pub fn remove_reports(&self) -> Result<()> {
+        for name in ["report.json", "report.md"] {
+            remove(&self.path.join(name))?;
+        }
+        Ok(())
+    }
+
     /// A finished stage whose key is `key` and whose files are intact; `None`, with a warning where something is
     /// damaged, if it has to run (again).
     pub fn finished(&self, stage: &str, key: &str) -> Option<Finished> {
@@ -121,16 +128,11 @@ impl RunFolder {
         fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
         // An older record would vouch for files that are about to be replaced.
         let record_file = folder.join(RECORD_FILE);
-        match fs::remove_file(&record_file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io("replace", &record_file)(error));
-            }
-            _ => {}
-        }
+        remove(&record_file)?;
         for entry in fs::read_dir(&folder).map_err(Error::io("list", &folder))?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             if name.ends_with(".safetensors") && !files.iter().any(|(kept, _)| kept == &name) {
-                fs::remove_file(entry.path()).map_err(Error::io("remove", &entry.path()))?;
+                remove(&entry.path())?;
             }
         }
         for (name, bytes) in files {
@@ -143,10 +145,18 @@ impl RunFolder {
     fn sweep(&self, folder: &Path) -> Result<()> {
         for entry in fs::read_dir(folder).map_err(Error::io("list", folder))?.flatten() {
             if entry.file_name().to_string_lossy().starts_with(PARTIAL) {
-                fs::remove_file(entry.path()).map_err(Error::io("remove", &entry.path()))?;
+                remove(&entry.path())?;
             }
         }
         Ok(())
+    }
+}
+
+/// Removes a file; one that is not there is fine.
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
+        _ => Ok(()),
     }
 }
 
@@ -192,7 +202,7 @@ mod tests {
             key: key.into(),
             inputs: Value::Null,
             outcome: Value::Null,
-            findings: FactStore::default(),
+            findings: Map::new(),
             model: String::new(),
             files: [("extra.safetensors".to_string(), sha256(file))].into(),
         }

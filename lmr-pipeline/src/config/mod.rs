@@ -4,6 +4,7 @@
 //! the working directory first, then from the pipeline file's folder and each folder above it.
 
 mod layers;
+mod resolved;
 pub(crate) mod place;
 
 use std::path::{Path, PathBuf};

@@ -9,7 +9,7 @@ use toml::{Table, Value};
 use crate::problem::{Problem, Problems, hint, nearest};
 
 /// Collects faults, and knows which values came from the command line or the environment.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Faults {
     file: String,
     overridden: BTreeMap<Vec<String>, String>,
