@@ -1,1 +1,4 @@
 //! lmr-pipeline
+
+pub mod datasets;
+pub mod hub;

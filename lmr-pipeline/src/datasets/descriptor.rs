@@ -1,0 +1,238 @@
+//! `datasets/<name>.toml`: what a data set is and where its files are.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use lmr_plugin::data::Normalization;
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::{DataError, Split};
+use crate::hub::names;
+
+/// The largest side a data set's images may have; far above any classifier's input, far below what exhausts memory.
+const MAX_SIDE: usize = 4096;
+
+/// A data set: its classes, the shape of its images and where they come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Descriptor {
+    /// The name configurations use, equal to the file's name without `.toml`: lower-case letters, digits, `_` and `-`.
+    pub name: String,
+    /// The name people use.
+    pub title: String,
+    /// The licence of the images: an SPDX identifier where there is one, otherwise "unknown".
+    pub license: String,
+    /// Where the data set is described.
+    pub homepage: String,
+    /// The name of each class, in the order of the labels.
+    pub classes: Vec<String>,
+    /// The shape every image has.
+    pub image: ImageShape,
+    /// Mean and standard deviation of the training split's pixels in [0, 1].
+    pub normalization: Normalization,
+    /// Where the training images are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train: Option<Source>,
+    /// Where the test images are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test: Option<Source>,
+}
+
+/// Channels, height and width of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ImageShape {
+    /// 1 for greyscale, 3 for colour. Stored images of the other kind are converted.
+    pub channels: usize,
+    /// Rows, 1 to 4096.
+    pub height: usize,
+    /// Columns, 1 to 4096.
+    pub width: usize,
+}
+
+impl ImageShape {
+    /// Channels, height and width in the order of a tensor's dimensions.
+    pub fn chw(self) -> [usize; 3] {
+        [self.channels, self.height, self.width]
+    }
+}
+
+/// Where the images of one split are.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Source {
+    /// A pair of IDX files, the format of MNIST.
+    Idx(IdxSource),
+    /// Parquet files of a data set repository on the Hugging Face Hub.
+    Parquet(ParquetSource),
+}
+
+/// Two IDX files, plain or gzipped, next to the descriptor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct IdxSource {
+    /// The images: unsigned bytes of three dimensions (image, row, column). Relative to the descriptor's folder.
+    pub images: String,
+    /// The labels: unsigned bytes of one dimension. Relative to the descriptor's folder.
+    pub labels: String,
+}
+
+/// Parquet files with one row an image, pinned to a commit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ParquetSource {
+    /// The repository, `owner/name`.
+    pub repo: String,
+    /// The commit, 40 hexadecimal digits. Branches move, so they are refused.
+    pub revision: String,
+    /// The column with encoded images (PNG or JPEG): binary, or a group with a binary `bytes`.
+    pub image_column: String,
+    /// The column with the class, an integer.
+    pub label_column: String,
+    /// The files, in the order their rows are read.
+    pub files: Vec<ParquetFile>,
+}
+
+/// One Parquet file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ParquetFile {
+    /// Its path in the repository.
+    pub path: String,
+    /// How many rows it has, checked when given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<usize>,
+    /// The SHA-256 of its bytes in hexadecimal digits, checked when given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Source {
+    /// By hand, because a derived tagged enum no longer knows which field an error is about.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::Error;
+
+        fn rest<T: serde::de::DeserializeOwned, E: Error>(table: toml::Table) -> Result<T, E> {
+            serde_path_to_error::deserialize(toml::Value::Table(table)).map_err(|error| {
+                match error.path().to_string() {
+                    path if path == "." => E::custom(error.inner().message()),
+                    path => E::custom(format_args!("{path}: {}", error.inner().message())),
+                }
+            })
+        }
+
+        let mut table = toml::Table::deserialize(deserializer)?;
+        match table.remove("kind") {
+            Some(toml::Value::String(kind)) if kind == "idx" => rest(table).map(Self::Idx),
+            Some(toml::Value::String(kind)) if kind == "parquet" => rest(table).map(Self::Parquet),
+            Some(kind) => Err(D::Error::custom(format_args!("kind: found {kind}, expected \"idx\" or \"parquet\""))),
+            None => Err(D::Error::custom("kind is missing; expected kind = \"idx\" or kind = \"parquet\"")),
+        }
+    }
+}
+
+impl Descriptor {
+    /// Reads and checks a descriptor; `file` is for messages.
+    pub fn parse(text: &str, file: &Path) -> Result<Self, DataError> {
+        let refuse = |faults| DataError::Descriptor { file: file.to_owned(), faults };
+        let parser = toml::Deserializer::parse(text).map_err(|error| refuse(vec![error.to_string()]))?;
+        let descriptor: Self = serde_path_to_error::deserialize(parser).map_err(|error| {
+            let message = error.inner().message();
+            refuse(vec![match error.path().to_string() {
+                path if path == "." => message.to_owned(),
+                path => format!("{path}: {message}"),
+            }])
+        })?;
+        let faults = descriptor.faults();
+        if faults.is_empty() { Ok(descriptor) } else { Err(refuse(faults)) }
+    }
+
+    /// Where the images of a split are, if the descriptor says so.
+    pub fn source(&self, split: Split) -> Option<&Source> {
+        match split {
+            Split::Train => self.train.as_ref(),
+            Split::Test => self.test.as_ref(),
+        }
+    }
+
+    /// Everything impossible about it, each with the key.
+    fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        if !is_name(&self.name) {
+            faults.push(format!(
+                "name: found {:?}, expected lower-case letters, digits, `_` and `-`, at most 64",
+                self.name
+            ));
+        }
+        if self.classes.len() < 2 {
+            faults.push(format!("classes: found {}, expected at least 2", self.classes.len()));
+        }
+        let mut seen = HashSet::new();
+        for class in &self.classes {
+            if !seen.insert(class) {
+                faults.push(format!("classes: {class:?} occurs twice"));
+            }
+        }
+        let ImageShape { channels, height, width } = self.image;
+        if ![1, 3].contains(&channels) {
+            faults.push(format!("image.channels: found {channels}, expected 1 or 3"));
+        }
+        for (key, side) in [("height", height), ("width", width)] {
+            if !(1..=MAX_SIDE).contains(&side) {
+                faults.push(format!("image.{key}: found {side}, expected 1 to {MAX_SIDE}"));
+            }
+        }
+        if let Err(error) = self.normalization.validate(channels) {
+            faults.push(error.to_string());
+        }
+        for split in [Split::Train, Split::Test] {
+            let found = match self.source(split) {
+                Some(Source::Idx(source)) => source.faults(channels),
+                Some(Source::Parquet(source)) => source.faults(),
+                None => Vec::new(),
+            };
+            faults.extend(found.into_iter().map(|fault| format!("{split}.{fault}")));
+        }
+        faults
+    }
+}
+
+impl IdxSource {
+    fn faults(&self, channels: usize) -> Vec<String> {
+        let mut faults = Vec::new();
+        if channels != 1 {
+            faults.push(format!("kind: IDX images are greyscale, but image.channels is {channels}"));
+        }
+        for (key, path) in [("images", &self.images), ("labels", &self.labels)] {
+            faults.extend(names::check_path(path).err().map(|fault| format!("{key}: {fault}")));
+        }
+        faults
+    }
+}
+
+impl ParquetSource {
+    fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        faults.extend(names::check_repo(&self.repo).err().map(|fault| format!("repo: {fault}")));
+        faults.extend(names::check_revision(&self.revision).err().map(|fault| format!("revision: {fault}")));
+        if self.files.is_empty() {
+            faults.push("files: found none, expected at least one".to_owned());
+        }
+        for (index, file) in self.files.iter().enumerate() {
+            faults.extend(names::check_path(&file.path).err().map(|fault| format!("files[{index}].path: {fault}")));
+            if let Some(sha256) = &file.sha256
+                && !names::is_hex(sha256, 64)
+            {
+                faults.push(format!("files[{index}].sha256: found {sha256:?}, expected 64 lower-case hex digits"));
+            }
+        }
+        faults
+    }
+}
+
+/// Whether this can be the name of a data set, and so part of a file's name.
+pub(super) fn is_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_' || byte == b'-';
+    (1..=64).contains(&name.len()) && name.bytes().all(allowed)
+}

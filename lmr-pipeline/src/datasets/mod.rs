@@ -1,0 +1,269 @@
+//! Data sets: a descriptor says what and where, a loader brings the images into memory.
+//!
+//! ```no_run
+//! use lmr_pipeline::datasets::{Dataset, Split};
+//! let dataset = Dataset::open("fashion_mnist")?;
+//! let test = dataset.load(Split::Test)?;
+//! println!("{} images, from {}", test.images.len(), test.provenance.files[0].path);
+//! # Ok::<(), lmr_pipeline::datasets::DataError>(())
+//! ```
+
+mod descriptor;
+mod digest;
+mod error;
+mod idx;
+mod parquet;
+mod pixels;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+use lmr_plugin::data::Images;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use descriptor::{Descriptor, IdxSource, ImageShape, ParquetFile, ParquetSource, Source};
+pub use digest::digest;
+pub(crate) use digest::sha256_file;
+pub use error::DataError;
+
+use crate::hub::{Hub, RemoteFile};
+
+/// Which part of a data set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Split {
+    /// What models are trained on.
+    Train,
+    /// What they are measured on.
+    Test,
+}
+
+impl Split {
+    /// Its name in descriptors and configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Test => "test",
+        }
+    }
+}
+
+impl std::fmt::Display for Split {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A data set whose descriptor has been read; its images have not.
+#[derive(Debug, Clone)]
+pub struct Dataset {
+    descriptor: Descriptor,
+    file: PathBuf,
+    root: Option<PathBuf>,
+    hub: Hub,
+}
+
+/// The images of a split and where they came from.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The images, in the order of the files.
+    pub images: Images,
+    /// The files they were read from.
+    pub provenance: Provenance,
+}
+
+/// Exactly which bytes the images of a split were read from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct Provenance {
+    /// The data set's name.
+    pub dataset: String,
+    /// The split.
+    pub split: Split,
+    /// How many images there are.
+    pub count: usize,
+    /// Every file read, in order.
+    pub files: Vec<FileProvenance>,
+}
+
+/// One file that was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct FileProvenance {
+    /// Its path as the descriptor gives it.
+    pub path: String,
+    /// The Hub repository and commit it belongs to, `owner/name@commit`; absent for a file next to the descriptor or
+    /// in a folder the user named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repo: Option<String>,
+    /// How many bytes it has.
+    pub bytes: u64,
+    /// The SHA-256 of the bytes that were read, in hexadecimal digits.
+    pub sha256: String,
+}
+
+impl Dataset {
+    /// Opens a data set by name or by the path of its descriptor.
+    ///
+    /// A name such as `cifar10` means `datasets/cifar10.toml` in the current folder or the nearest one above that has
+    /// it. Anything with a path separator or ending in `.toml` is a path.
+    pub fn open(reference: &str) -> Result<Self, DataError> {
+        let here = std::env::current_dir().map_err(|source| DataError::io(".", source))?;
+        Self::open_from(reference, &here)
+    }
+
+    fn open_from(reference: &str, here: &Path) -> Result<Self, DataError> {
+        let is_path = reference.ends_with(".toml") || reference.contains(['/', '\\']);
+        let file = if is_path { here.join(reference) } else { find(reference, here)? };
+        let text = std::fs::read_to_string(&file).map_err(|source| DataError::io(&file, source))?;
+        let descriptor = Descriptor::parse(&text, &file)?;
+        if file.file_stem().is_none_or(|stem| stem != descriptor.name.as_str()) {
+            let fault = format!("name: found {:?}, expected the name of the file without .toml", descriptor.name);
+            return Err(DataError::Descriptor { file, faults: vec![fault] });
+        }
+        Ok(Self { descriptor, file, root: None, hub: Hub::from_env() })
+    }
+
+    /// Looks for Parquet files in `root`, under the paths they have in the repository, and nowhere else.
+    #[must_use]
+    pub fn with_root(mut self, root: impl Into<PathBuf>) -> Self {
+        self.root = Some(root.into());
+        self
+    }
+
+    /// Uses this cache and Hub in place of those the environment names.
+    #[must_use]
+    pub fn with_hub(mut self, hub: Hub) -> Self {
+        self.hub = hub;
+        self
+    }
+
+    /// What the descriptor says.
+    pub fn descriptor(&self) -> &Descriptor {
+        &self.descriptor
+    }
+
+    /// Reads all images of a split, downloading files that are not here yet.
+    pub fn load(&self, split: Split) -> Result<Loaded, DataError> {
+        let source = self
+            .descriptor
+            .source(split)
+            .ok_or_else(|| DataError::NoSplit { file: self.file.clone(), split: split.name() })?;
+        let (pixels, labels, files) = match source {
+            Source::Idx(source) => self.load_idx(source)?,
+            Source::Parquet(source) => self.load_parquet(source)?,
+        };
+        if labels.is_empty() {
+            return Err(DataError::content(&self.file, format!("no images in the {split} split"), "at least one"));
+        }
+        let images = Images::new(pixels, labels, self.descriptor.image.chw(), self.descriptor.classes.len())
+            .map_err(|source| DataError::Images { file: self.file.clone(), source })?;
+        tracing::debug!(dataset = self.descriptor.name, %split, images = images.len(), "loaded");
+        let provenance = Provenance { dataset: self.descriptor.name.clone(), split, count: images.len(), files };
+        Ok(Loaded { images, provenance })
+    }
+
+    fn load_idx(&self, source: &IdxSource) -> Result<Parts, DataError> {
+        let local = |path: &str| self.file.with_file_name(path);
+        let (images_file, labels_file) = (local(&source.images), local(&source.labels));
+        let ImageShape { height, width, .. } = self.descriptor.image;
+        let (pixels, count) = idx::read_images(&images_file, [height, width])?;
+        let labels = idx::read_labels(&labels_file)?;
+        if labels.len() != count {
+            return Err(DataError::content(
+                labels_file,
+                format!("{} labels", labels.len()),
+                format!("{count}, one for each image"),
+            ));
+        }
+        let classes = self.descriptor.classes.len();
+        if let Some((row, class)) = labels.iter().enumerate().find(|&(_, &class)| usize::from(class) >= classes) {
+            return Err(DataError::content(labels_file, format!("class {class}"), format!("0 to {}", classes - 1))
+                .at(format_args!("label {row}")));
+        }
+        let mut files = Vec::new();
+        for (path, file) in [(&source.images, images_file), (&source.labels, labels_file)] {
+            let (sha256, bytes) = sha256_file(&file).map_err(|source| DataError::io(&file, source))?;
+            files.push(FileProvenance { path: path.clone(), repo: None, bytes, sha256 });
+        }
+        Ok((pixels, labels.into_iter().map(u32::from).collect(), files))
+    }
+
+    fn load_parquet(&self, source: &ParquetSource) -> Result<Parts, DataError> {
+        let (mut pixels, mut labels, mut files) = (Vec::new(), Vec::new(), Vec::new());
+        for file in &source.files {
+            let (path, provenance) = self.locate(source, file)?;
+            let expected = parquet::Expected {
+                rows: file.rows,
+                shape: self.descriptor.image.chw(),
+                classes: self.descriptor.classes.len(),
+            };
+            parquet::read(&path, source, expected, &mut pixels, &mut labels)?;
+            files.push(provenance);
+        }
+        Ok((pixels, labels, files))
+    }
+
+    /// Finds a Parquet file and checks its digest where one is known.
+    fn locate(&self, source: &ParquetSource, file: &ParquetFile) -> Result<(PathBuf, FileProvenance), DataError> {
+        let expected = file.sha256.as_deref();
+        let Some(root) = &self.root else {
+            let remote =
+                RemoteFile { repo: &source.repo, revision: &source.revision, path: &file.path, sha256: expected };
+            let found = self.hub.dataset_file(&remote)?;
+            let repo = Some(format!("{}@{}", source.repo, source.revision));
+            let provenance = FileProvenance { path: file.path.clone(), repo, bytes: found.bytes, sha256: found.sha256 };
+            return Ok((found.path, provenance));
+        };
+        let path = root.join(&file.path);
+        let (sha256, bytes) = sha256_file(&path).map_err(|source| DataError::Io {
+            file: path.clone(),
+            source,
+            hint: "; `path` must name the folder that holds the files under their paths in the repository".to_owned(),
+        })?;
+        if let Some(expected) = expected
+            && expected != sha256
+        {
+            return Err(DataError::content(&path, format!("SHA-256 {sha256}"), expected)
+                .advise("; the file differs from the one the descriptor describes"));
+        }
+        Ok((path, FileProvenance { path: file.path.clone(), repo: None, bytes, sha256 }))
+    }
+}
+
+/// Pixels, labels and the files they came from.
+type Parts = (Vec<u8>, Vec<u32>, Vec<FileProvenance>);
+
+/// The descriptor of the data set `name`: `datasets/<name>.toml` here or above.
+fn find(name: &str, here: &Path) -> Result<PathBuf, DataError> {
+    if descriptor::is_name(name) {
+        let candidates = here.ancestors().map(|folder| folder.join("datasets").join(format!("{name}.toml")));
+        if let Some(file) = candidates.into_iter().find(|file| file.is_file()) {
+            return Ok(file);
+        }
+    }
+    let known = known_names(here);
+    let close = known.iter().max_by(|a, b| strsim::jaro(name, a).total_cmp(&strsim::jaro(name, b)));
+    let hint = match close.filter(|close| strsim::jaro(name, close) > 0.7) {
+        Some(close) => format!("; did you mean `{close}`?"),
+        None if known.is_empty() => String::new(),
+        None => format!("; there is {}", known.join(", ")),
+    };
+    Err(DataError::Unknown { name: name.to_owned(), from: here.to_owned(), hint })
+}
+
+/// The names in the nearest `datasets` folder, sorted.
+fn known_names(here: &Path) -> Vec<String> {
+    let Some(entries) = here.ancestors().find_map(|folder| std::fs::read_dir(folder.join("datasets")).ok()) else {
+        return Vec::new();
+    };
+    let stem = |entry: std::fs::DirEntry| {
+        let name = entry.file_name().into_string().ok()?;
+        Some(name.strip_suffix(".toml")?.to_owned())
+    };
+    let mut names: Vec<String> = entries.flatten().filter_map(stem).collect();
+    names.sort();
+    names
+}

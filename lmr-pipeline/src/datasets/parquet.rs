@@ -1,0 +1,227 @@
+//! Parquet as the Hugging Face Hub stores image data sets: one row an image, encoded as PNG or JPEG.
+//!
+//! Candle's own loader swaps rows and columns and skips what it cannot read; this one does neither.
+
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use ::parquet::column::reader::{ColumnReader, ColumnReaderImpl};
+use ::parquet::data_type::{ByteArray, DataType};
+use ::parquet::errors::ParquetError;
+use ::parquet::file::reader::{RowGroupReader, SerializedFileReader};
+use ::parquet::schema::types::SchemaDescriptor;
+use candle_datasets::hub::FileReader;
+use rayon::prelude::*;
+
+use super::pixels::decode;
+use super::{DataError, ParquetSource};
+
+/// Rows decoded at a time: enough to keep all threads busy, few enough that encoded bytes stay small.
+const CHUNK: usize = 2048;
+
+const DAMAGED: &str = "; the file is cut off or damaged";
+
+/// What the rows of a file must look like.
+#[derive(Clone, Copy)]
+pub(super) struct Expected {
+    /// How many there are, if known.
+    pub(super) rows: Option<usize>,
+    /// Channels, height and width of the images.
+    pub(super) shape: [usize; 3],
+    /// Labels are below this.
+    pub(super) classes: usize,
+}
+
+/// Appends the images of one file to `pixels` and their classes to `labels`.
+pub(super) fn read(
+    file: &Path,
+    source: &ParquetSource,
+    expected: Expected,
+    pixels: &mut Vec<u8>,
+    labels: &mut Vec<u32>,
+) -> Result<(), DataError> {
+    // The Parquet reader asserts some properties of a page where it should report them, so one flipped byte can make it
+    // panic. What was appended by then is dropped with the error.
+    let rows = AssertUnwindSafe(|| read_rows(file, source, expected, pixels, labels));
+    catch_unwind(rows).unwrap_or_else(|_| {
+        Err(DataError::content(file, "no readable Parquet (the reader gave up)", "a Parquet file").advise(DAMAGED))
+    })
+}
+
+fn read_rows(
+    file: &Path,
+    source: &ParquetSource,
+    Expected { rows, shape, classes }: Expected,
+    pixels: &mut Vec<u8>,
+    labels: &mut Vec<u32>,
+) -> Result<(), DataError> {
+    let damaged = |error: ParquetError| {
+        DataError::content(file, format!("no readable Parquet ({error})"), "a Parquet file").advise(DAMAGED)
+    };
+    let handle = File::open(file).map_err(|source| DataError::io(file, source))?;
+    let reader = SerializedFileReader::new(handle).map_err(damaged)?;
+    let declared = reader.metadata().file_metadata().num_rows();
+    if let Some(rows) = rows
+        && i64::try_from(rows) != Ok(declared)
+    {
+        return Err(DataError::content(file, format!("{declared} rows"), rows).advise("; is this the right file?"));
+    }
+    let columns = Columns::find(file, reader.metadata().file_metadata().schema_descr(), source)?;
+
+    let image_len = shape.iter().product::<usize>();
+    let mut row = 0;
+    for group in 0..reader.num_row_groups() {
+        let group = reader.get_row_group(group).map_err(damaged)?;
+        let mut left = usize::try_from(group.metadata().num_rows()).unwrap_or(0);
+        let mut images = columns.image.open(&*group).map_err(damaged)?;
+        let mut classes_of = columns.label.open(&*group).map_err(damaged)?;
+        while left > 0 {
+            let count = left.min(CHUNK);
+            let null = |column: &str, at: Stop| match at {
+                Stop::Null(offset) => DataError::content(file, "nothing", format!("a value in column `{column}`"))
+                    .at(format_args!("row {}", row + offset)),
+                Stop::Error(error) => damaged(error),
+            };
+            let encoded = images.bytes(count).map_err(|at| null(&source.image_column, at))?;
+            let classes_found = classes_of.integers(count).map_err(|at| null(&source.label_column, at))?;
+
+            for (offset, class) in classes_found.into_iter().enumerate() {
+                match u32::try_from(class) {
+                    Ok(label) if (label as usize) < classes => labels.push(label),
+                    _ => {
+                        return Err(DataError::content(
+                            file,
+                            format!("class {class}"),
+                            format!("0 to {}", classes - 1),
+                        )
+                        .at(format_args!(
+                            "row {}, column `{}`",
+                            row + offset,
+                            source.label_column
+                        )));
+                    }
+                }
+            }
+            let start = pixels.len();
+            pixels.resize(start + count * image_len, 0);
+            let outs = pixels[start..].par_chunks_exact_mut(image_len);
+            let fault = outs
+                .zip(&encoded)
+                .enumerate()
+                .filter_map(|(offset, (out, bytes))| Some((offset, decode(bytes.data(), shape, out).err()?)))
+                .find_first(|_| true);
+            if let Some((offset, (found, expected))) = fault {
+                return Err(DataError::content(file, found, expected).at(format_args!(
+                    "row {}, column `{}`",
+                    row + offset,
+                    source.image_column
+                )));
+            }
+            row += count;
+            left -= count;
+        }
+    }
+    Ok(())
+}
+
+/// The two columns of a file that matter.
+struct Columns {
+    image: Column,
+    label: Column,
+}
+
+/// A leaf column: its place, and the definition level of a value that is there.
+struct Column {
+    index: usize,
+    present: i16,
+}
+
+impl Columns {
+    fn find(file: &Path, schema: &SchemaDescriptor, source: &ParquetSource) -> Result<Self, DataError> {
+        use ::parquet::basic::Type;
+
+        let column = |paths: &[&str], types: &[Type], expected: &str| {
+            let leaves = || schema.columns().iter().map(|column| column.path().string());
+            let Some(index) = leaves().position(|path| paths.contains(&path.as_str())) else {
+                let found: Vec<String> = leaves().map(|path| format!("`{path}`")).collect();
+                return Err(DataError::content(
+                    file,
+                    format!("the columns {}", found.join(", ")),
+                    format!("one named `{}`", paths[0]),
+                )
+                .advise("; correct `image-column` or `label-column` in the descriptor"));
+            };
+            let leaf = schema.column(index);
+            if leaf.max_rep_level() > 0 || !types.contains(&leaf.physical_type()) {
+                let kind = if leaf.max_rep_level() > 0 { "a list of " } else { "" };
+                let found = format!("column `{}` of {kind}{}", leaf.path().string(), leaf.physical_type());
+                return Err(DataError::content(file, found, expected));
+            }
+            Ok(Column { index, present: leaf.max_def_level() })
+        };
+        let nested = format!("{}.bytes", source.image_column);
+        Ok(Self {
+            image: column(&[&source.image_column, &nested], &[Type::BYTE_ARRAY], "encoded images (BYTE_ARRAY)")?,
+            label: column(&[&source.label_column], &[Type::INT32, Type::INT64], "integers (INT32 or INT64)")?,
+        })
+    }
+}
+
+impl Column {
+    fn open(&self, group: &dyn RowGroupReader) -> Result<OpenColumn, ParquetError> {
+        Ok(OpenColumn { reader: group.get_column_reader(self.index)?, present: self.present })
+    }
+}
+
+/// A column of one row group while it is read from front to back.
+struct OpenColumn {
+    reader: ColumnReader,
+    present: i16,
+}
+
+/// Why the next rows cannot be had.
+enum Stop {
+    /// The row at this offset has no value.
+    Null(usize),
+    /// The file is damaged.
+    Error(ParquetError),
+}
+
+impl OpenColumn {
+    fn bytes(&mut self, count: usize) -> Result<Vec<ByteArray>, Stop> {
+        match &mut self.reader {
+            ColumnReader::ByteArrayColumnReader(reader) => values(reader, self.present, count),
+            _ => Err(Stop::Error(ParquetError::General("not a column of byte arrays".to_owned()))),
+        }
+    }
+
+    fn integers(&mut self, count: usize) -> Result<Vec<i64>, Stop> {
+        match &mut self.reader {
+            ColumnReader::Int64ColumnReader(reader) => values(reader, self.present, count),
+            ColumnReader::Int32ColumnReader(reader) => {
+                Ok(values(reader, self.present, count)?.into_iter().map(i64::from).collect())
+            }
+            _ => Err(Stop::Error(ParquetError::General("not a column of integers".to_owned()))),
+        }
+    }
+}
+
+/// Exactly `count` values, none of them missing.
+fn values<T: DataType>(reader: &mut ColumnReaderImpl<T>, present: i16, count: usize) -> Result<Vec<T::T>, Stop> {
+    let (mut values, mut levels) = (Vec::new(), Vec::new());
+    let (mut rows, mut wanted) = (0, count);
+    // A call may stop at the end of a page.
+    while wanted > 0 {
+        let (read, _, _) = reader.read_records(wanted, Some(&mut levels), None, &mut values).map_err(Stop::Error)?;
+        if read == 0 {
+            return Err(Stop::Error(ParquetError::General(format!("{rows} rows where {count} were declared"))));
+        }
+        rows += read;
+        wanted -= read;
+    }
+    match levels.iter().position(|&level| level < present) {
+        Some(offset) => Err(Stop::Null(offset)),
+        None => Ok(values),
+    }
+}
