@@ -7,7 +7,9 @@ use crate::Result;
 
 /// An interpreter of a network: it is handed every operation in turn, with the layer that owns the weights.
 ///
-/// `f32[B,C,H,W]` in and out unless said otherwise.
+/// Images are `f32[B,C,H,W]`. What [`Forward::input`] makes of them, and what the layers up to
+/// [`Forward::global_avg_pool`] pass on, is the interpreter's own affair: [`Train`] and [`Eval`] return a layout of five
+/// dimensions on the CPU. They accept images everywhere and answer them with images.
 pub trait Forward {
     /// The network's input, before the first layer.
     fn input(&mut self, x: &Tensor) -> Result<Tensor> {
@@ -45,6 +47,10 @@ pub struct Train {
 pub struct Eval;
 
 impl Forward for Train {
+    fn input(&mut self, x: &Tensor) -> Result<Tensor> {
+        ops::to_internal(x)
+    }
+
     fn conv_bn(
         &mut self,
         layer: &ConvBn,
@@ -76,7 +82,7 @@ impl Forward for Train {
 
 impl Forward for Eval {
     fn input(&mut self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.detach())
+        ops::to_internal(&x.detach())
     }
 
     fn conv_bn(

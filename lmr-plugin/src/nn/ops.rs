@@ -1,9 +1,49 @@
 //! The operations behind [`super::Forward`], each dispatched to the portable path or the CPU kernels.
+//!
+//! Images are `f32[B,C,H,W]`. Between two layers the CPU kernels keep activations in a layout of their own, which has five
+//! dimensions; every operation takes either and returns what it was given.
 
 use candle_core::Tensor;
 
-use super::{Activation, ConvBn, ConvConfig, Path, portable};
-use crate::Result;
+use super::{Activation, ConvBn, ConvConfig, Path, cpu, portable};
+use crate::{Error, Result};
+
+/// Whether `x` is in the layout of the CPU kernels.
+fn is_blocked(x: &Tensor) -> bool {
+    x.rank() == 5
+}
+
+/// Images in the layout that the following layers like best.
+pub fn to_internal(x: &Tensor) -> Result<Tensor> {
+    match Path::of(x) {
+        Path::Cpu if !is_blocked(x) => Ok(cpu::enter(x)?),
+        _ => Ok(x.clone()),
+    }
+}
+
+/// `f32[B,C,H,W]`, whatever the layout of `x`.
+pub fn to_images(x: &Tensor) -> Result<Tensor> {
+    if is_blocked(x) { Ok(cpu::leave(x)?) } else { Ok(x.clone()) }
+}
+
+/// Runs `f` on the CPU kernels' layout and returns the result in the layout of `x`.
+fn in_blocks<T>(
+    x: &Tensor,
+    residual: Option<&Tensor>,
+    f: impl FnOnce(&Tensor, Option<&Tensor>) -> candle_core::Result<(Tensor, T)>,
+) -> Result<(Tensor, T)> {
+    let residual = residual.map(to_internal).transpose()?;
+    let (y, more) = f(&to_internal(x)?, residual.as_ref())?;
+    Ok((if is_blocked(x) { y } else { to_images(&y)? }, more))
+}
+
+/// The dimensions `[B,O,H,W]` of a convolution's output, or why there is none.
+fn output_dims(x: &Tensor, weight: &Tensor, config: &ConvConfig) -> Result<[usize; 4]> {
+    match *x.dims() {
+        [g, h, w, c, n] => config.output_dims([g * n, c, h, w], weight),
+        _ => config.output_dims(x.dims4()?.into(), weight),
+    }
+}
 
 /// `activation(conv(x) + bias + residual)`, not recorded for backward, with weights of the caller's choice.
 pub fn conv2d_inference(
@@ -14,14 +54,26 @@ pub fn conv2d_inference(
     residual: Option<&Tensor>,
     activation: Activation,
 ) -> Result<Tensor> {
-    let (x, weight) = (x.detach(), weight.detach());
+    let (x, weight, bias) = (x.detach(), weight.detach(), bias.map(Tensor::detach));
     let residual = residual.map(Tensor::detach);
-    let y = portable::conv2d(&x, &weight, config)?;
-    let y = match bias {
-        Some(bias) => portable::add_channels(&y, &bias.detach())?,
-        None => y,
-    };
-    portable::finish(y, residual.as_ref(), activation)
+    output_dims(&x, &weight, config)?;
+    match Path::of(&x) {
+        Path::Cpu => {
+            let relu = activation == Activation::Relu;
+            let run = |x: &Tensor, residual: Option<&Tensor>| {
+                Ok((cpu::conv2d_inference(x, &weight, bias.as_ref(), config, residual, relu)?, ()))
+            };
+            Ok(in_blocks(&x, residual.as_ref(), run)?.0)
+        }
+        Path::Portable => {
+            let y = portable::conv2d(&x, &weight, config)?;
+            let y = match bias {
+                Some(bias) => portable::add_channels(&y, &bias)?,
+                None => y,
+            };
+            portable::finish(y, residual.as_ref(), activation)
+        }
+    }
 }
 
 /// `activation(conv(x) + bias + residual)`, differentiable in every tensor.
@@ -33,8 +85,19 @@ pub fn conv2d(
     residual: Option<&Tensor>,
     activation: Activation,
 ) -> Result<Tensor> {
-    let y = portable::add_channels(&portable::conv2d(x, weight, config)?, bias)?;
-    portable::finish(y, residual, activation)
+    output_dims(x, weight, config)?;
+    match Path::of(x) {
+        Path::Cpu => {
+            let relu = activation == Activation::Relu;
+            let run =
+                |x: &Tensor, residual: Option<&Tensor>| Ok((cpu::conv2d(x, weight, bias, config, residual, relu)?, ()));
+            Ok(in_blocks(x, residual, run)?.0)
+        }
+        Path::Portable => {
+            let y = portable::add_channels(&portable::conv2d(x, weight, config)?, bias)?;
+            portable::finish(y, residual, activation)
+        }
+    }
 }
 
 /// `activation(batch_norm(conv(x)) + residual)` with the batch's own statistics, which move the running ones.
@@ -45,16 +108,30 @@ pub(super) fn conv_bn_batch(
     activation: Activation,
 ) -> Result<Tensor> {
     let (conv, bn) = (layer.conv(), layer.bn());
-    let [b, _, oh, ow] = conv.config().output_dims(x, conv.weight())?;
-    let count = b * oh * ow;
+    let (weight, gamma, beta) = (conv.weight(), bn.weight(), bn.bias());
+    let [b, _, h, w] = output_dims(x, weight, conv.config())?;
+    let count = b * h * w;
     bn.check_count(count)?;
-    let (y, mean, var) = match Path::of(x) {
-        Path::Portable | Path::Cpu => {
-            let y = portable::conv2d(x, conv.weight(), conv.config())?;
+    // The convolution's bias moves the mean, which batch norm subtracts: it only needs a gradient, of zero.
+    let beta = match conv.bias() {
+        Some(bias) => (beta.as_tensor() + (bias.as_tensor() - bias.as_tensor())?)?,
+        None => beta.as_tensor().clone(),
+    };
+    let (y, (mean, var)) = match Path::of(x) {
+        Path::Cpu => in_blocks(x, residual, |x, residual| {
+            let relu = activation == Activation::Relu;
+            cpu::conv_bn(x, [weight, gamma, &beta], conv.config(), residual, relu)
+        })?,
+        Path::Portable => {
+            let y = portable::conv2d(x, weight, conv.config())?;
             let (mean, var) = portable::batch_stats(&y)?;
-            let y = portable::normalize(&y, &mean, &var, bn.weight(), bn.bias())?;
-            (portable::finish(y, residual, activation)?, mean.flatten_all()?, var.flatten_all()?)
+            let y = portable::normalize(&y, &mean, &var, gamma, &beta)?;
+            (portable::finish(y, residual, activation)?, (mean.flatten_all()?, var.flatten_all()?))
         }
+    };
+    let mean = match conv.bias() {
+        Some(bias) => (mean + bias.as_detached_tensor())?,
+        None => mean,
     };
     bn.track(&mean, &var, count)?;
     Ok(y)
@@ -62,10 +139,24 @@ pub(super) fn conv_bn_batch(
 
 /// Max pooling; padding never wins, and the first maximum of a window gets the gradient.
 pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
-    portable::max_pool2d(x, kernel, stride, padding)
+    let (h, w) = match *x.dims() {
+        [_, h, w, _, _] | [_, _, h, w] => (h, w),
+        _ => return Err(Error::invalid(format!("max pooling: expected images, found {:?}", x.dims()))),
+    };
+    let size = portable::pooled_size((h, w), kernel, stride, padding)?;
+    match Path::of(x) {
+        Path::Cpu => {
+            let run = |x: &Tensor, _: Option<&Tensor>| Ok((cpu::max_pool2d(x, size, kernel, stride, padding)?, ()));
+            Ok(in_blocks(x, None, run)?.0)
+        }
+        Path::Portable => portable::max_pool2d(x, size, kernel, stride, padding),
+    }
 }
 
 /// The mean over height and width: `f32[B,C]`.
 pub fn global_avg_pool(x: &Tensor) -> Result<Tensor> {
-    Ok(x.flatten_from(2)?.mean(2)?)
+    match is_blocked(x) {
+        true => Ok(cpu::global_avg_pool(x)?),
+        false => Ok(x.flatten_from(2)?.mean(2)?),
+    }
 }
