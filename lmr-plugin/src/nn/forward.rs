@@ -25,6 +25,17 @@ pub trait Forward {
         activation: Activation,
     ) -> Result<Tensor>;
 
+    /// `relu(second(relu(first(x))) + shortcut(x))`; without a shortcut, `x` itself is added.
+    fn basic_block(
+        &mut self,
+        first: &ConvBn,
+        second: &ConvBn,
+        shortcut: Option<&ConvBn>,
+        x: &Tensor,
+    ) -> Result<Tensor> {
+        compose_block(self, first, second, shortcut, x)
+    }
+
     /// Max pooling; padding never wins.
     fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor>;
 
@@ -33,6 +44,22 @@ pub trait Forward {
 
     /// `x · Wᵀ + b` for `f32[B,D]`: `f32[B,K]`.
     fn linear(&mut self, layer: &Linear, x: &Tensor) -> Result<Tensor>;
+}
+
+/// A block as three calls of [`Forward::conv_bn`].
+fn compose_block<F: Forward + ?Sized>(
+    how: &mut F,
+    first: &ConvBn,
+    second: &ConvBn,
+    shortcut: Option<&ConvBn>,
+    x: &Tensor,
+) -> Result<Tensor> {
+    let hidden = how.conv_bn(first, x, None, Activation::Relu)?;
+    let residual = match shortcut {
+        Some(shortcut) => how.conv_bn(shortcut, x, None, Activation::None)?,
+        None => x.clone(),
+    };
+    how.conv_bn(second, &hidden, Some(&residual), Activation::Relu)
 }
 
 /// Differentiable: everything is recorded for backward.
@@ -65,6 +92,21 @@ impl Forward for Train {
                 ops::conv2d(x, &weight, &bias, layer.conv().config(), residual, activation)
             }
         }
+    }
+
+    fn basic_block(
+        &mut self,
+        first: &ConvBn,
+        second: &ConvBn,
+        shortcut: Option<&ConvBn>,
+        x: &Tensor,
+    ) -> Result<Tensor> {
+        if self.batch_norm == BatchNormMode::Batch
+            && let Some(y) = ops::basic_block_batch(x, first, second, shortcut)?
+        {
+            return Ok(y);
+        }
+        compose_block(self, first, second, shortcut, x)
     }
 
     fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {

@@ -5,6 +5,7 @@
 
 use candle_core::Tensor;
 
+use super::batch_norm::Moments;
 use super::{Activation, ConvBn, ConvConfig, Path, cpu, portable};
 use crate::{Error, Result};
 
@@ -108,33 +109,75 @@ pub(super) fn conv_bn_batch(
     activation: Activation,
 ) -> Result<Tensor> {
     let (conv, bn) = (layer.conv(), layer.bn());
-    let (weight, gamma, beta) = (conv.weight(), bn.weight(), bn.bias());
-    let [b, _, h, w] = output_dims(x, weight, conv.config())?;
-    let count = b * h * w;
-    bn.check_count(count)?;
-    // The convolution's bias moves the mean, which batch norm subtracts: it only needs a gradient, of zero.
-    let beta = match conv.bias() {
-        Some(bias) => (beta.as_tensor() + (bias.as_tensor() - bias.as_tensor())?)?,
-        None => beta.as_tensor().clone(),
-    };
-    let (y, (mean, var)) = match Path::of(x) {
+    let count = check_batch(x, layer)?;
+    let beta = shifted_beta(layer)?;
+    let (y, moments) = match Path::of(x) {
         Path::Cpu => in_blocks(x, residual, |x, residual| {
-            let relu = activation == Activation::Relu;
-            cpu::conv_bn(x, [weight, gamma, &beta], conv.config(), residual, relu)
+            cpu::conv_bn(x, cpu_layer(layer, &beta), residual, activation == Activation::Relu)
         })?,
         Path::Portable => {
-            let y = portable::conv2d(x, weight, conv.config())?;
+            let y = portable::conv2d(x, conv.weight(), conv.config())?;
             let (mean, var) = portable::batch_stats(&y)?;
-            let y = portable::normalize(&y, &mean, &var, gamma, &beta)?;
-            (portable::finish(y, residual, activation)?, (mean.flatten_all()?, var.flatten_all()?))
+            let y = portable::normalize(&y, &mean, &var, bn.weight(), &beta)?;
+            let moments = Moments { mean: mean.flatten_all()?, var: var.flatten_all()?, count };
+            (portable::finish(y, residual, activation)?, moments)
         }
     };
-    let mean = match conv.bias() {
-        Some(bias) => (mean + bias.as_detached_tensor())?,
-        None => mean,
-    };
-    bn.track(&mean, &var, count)?;
+    track(layer, moments)?;
     Ok(y)
+}
+
+/// `relu(second(relu(first(x))) + shortcut(x))` with the batch's own statistics, in one operation, where the path has it.
+pub(super) fn basic_block_batch(
+    x: &Tensor,
+    first: &ConvBn,
+    second: &ConvBn,
+    shortcut: Option<&ConvBn>,
+) -> Result<Option<Tensor>> {
+    if Path::of(x) != Path::Cpu || !is_blocked(x) {
+        return Ok(None);
+    }
+    let layers = [Some(first), Some(second), shortcut];
+    check_batch(x, first)?;
+    let betas = layers.iter().flatten().map(|layer| shifted_beta(layer)).collect::<Result<Vec<_>>>()?;
+    let third = shortcut.zip(betas.get(2)).map(|(layer, beta)| cpu_layer(layer, beta));
+    let (y, moments) = cpu::basic_block(x, cpu_layer(first, &betas[0]), cpu_layer(second, &betas[1]), third)?;
+    for (layer, moments) in layers.into_iter().zip(moments) {
+        if let (Some(layer), Some(moments)) = (layer, moments) {
+            track(layer, moments)?;
+        }
+    }
+    Ok(Some(y))
+}
+
+/// Values per channel that a layer normalizes, if its shapes fit and there are enough.
+fn check_batch(x: &Tensor, layer: &ConvBn) -> Result<usize> {
+    let [b, _, h, w] = output_dims(x, layer.conv().weight(), layer.conv().config())?;
+    layer.bn().check_count(b * h * w)?;
+    Ok(b * h * w)
+}
+
+/// β, recorded with the convolution's bias, if any: batch norm cancels that bias, which therefore only needs a gradient,
+/// of zero.
+fn shifted_beta(layer: &ConvBn) -> Result<Tensor> {
+    let beta = layer.bn().bias().as_tensor();
+    match layer.conv().bias() {
+        Some(bias) => Ok((beta + (bias.as_tensor() - bias.as_tensor())?)?),
+        None => Ok(beta.clone()),
+    }
+}
+
+fn cpu_layer<'a>(layer: &'a ConvBn, beta: &'a Tensor) -> cpu::Layer<'a> {
+    let conv = layer.conv();
+    cpu::Layer { weight: conv.weight(), gamma: layer.bn().weight(), beta, config: conv.config() }
+}
+
+/// Moves the running statistics towards those of a convolution's output without its bias.
+fn track(layer: &ConvBn, mut moments: Moments) -> Result<()> {
+    if let Some(bias) = layer.conv().bias() {
+        moments.mean = (moments.mean + bias.as_detached_tensor())?;
+    }
+    layer.bn().track(&moments)
 }
 
 /// Max pooling; padding never wins, and the first maximum of a window gets the gradient.

@@ -75,11 +75,11 @@ pub(super) fn max_pool2d(
     let never = |dims: [usize; 4]| Tensor::full(f32::NEG_INFINITY, &dims, x.device())?.to_dtype(x.dtype());
     let x = if padding > 0 {
         let side = never([b, c, h, padding])?;
-        let rows = Tensor::cat(&[&side, x, &side], 3)?;
+        let rows = Tensor::cat(&[&side, &x.contiguous()?, &side], 3)?;
         let edge = never([b, c, padding, w + 2 * padding])?;
         Tensor::cat(&[&edge, &rows, &edge], 2)?
     } else {
-        x.clone()
+        x.contiguous()?
     };
     let pick = |outputs: usize, tap: usize| {
         let positions: Vec<u32> = (0..outputs).map(|o| (o * stride + tap) as u32).collect();

@@ -26,3 +26,23 @@ pub(super) unsafe fn store<S: Simd>(simd: S, mask: MemMask<S::m32s>, masked: boo
         }
     }
 }
+
+/// The vector of `row` from `at` on; lanes beyond its end are 0.
+#[inline(always)]
+pub(super) fn get<S: Simd>(simd: S, row: &[f32], at: usize) -> S::f32s {
+    let rest = &row[at..];
+    match S::as_simd_f32s(rest).0.first() {
+        Some(&vector) => vector,
+        None => simd.partial_load_f32s(rest),
+    }
+}
+
+/// Writes a vector to `row` from `at` on, up to its end.
+#[inline(always)]
+pub(super) fn put<S: Simd>(simd: S, row: &mut [f32], at: usize, value: S::f32s) {
+    let rest = &mut row[at..];
+    match S::as_mut_simd_f32s(rest).0.first_mut() {
+        Some(vector) => *vector = value,
+        None => simd.partial_store_f32s(rest, value),
+    }
+}
