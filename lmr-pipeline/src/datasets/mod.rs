@@ -193,10 +193,14 @@ impl Dataset {
 
     fn load_parquet(&self, source: &ParquetSource) -> Result<Parts, DataError> {
         let (mut pixels, mut labels, mut files) = (Vec::new(), Vec::new(), Vec::new());
-        let (shape, classes) = (self.descriptor.image.chw(), self.descriptor.classes.len());
         for file in &source.files {
             let (path, provenance) = self.locate(source, file)?;
-            parquet::read(&path, source, file.rows, shape, classes, &mut pixels, &mut labels)?;
+            let expected = parquet::Expected {
+                rows: file.rows,
+                shape: self.descriptor.image.chw(),
+                classes: self.descriptor.classes.len(),
+            };
+            parquet::read(&path, source, expected, &mut pixels, &mut labels)?;
             files.push(provenance);
         }
         Ok((pixels, labels, files))

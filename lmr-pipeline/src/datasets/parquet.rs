@@ -3,6 +3,7 @@
 //! Candle's own loader swaps rows and columns and skips what it cannot read; this one does neither.
 
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use ::parquet::column::reader::{ColumnReader, ColumnReaderImpl};
@@ -19,19 +20,44 @@ use super::{DataError, ParquetSource};
 /// Rows decoded at a time: enough to keep all threads busy, few enough that encoded bytes stay small.
 const CHUNK: usize = 2048;
 
+const DAMAGED: &str = "; the file is cut off or damaged";
+
+/// What the rows of a file must look like.
+#[derive(Clone, Copy)]
+pub(super) struct Expected {
+    /// How many there are, if known.
+    pub(super) rows: Option<usize>,
+    /// Channels, height and width of the images.
+    pub(super) shape: [usize; 3],
+    /// Labels are below this.
+    pub(super) classes: usize,
+}
+
 /// Appends the images of one file to `pixels` and their classes to `labels`.
 pub(super) fn read(
     file: &Path,
     source: &ParquetSource,
-    rows: Option<usize>,
-    shape: [usize; 3],
-    classes: usize,
+    expected: Expected,
+    pixels: &mut Vec<u8>,
+    labels: &mut Vec<u32>,
+) -> Result<(), DataError> {
+    // The Parquet reader asserts some properties of a page where it should report them, so one flipped byte can make it
+    // panic. What was appended by then is dropped with the error.
+    let rows = AssertUnwindSafe(|| read_rows(file, source, expected, pixels, labels));
+    catch_unwind(rows).unwrap_or_else(|_| {
+        Err(DataError::content(file, "no readable Parquet (the reader gave up)", "a Parquet file").advise(DAMAGED))
+    })
+}
+
+fn read_rows(
+    file: &Path,
+    source: &ParquetSource,
+    Expected { rows, shape, classes }: Expected,
     pixels: &mut Vec<u8>,
     labels: &mut Vec<u32>,
 ) -> Result<(), DataError> {
     let damaged = |error: ParquetError| {
-        DataError::content(file, format!("no readable Parquet ({error})"), "a Parquet file")
-            .advise("; the file is cut off or damaged")
+        DataError::content(file, format!("no readable Parquet ({error})"), "a Parquet file").advise(DAMAGED)
     };
     let handle = File::open(file).map_err(|source| DataError::io(file, source))?;
     let reader = SerializedFileReader::new(handle).map_err(damaged)?;

@@ -1,1 +1,347 @@
+//! The loader end to end, on files made here. Only the ignored test needs the real Parquet files in the cache.
 
+use std::io::{Cursor, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use ::parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+use ::parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
+use ::parquet::schema::parser::parse_message_type;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
+use rstest::rstest;
+use tempfile::TempDir;
+
+use super::*;
+
+const REVISION: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// Images of two rows and three columns, three classes.
+fn descriptor(channels: usize, source: &str) -> String {
+    let ones = vec!["1.0"; channels].join(", ");
+    format!(
+        r#"
+name = "tiny"
+title = "Tiny"
+license = "unknown"
+homepage = "none"
+classes = ["a", "b", "c"]
+image = {{ channels = {channels}, height = 2, width = 3 }}
+normalization = {{ mean = [{ones}], std = [{ones}] }}
+{source}
+"#
+    )
+}
+
+fn open(folder: &Path, text: &str) -> Result<Dataset, DataError> {
+    std::fs::create_dir_all(folder.join("datasets")).unwrap();
+    std::fs::write(folder.join("datasets/tiny.toml"), text).unwrap();
+    Dataset::open_from("tiny", folder)
+}
+
+fn idx(kind: u8, dimensions: &[u32], values: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0, 0, kind, dimensions.len() as u8];
+    bytes.extend(dimensions.iter().flat_map(|d| d.to_be_bytes()));
+    bytes.extend(values);
+    bytes
+}
+
+fn gz(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// Loads a data set of one pair of IDX files.
+fn load_idx(images: &[u8], labels: &[u8]) -> Result<Loaded, DataError> {
+    let folder = TempDir::new().unwrap();
+    let text = descriptor(1, "test = { kind = \"idx\", images = \"tiny/i\", labels = \"tiny/l\" }");
+    let dataset = open(folder.path(), &text)?;
+    std::fs::create_dir(folder.path().join("datasets/tiny")).unwrap();
+    std::fs::write(folder.path().join("datasets/tiny/i"), images).unwrap();
+    std::fs::write(folder.path().join("datasets/tiny/l"), labels).unwrap();
+    dataset.load(Split::Test)
+}
+
+const PIXELS: [u8; 12] = [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15];
+
+#[rstest]
+#[case::plain(false)]
+#[case::gzipped(true)]
+fn idx_is_read(#[case] gzipped: bool) {
+    let pack = |bytes: Vec<u8>| if gzipped { gz(&bytes) } else { bytes };
+    let loaded = load_idx(&pack(idx(8, &[2, 2, 3], &PIXELS)), &pack(idx(8, &[2], &[2, 0]))).unwrap();
+    assert_eq!((loaded.images.pixels(), loaded.images.labels()), (&PIXELS[..], &[2, 0][..]));
+    assert_eq!(loaded.images.shape(), [1, 2, 3]);
+    let files: Vec<&str> = loaded.provenance.files.iter().map(|file| file.path.as_str()).collect();
+    assert_eq!((files, loaded.provenance.count), (vec!["tiny/i", "tiny/l"], 2));
+    assert_eq!(loaded.provenance.files[0].sha256.len(), 64);
+}
+
+#[rstest]
+#[case::cut_off(idx(8, &[2, 2, 3], &PIXELS[..11]), "a header that declares [2, 2, 3] values, expected at most 11")]
+#[case::too_long(idx(8, &[1, 2, 3], &PIXELS), "more bytes of values than its header declares, expected 6")]
+#[case::no_header(vec![0, 0, 8], "expected a header; the file is cut off")]
+#[case::nothing(vec![], "expected a header")]
+#[case::magic(idx(9, &[2, 2, 3], &PIXELS), "found magic number [00, 00, 09, 03], expected [00, 00, 08, 03]")]
+#[case::labels_file(idx(8, &[12], &PIXELS), "expected [00, 00, 08, 03], unsigned bytes of 3 dimensions")]
+#[case::transposed(idx(8, &[2, 3, 2], &PIXELS), "found images of 3x2 (height, width), expected 2x3")]
+#[case::huge(idx(8, &[u32::MAX, 2, 3], &PIXELS), "declares [4294967295, 2, 3] values, expected at most 12")]
+#[case::huge_gz(gz(&idx(8, &[u32::MAX, 2, 3], &PIXELS)), "declares [4294967295, 2, 3] values, expected at most")]
+#[case::bomb(gz(&idx(8, &[1, 2, 3], &[0; 1 << 20])), "more bytes of values than its header declares, expected 6")]
+#[case::short_gz(gz(&idx(8, &[3, 2, 3], &PIXELS)), "found 12 bytes of values, expected 18; the file is cut off")]
+#[case::cut_gz(gz(&idx(8, &[2, 2, 3], &PIXELS))[..20].to_vec(), "the file is cut off or damaged")]
+#[case::broken_gz({ let mut b = gz(&idx(8, &[2, 2, 3], &PIXELS)); let n = b.len(); b[n - 6] ^= 1; b }, "cut off or damaged")]
+fn bad_image_files_are_refused(#[case] images: Vec<u8>, #[case] message: &str) {
+    let error = load_idx(&images, &idx(8, &[2], &[2, 0])).unwrap_err().to_string();
+    assert!(error.contains(message) && error.contains("tiny/i"), "{error}");
+}
+
+#[rstest]
+#[case::range(idx(8, &[2], &[2, 3]), "tiny/l, label 1: found class 3, expected 0 to 2")]
+#[case::too_few(idx(8, &[1], &[2]), "tiny/l: found 1 labels, expected 2, one for each image")]
+fn bad_label_files_are_refused(#[case] labels: Vec<u8>, #[case] message: &str) {
+    let error = load_idx(&idx(8, &[2, 2, 3], &PIXELS), &labels).unwrap_err().to_string();
+    assert!(error.contains(message), "{error}");
+}
+
+#[test]
+fn empty_split_is_refused() {
+    let error = load_idx(&idx(8, &[0, 2, 3], &[]), &idx(8, &[0], &[])).unwrap_err().to_string();
+    assert!(error.contains("found no images in the test split, expected at least one"), "{error}");
+}
+
+const NESTED: &str = "message m { optional group image { optional binary bytes; optional binary path (UTF8); }
+    optional int64 label; }";
+const FLAT: &str = "message m { required binary image; required int64 label; }";
+
+/// A row: the encoded image and its class; `None` is a null.
+type Row = (Option<Vec<u8>>, Option<i64>);
+
+/// A Parquet file with two rows a group.
+fn parquet(schema: &str, rows: &[Row]) -> Vec<u8> {
+    let nested = schema == NESTED;
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let mut writer = SerializedFileWriter::new(Vec::new(), schema, Default::default()).unwrap();
+    for rows in rows.chunks(2) {
+        let images: Vec<ByteArray> = rows.iter().filter_map(|row| row.0.clone().map(ByteArray::from)).collect();
+        let there: Vec<i16> = rows.iter().map(|row| if row.0.is_some() { 2 } else { 0 }).collect();
+        let labels: Vec<i64> = rows.iter().filter_map(|row| row.1).collect();
+        let labelled: Vec<i16> = rows.iter().map(|row| i16::from(row.1.is_some())).collect();
+        let mut group = writer.next_row_group().unwrap();
+        let levels = |levels| if nested { Some(levels) } else { None };
+        bytes_column(&mut group, &images, levels(&there[..]));
+        if nested {
+            bytes_column(&mut group, &[], Some(&vec![0; rows.len()]));
+        }
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<Int64Type>().write_batch(&labels, levels(&labelled[..]), None).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+    }
+    writer.into_inner().unwrap()
+}
+
+fn bytes_column(group: &mut SerializedRowGroupWriter<'_, Vec<u8>>, values: &[ByteArray], levels: Option<&[i16]>) {
+    let mut column = group.next_column().unwrap().unwrap();
+    column.typed::<ByteArrayType>().write_batch(values, levels, None).unwrap();
+    column.close().unwrap();
+}
+
+/// An image whose red counts columns and whose green counts rows.
+fn png(width: u32, height: u32) -> Vec<u8> {
+    let image = RgbImage::from_fn(width, height, |x, y| Rgb([x as u8, 10 * y as u8, 9]));
+    let mut bytes = Cursor::new(Vec::new());
+    DynamicImage::from(image).write_to(&mut bytes, ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
+fn rows(count: usize) -> Vec<Row> {
+    (0..count).map(|i| (Some(png(3, 2)), Some(i as i64 % 3))).collect()
+}
+
+/// Loads a data set of one Parquet file from a folder the user named.
+fn load_parquet(file: &[u8], extra: &str) -> Result<Loaded, DataError> {
+    let folder = TempDir::new().unwrap();
+    std::fs::create_dir(folder.path().join("data")).unwrap();
+    std::fs::write(folder.path().join("data/t.parquet"), file).unwrap();
+    open(folder.path(), &parquet_descriptor(extra))?.with_root(folder.path()).load(Split::Train)
+}
+
+fn parquet_descriptor(extra: &str) -> String {
+    let source = format!(
+        r#"
+[train]
+kind = "parquet"
+repo = "some/tiny"
+revision = "{REVISION}"
+image-column = "image"
+label-column = "label"
+files = [{{ path = "data/t.parquet"{extra} }}]
+"#
+    );
+    descriptor(3, &source)
+}
+
+#[rstest]
+#[case::nested(NESTED)]
+#[case::flat(FLAT)]
+fn parquet_is_read_across_row_groups(#[case] schema: &str) {
+    let loaded = load_parquet(&parquet(schema, &rows(5)), ", rows = 5").unwrap();
+    assert_eq!(loaded.images.labels(), [0, 1, 2, 0, 1]);
+    for image in 0..5 {
+        let pixels = loaded.images.image(image).unwrap();
+        assert_eq!(pixels, [0, 1, 2, 0, 1, 2, 0, 0, 0, 10, 10, 10, 9, 9, 9, 9, 9, 9]);
+    }
+    assert_eq!(loaded.provenance.files[0].repo, None);
+}
+
+#[rstest]
+#[case::too_few_rows(rows(3), ", rows = 4", "t.parquet: found 3 rows, expected 4; is this the right file?")]
+#[case::range({ let mut r = rows(4); r[3].1 = Some(3); r }, "", "row 3, column `label`: found class 3, expected 0 to 2")]
+#[case::negative({ let mut r = rows(4); r[1].1 = Some(-1); r }, "", "row 1, column `label`: found class -1")]
+#[case::null_image({ let mut r = rows(4); r[2].0 = None; r }, "", "row 2: found nothing, expected a value in column `image`")]
+#[case::null_label({ let mut r = rows(4); r[3].1 = None; r }, "", "row 3: found nothing, expected a value in column `label`")]
+#[case::size({ let mut r = rows(4); r[3].0 = Some(png(2, 3)); r }, "", "row 3, column `image`: found an image of 3x2")]
+#[case::bytes({ let mut r = rows(4); r[1].0 = Some(b"no image".to_vec()); r }, "", "row 1, column `image`: found 8 bytes")]
+#[case::first({ let mut r = rows(2); r[0].0 = Some(vec![1]); r[1].0 = Some(vec![]); r }, "", "row 0, column `image`")]
+#[case::empty(vec![], "", "found no images in the train split")]
+#[case::digest(
+    rows(1),
+    ", sha256 = \"0000000000000000000000000000000000000000000000000000000000000000\"",
+    "expected 0000"
+)]
+fn bad_rows_are_refused(#[case] rows: Vec<Row>, #[case] extra: &str, #[case] message: &str) {
+    let error = load_parquet(&parquet(NESTED, &rows), extra).unwrap_err().to_string();
+    assert!(error.contains(message), "{error}");
+}
+
+#[rstest]
+#[case::image(
+    "message m { required binary picture; required int64 label; }",
+    "the columns `picture`, `label`, expected one named `image`"
+)]
+#[case::label(
+    "message m { required binary image; required int64 class; }",
+    "expected one named `label`; correct `image-column`"
+)]
+fn missing_columns_are_named(#[case] schema: &str, #[case] message: &str) {
+    let error = load_parquet(&parquet(schema, &rows(2)), "").unwrap_err().to_string();
+    assert!(error.contains(message), "{error}");
+}
+
+#[test]
+fn what_is_no_parquet_is_refused() {
+    let whole = parquet(FLAT, &rows(2));
+    for bytes in [&b"<html>"[..], &[], &whole[..whole.len() / 2], &whole[40..]] {
+        let error = load_parquet(bytes, "").unwrap_err().to_string();
+        assert!(error.contains("no readable Parquet") && error.contains("data/t.parquet"), "{error}");
+    }
+    // A damaged page in an otherwise sound file is an error as well, wherever it is.
+    for at in (4..whole.len() - 8).step_by(7) {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0xff;
+        let _ = load_parquet(&damaged, "");
+    }
+}
+
+#[test]
+fn a_missing_file_says_where_it_belongs() {
+    let folder = TempDir::new().unwrap();
+    let dataset = open(folder.path(), &parquet_descriptor("")).unwrap();
+    let error = dataset.clone().with_root(folder.path()).load(Split::Train).unwrap_err().to_string();
+    assert!(error.contains("data/t.parquet") && error.contains("`path` must name the folder"), "{error}");
+    let error = dataset.load(Split::Test).unwrap_err().to_string();
+    assert!(error.contains("tiny.toml: there is no `test` split; add a [test] table"), "{error}");
+}
+
+#[rstest]
+#[case::channels("channels = 3", "channels = 2", "image.channels: found 2, expected 1 or 3")]
+#[case::unknown("title =", "titel =", "titel")]
+#[case::class("\"b\"", "\"a\"", "classes: \"a\" occurs twice")]
+#[case::side("height = 2", "height = 0", "image.height: found 0, expected 1 to 4096")]
+#[case::path("data/t.parquet", "../t.parquet", "train.files[0].path: found \"../t.parquet\"")]
+#[case::branch(REVISION, "main", "train.revision: found \"main\", expected a commit")]
+#[case::repo("some/tiny", "tiny", "train.repo: found \"tiny\", expected \"owner/name\"")]
+#[case::kind("\"parquet\"", "\"csv\"", "train: kind: found \"csv\", expected \"idx\" or \"parquet\"")]
+#[case::kind_missing("kind = ", "# ", "train: kind is missing")]
+#[case::field("path = \"data", "rows = \"x\", path = \"data", "train: files[0].rows: invalid type: string \"x\"")]
+#[case::name("name = \"tiny\"", "name = \"other\"", "name: found \"other\", expected the name of the file")]
+#[case::idx_colour(
+    "[train]",
+    "test = { kind = \"idx\", images = \"a\", labels = \"b\" }\n[train]",
+    "test.kind: IDX images are"
+)]
+#[case::deviation("std = [1.0, 1.0, 1.0]", "std = [1.0, 1.0]", "normalization.std: found 2 values, expected 3")]
+fn impossible_descriptors_are_refused(#[case] from: &str, #[case] to: &str, #[case] message: &str) {
+    let folder = TempDir::new().unwrap();
+    let text = parquet_descriptor("");
+    assert!(text.contains(from), "the case changes nothing");
+    let error = open(folder.path(), &text.replacen(from, to, 1)).unwrap_err().to_string();
+    assert!(error.contains(message) && error.contains("tiny.toml"), "{error}");
+}
+
+#[rstest]
+#[case::typo("tyny", "data set `tyny`: no `datasets/tyny.toml` in", "did you mean `tiny`?")]
+#[case::other("imagenet", "no `datasets/imagenet.toml`", "there is tiny")]
+#[case::hostile("..", "data set `..`", "there is tiny")]
+fn unknown_names_get_a_hint(#[case] name: &str, #[case] message: &str, #[case] hint: &str) {
+    let folder = TempDir::new().unwrap();
+    open(folder.path(), &parquet_descriptor("")).unwrap();
+    let below = folder.path().join("a/b");
+    let error = Dataset::open_from(name, &below).unwrap_err().to_string();
+    assert!(error.contains(message) && error.contains(hint), "{error}");
+    assert!(Dataset::open_from("tiny", &below).is_ok());
+    assert!(Dataset::open_from("datasets/tiny.toml", folder.path()).is_ok());
+}
+
+#[test]
+fn shipped_descriptors_hold() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let names = known_names(here);
+    assert!(names.iter().any(|name| name == "cifar10"));
+    for name in names {
+        let dataset = Dataset::open_from(&name, here).unwrap();
+        let text = toml::to_string(dataset.descriptor()).unwrap();
+        assert_eq!(&Descriptor::parse(&text, Path::new("again.toml")).unwrap(), dataset.descriptor());
+    }
+}
+
+#[test]
+fn bundled_sample_is_whole() {
+    let dataset = Dataset::open_from("fashion_mnist", Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let images = dataset.load(Split::Test).unwrap().images;
+    assert_eq!((images.shape(), images.class_counts()), ([1, 28, 28], vec![1000; 10]));
+    // The first image is an ankle boot, its toe to the left: upright, the sole is wider than the shaft.
+    assert_eq!(images.labels()[0], 9);
+    let covered = |row: usize| images.image(0).unwrap()[row * 28..][..28].iter().filter(|&&v| v > 0).count();
+    assert!(covered(18) > covered(9));
+}
+
+#[test]
+#[ignore = "needs Fashion-MNIST's test Parquet file in the Hugging Face cache"]
+fn bundled_sample_equals_the_hub() {
+    let mut dataset = Dataset::open_from("fashion_mnist", Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let bundled = dataset.load(Split::Test).unwrap().images;
+    let Some(Source::Parquet(mut source)) = dataset.descriptor.train.clone() else { panic!("train is no Parquet") };
+    source.files = vec![ParquetFile {
+        path: "fashion_mnist/test-00000-of-00001.parquet".to_owned(),
+        rows: Some(10_000),
+        sha256: None,
+    }];
+    dataset.descriptor.test = Some(Source::Parquet(source));
+    let hub = dataset.load(Split::Test).unwrap().images;
+    assert_eq!(bundled.labels(), hub.labels());
+    assert!(bundled.pixels() == hub.pixels());
+    assert_eq!(digest(&bundled), digest(&hub));
+}
+
+#[test]
+fn schema_knows_the_kinds() {
+    // `Source` is deserialized by hand, so the derived schema has to be held against it.
+    let schema = serde_json::to_value(schemars::schema_for!(Source)).unwrap();
+    let kinds: Vec<&str> =
+        schema["oneOf"].as_array().unwrap().iter().filter_map(|s| s["properties"]["kind"]["const"].as_str()).collect();
+    assert_eq!(kinds, ["idx", "parquet"], "{schema:#}");
+}

@@ -1,1 +1,226 @@
+//! Against a cache made here and a server on this machine.
 
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+
+use rstest::rstest;
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+use super::*;
+
+const REVISION: &str = "0123456789abcdef0123456789abcdef01234567";
+const FILE: RemoteFile<'_> = RemoteFile { repo: "some/set", revision: REVISION, path: "data/t.parquet", sha256: None };
+const CONTENT: &[u8] = b"the true bytes";
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn hub(variables: &[(&str, &str)]) -> Hub {
+    let variables: HashMap<&str, &str> = variables.iter().copied().collect();
+    Hub::from_variables(|name| variables.get(name).map(|value| (*value).to_owned()), Some("/home/user".into()))
+}
+
+#[rstest]
+#[case(&[], "/home/user/.cache/huggingface/hub")]
+#[case(&[("XDG_CACHE_HOME", "/x")], "/x/huggingface/hub")]
+#[case(&[("XDG_CACHE_HOME", "/x"), ("HF_HOME", "/h")], "/h/hub")]
+#[case(&[("HF_HOME", "/h"), ("HUGGINGFACE_HUB_CACHE", "/old")], "/old")]
+#[case(&[("HF_HUB_CACHE", "/c"), ("HUGGINGFACE_HUB_CACHE", "/old"), ("HF_HOME", "/h")], "/c")]
+#[case(&[("HF_HUB_CACHE", ""), ("HF_HOME", "/h\n")], "/h/hub")]
+fn cache_follows_the_environment(#[case] variables: &[(&str, &str)], #[case] expected: &str) {
+    assert_eq!(hub(variables).cache, PathBuf::from(expected));
+}
+
+#[rstest]
+#[case("1", true)]
+#[case("true", true)]
+#[case("0", false)]
+#[case("", false)]
+fn offline_follows_the_environment(#[case] value: &str, #[case] expected: bool) {
+    assert_eq!(hub(&[("HF_HUB_OFFLINE", value)]).offline, expected);
+}
+
+#[test]
+fn token_is_trimmed_and_hidden() {
+    let with_token = hub(&[("HF_TOKEN", "hf_secret\n")]);
+    assert_eq!(with_token.token.as_deref(), Some("hf_secret"));
+    assert!(!format!("{with_token:?}").contains("secret"));
+    let folder = TempDir::new().unwrap();
+    std::fs::write(folder.path().join("token"), "hf_file\n").unwrap();
+    assert_eq!(hub(&[("HF_HOME", &folder.path().to_string_lossy())]).token.as_deref(), Some("hf_file"));
+}
+
+#[rstest]
+#[case("https://huggingface.co", true)]
+#[case("http://localhost:8000", true)]
+#[case("http://127.0.0.1:8000/hub", true)]
+#[case("http://[::1]:8000", true)]
+#[case("http://huggingface.co", false)]
+#[case("http://localhost.example.org", false)]
+#[case("http://localhost:80@example.org", false)]
+#[case("ftp://localhost", false)]
+fn endpoints(#[case] endpoint: &str, #[case] good: bool) {
+    assert_eq!(check_endpoint(endpoint).is_ok(), good);
+}
+
+/// A cache with one file, plain or as a link to its blob.
+fn cache(content: &[u8], link: bool) -> TempDir {
+    let folder = TempDir::new().unwrap();
+    let repository = folder.path().join("datasets--some--set");
+    let data = repository.join("snapshots").join(REVISION).join("data");
+    std::fs::create_dir_all(&data).unwrap();
+    if link {
+        let blob = repository.join("blobs").join(sha256(CONTENT));
+        std::fs::create_dir_all(repository.join("blobs")).unwrap();
+        std::fs::write(&blob, content).unwrap();
+        std::os::unix::fs::symlink(&blob, data.join("t.parquet")).unwrap();
+    } else {
+        std::fs::write(data.join("t.parquet"), content).unwrap();
+    }
+    folder
+}
+
+fn offline(folder: &TempDir) -> Hub {
+    hub(&[("HF_HUB_CACHE", &folder.path().to_string_lossy()), ("HF_HUB_OFFLINE", "1")])
+}
+
+#[rstest]
+#[case::plain(false)]
+#[case::linked(true)]
+fn cached_file_is_used(#[case] link: bool) {
+    let folder = cache(CONTENT, link);
+    let found = offline(&folder).dataset_file(&FILE).unwrap();
+    assert_eq!((found.sha256, found.bytes), (sha256(CONTENT), CONTENT.len() as u64));
+    assert!(found.path.starts_with(folder.path()));
+}
+
+#[test]
+fn cached_file_is_verified() {
+    let poisoned = cache(b"503", true);
+    let error = offline(&poisoned).dataset_file(&FILE).unwrap_err().to_string();
+    assert!(error.contains("is damaged") && error.contains(&sha256(b"503")) && error.contains("remove it"), "{error}");
+    let sound = cache(CONTENT, false);
+    let wanted = sha256(b"other");
+    let error = offline(&sound).dataset_file(&RemoteFile { sha256: Some(&wanted), ..FILE }).unwrap_err();
+    assert!(matches!(error, HubError::Digest { expected, .. } if expected == wanted));
+    // Somebody's cache is theirs: nothing in it is removed for being wrong.
+    assert!(offline(&sound).dataset_file(&FILE).is_ok());
+}
+
+#[test]
+fn missing_file_says_what_to_do() {
+    let folder = TempDir::new().unwrap();
+    let error = offline(&folder).dataset_file(&FILE).unwrap_err().to_string();
+    for part in [
+        "`data/t.parquet` of data set repository some/set at 0123456789abcdef0123456789abcdef01234567 is missing",
+        "datasets--some--set/snapshots/0123456789abcdef0123456789abcdef01234567/data/t.parquet",
+        "unset HF_HUB_OFFLINE",
+        "hf download --repo-type dataset some/set data/t.parquet --revision 0123456789abcdef0123456789abcdef01234567",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[rstest]
+#[case::path(RemoteFile { path: "../../../../etc/passwd", ..FILE })]
+#[case::absolute(RemoteFile { path: "/etc/passwd", ..FILE })]
+#[case::repo(RemoteFile { repo: "../x", ..FILE })]
+#[case::revision(RemoteFile { revision: "../../x", ..FILE })]
+fn hostile_names_are_refused(#[case] file: RemoteFile<'_>) {
+    assert!(matches!(hub(&[]).dataset_file(&file), Err(HubError::Name { .. })));
+}
+
+/// What the server answers to GET, one a request; the last one again and again. HEAD always describes [`CONTENT`].
+fn serve(answers: &'static [(&'static str, &'static [u8])], etag: String) -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let seen = log.clone();
+    std::thread::spawn(move || {
+        let mut gets = 0;
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut head = Vec::new();
+            for line in BufReader::new(&stream).lines() {
+                match line.unwrap() {
+                    line if line.is_empty() => break,
+                    line => head.push(line),
+                }
+            }
+            let get = head[0].starts_with("GET");
+            seen.lock().unwrap().push(head.join("\n"));
+            let (status, body) = if get { answers[gets.min(answers.len() - 1)] } else { ("200 OK", CONTENT) };
+            gets += usize::from(get);
+            write!(
+                stream,
+                "HTTP/1.1 {status}\r\nETag: \"{etag}\"\r\nX-Repo-Commit: {REVISION}\r\nContent-Length: {}\r\n\
+                 Connection: close\r\n\r\n",
+                body.len()
+            )
+            .unwrap();
+            if get {
+                stream.write_all(body).unwrap();
+            }
+        }
+    });
+    (address, log)
+}
+
+fn online(folder: &TempDir, endpoint: &str) -> Hub {
+    let cache = folder.path().to_string_lossy();
+    hub(&[("HF_HUB_CACHE", &cache), ("HF_ENDPOINT", endpoint), ("HF_TOKEN", "hf_secret\n")])
+}
+
+#[test]
+fn download_is_verified_and_then_cached() {
+    let folder = TempDir::new().unwrap();
+    let (endpoint, log) = serve(&[("200 OK", CONTENT)], sha256(CONTENT));
+    let found = online(&folder, &endpoint).dataset_file(&FILE).unwrap();
+    assert_eq!(std::fs::read(&found.path).unwrap(), CONTENT);
+    let requests = log.lock().unwrap().clone();
+    assert!(requests[0].contains(&format!("/datasets/some/set/resolve/{REVISION}/data/t.parquet")), "{requests:?}");
+    assert!(requests[0].contains("Bearer hf_secret"), "{requests:?}");
+    assert_eq!(offline(&folder).dataset_file(&FILE).unwrap(), found);
+}
+
+#[test]
+fn an_error_page_is_fetched_again() {
+    let folder = TempDir::new().unwrap();
+    let (endpoint, _) = serve(&[("403 Forbidden", b"go away"), ("200 OK", CONTENT)], sha256(CONTENT));
+    let found = online(&folder, &endpoint).dataset_file(&FILE).unwrap();
+    assert_eq!(std::fs::read(found.path).unwrap(), CONTENT);
+}
+
+#[test]
+fn a_lasting_error_page_is_refused_and_removed() {
+    let folder = TempDir::new().unwrap();
+    let (endpoint, _) = serve(&[("403 Forbidden", b"go away")], sha256(CONTENT));
+    let error = online(&folder, &endpoint).dataset_file(&FILE).unwrap_err().to_string();
+    assert!(error.contains("is damaged") && !error.contains("secret"), "{error}");
+    assert!(matches!(offline(&folder).dataset_file(&FILE), Err(HubError::Offline { .. })));
+    let blob = folder.path().join("datasets--some--set/blobs").join(sha256(CONTENT));
+    assert!(!blob.exists());
+}
+
+#[test]
+fn what_cannot_be_verified_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let (endpoint, _) = serve(&[("200 OK", CONTENT)], "0".repeat(40));
+    let error = online(&folder, &endpoint).dataset_file(&FILE).unwrap_err().to_string();
+    assert!(error.contains("give `sha256` in the descriptor"), "{error}");
+    let digest = sha256(CONTENT);
+    let known = RemoteFile { sha256: Some(&digest), ..FILE };
+    assert_eq!(online(&folder, &endpoint).dataset_file(&known).unwrap().sha256, digest);
+}
+
+#[test]
+fn an_unreachable_hub_is_said_so() {
+    let folder = TempDir::new().unwrap();
+    let endpoint = format!("http://{}", TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+    let error = online(&folder, &endpoint).dataset_file(&FILE).unwrap_err().to_string();
+    assert!(error.contains("the Hub cannot be reached") && error.contains("HF_ENDPOINT"), "{error}");
+}

@@ -55,15 +55,6 @@ impl BasicBlock {
         };
         Ok(Self { first, second, shortcut })
     }
-
-    fn forward(&self, how: &mut dyn Forward, x: &Tensor) -> Result<Tensor> {
-        let y = how.conv_bn(&self.first, x, None, Activation::Relu)?;
-        let residual = match &self.shortcut {
-            Some(shortcut) => how.conv_bn(shortcut, x, None, Activation::None)?,
-            None => x.clone(),
-        };
-        how.conv_bn(&self.second, &y, Some(&residual), Activation::Relu)
-    }
 }
 
 impl ResNet {
@@ -120,7 +111,7 @@ impl Classifier for ResNet {
             x = how.max_pool(&x, 3, 2, 1)?;
         }
         for block in &self.blocks {
-            x = block.forward(how, &x)?;
+            x = how.basic_block(&block.first, &block.second, block.shortcut.as_ref(), &x)?;
         }
         how.global_avg_pool(&x)
     }

@@ -19,6 +19,15 @@ pub struct BatchNorm2d {
     name: String,
 }
 
+/// What batch norm saw in a batch, per channel.
+pub(super) struct Moments {
+    pub mean: Tensor,
+    /// Biased.
+    pub var: Tensor,
+    /// Values per channel.
+    pub count: usize,
+}
+
 impl BatchNorm2d {
     /// ε, added to the variance.
     pub const EPS: f64 = 1e-5;
@@ -64,7 +73,7 @@ impl BatchNorm2d {
 
     /// `γ / √(running_var + ε)` and `β - running_mean · scale`: what batch norm is with running statistics.
     /// Differentiable in γ and β, unless `detached`.
-    pub(crate) fn scale_shift(&self, detached: bool) -> Result<(Tensor, Tensor)> {
+    pub(super) fn scale_shift(&self, detached: bool) -> Result<(Tensor, Tensor)> {
         let of = |var: &Var| if detached { var.as_detached_tensor() } else { var.as_tensor().clone() };
         let std = (self.running_var.as_detached_tensor() + Self::EPS)?.sqrt()?;
         let scale = of(&self.weight).div(&std)?;
@@ -72,9 +81,11 @@ impl BatchNorm2d {
         Ok((scale, shift))
     }
 
-    /// Moves the running statistics towards a batch's mean and biased variance over `count` values per channel.
-    pub(crate) fn track(&self, mean: &Tensor, var: &Tensor, count: usize) -> Result<()> {
-        let unbias = count as f64 / (count as f64 - 1.0);
+    /// Moves the running statistics towards a batch's.
+    pub(super) fn track(&self, moments: &Moments) -> Result<()> {
+        self.check_count(moments.count)?;
+        let Moments { mean, var, count } = moments;
+        let unbias = *count as f64 / (*count as f64 - 1.0);
         for (running, new, factor) in [(&self.running_mean, mean, 1.0), (&self.running_var, var, unbias)] {
             let kept = running.as_detached_tensor().affine(1.0 - Self::MOMENTUM, 0.0)?;
             running.set(&(kept + new.detach().affine(Self::MOMENTUM * factor, 0.0)?)?)?;
@@ -84,7 +95,7 @@ impl BatchNorm2d {
     }
 
     /// Refuses statistics over a single value, whose variance is meaningless.
-    pub(crate) fn check_count(&self, count: usize) -> Result<()> {
+    pub(super) fn check_count(&self, count: usize) -> Result<()> {
         if count > 1 {
             return Ok(());
         }

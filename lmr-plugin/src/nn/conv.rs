@@ -25,9 +25,8 @@ impl Default for ConvConfig {
 }
 
 impl ConvConfig {
-    /// The output's `(B, O, H, W)` for an input `f32[B,C,H,W]` and a weight `f32[O,C/groups,kh,kw]`, if they fit.
-    pub(crate) fn output_dims(&self, x: &Tensor, weight: &Tensor) -> Result<[usize; 4]> {
-        let (b, c, h, w) = x.dims4()?;
+    /// The output's `[B,O,H,W]` for an input of `[B,C,H,W]` and a weight `f32[O,C/groups,kh,kw]`, if they fit.
+    pub(crate) fn output_dims(&self, [b, c, h, w]: [usize; 4], weight: &Tensor) -> Result<[usize; 4]> {
         let (o, c_group, kh, kw) = weight.dims4()?;
         if self.stride == 0 || self.dilation == 0 || self.groups == 0 || kh == 0 || kw == 0 {
             return Err(Error::invalid(format!("convolution: nothing may be 0 in {self:?}, kernel {kh}x{kw}")));

@@ -7,7 +7,9 @@ use crate::Result;
 
 /// An interpreter of a network: it is handed every operation in turn, with the layer that owns the weights.
 ///
-/// `f32[B,C,H,W]` in and out unless said otherwise.
+/// Images are `f32[B,C,H,W]`. What [`Forward::input`] makes of them, and what the layers up to
+/// [`Forward::global_avg_pool`] pass on, is the interpreter's own affair: [`Train`] and [`Eval`] return a layout of five
+/// dimensions on the CPU. They accept images everywhere and answer them with images.
 pub trait Forward {
     /// The network's input, before the first layer.
     fn input(&mut self, x: &Tensor) -> Result<Tensor> {
@@ -23,6 +25,17 @@ pub trait Forward {
         activation: Activation,
     ) -> Result<Tensor>;
 
+    /// `relu(second(relu(first(x))) + shortcut(x))`; without a shortcut, `x` itself is added.
+    fn basic_block(
+        &mut self,
+        first: &ConvBn,
+        second: &ConvBn,
+        shortcut: Option<&ConvBn>,
+        x: &Tensor,
+    ) -> Result<Tensor> {
+        compose_block(self, first, second, shortcut, x)
+    }
+
     /// Max pooling; padding never wins.
     fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor>;
 
@@ -31,6 +44,22 @@ pub trait Forward {
 
     /// `x · Wᵀ + b` for `f32[B,D]`: `f32[B,K]`.
     fn linear(&mut self, layer: &Linear, x: &Tensor) -> Result<Tensor>;
+}
+
+/// A block as three calls of [`Forward::conv_bn`].
+fn compose_block<F: Forward + ?Sized>(
+    how: &mut F,
+    first: &ConvBn,
+    second: &ConvBn,
+    shortcut: Option<&ConvBn>,
+    x: &Tensor,
+) -> Result<Tensor> {
+    let hidden = how.conv_bn(first, x, None, Activation::Relu)?;
+    let residual = match shortcut {
+        Some(shortcut) => how.conv_bn(shortcut, x, None, Activation::None)?,
+        None => x.clone(),
+    };
+    how.conv_bn(second, &hidden, Some(&residual), Activation::Relu)
 }
 
 /// Differentiable: everything is recorded for backward.
@@ -45,6 +74,10 @@ pub struct Train {
 pub struct Eval;
 
 impl Forward for Train {
+    fn input(&mut self, x: &Tensor) -> Result<Tensor> {
+        ops::to_internal(x)
+    }
+
     fn conv_bn(
         &mut self,
         layer: &ConvBn,
@@ -59,6 +92,21 @@ impl Forward for Train {
                 ops::conv2d(x, &weight, &bias, layer.conv().config(), residual, activation)
             }
         }
+    }
+
+    fn basic_block(
+        &mut self,
+        first: &ConvBn,
+        second: &ConvBn,
+        shortcut: Option<&ConvBn>,
+        x: &Tensor,
+    ) -> Result<Tensor> {
+        if self.batch_norm == BatchNormMode::Batch
+            && let Some(y) = ops::basic_block_batch(x, first, second, shortcut)?
+        {
+            return Ok(y);
+        }
+        compose_block(self, first, second, shortcut, x)
     }
 
     fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
@@ -76,7 +124,7 @@ impl Forward for Train {
 
 impl Forward for Eval {
     fn input(&mut self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.detach())
+        ops::to_internal(&x.detach())
     }
 
     fn conv_bn(

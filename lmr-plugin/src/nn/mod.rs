@@ -3,6 +3,7 @@
 mod batch_norm;
 mod conv;
 mod conv_bn;
+mod cpu;
 mod forward;
 mod linear;
 mod ops;
@@ -15,7 +16,7 @@ pub use conv::{Conv2d, ConvConfig, ConvSpec};
 pub use conv_bn::ConvBn;
 pub use forward::{Eval, Forward, Train};
 pub use linear::Linear;
-pub use ops::{conv2d, conv2d_inference, global_avg_pool, max_pool2d};
+pub use ops::{conv2d, conv2d_inference, global_avg_pool, max_pool2d, to_images, to_internal};
 pub use params::{Builder, Init, Params, Slot, StateDict, WeightsError};
 pub use path::{Path, with_portable_path};
 

@@ -4,10 +4,10 @@
 //! Three of Candle's own gradients are avoided: `max_pool2d` (wrong), ReLU at 0 (1 instead of 0) and the strided
 //! convolution on images whose height and width leave different remainders (fails).
 
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 
 use super::{Activation, BatchNorm2d, ConvConfig};
-use crate::Result;
+use crate::{Error, Result};
 
 /// `max(x, 0)` with gradient 0 at 0.
 pub(super) fn relu(x: &Tensor) -> Result<Tensor> {
@@ -28,7 +28,7 @@ pub(super) fn finish(x: Tensor, residual: Option<&Tensor>, activation: Activatio
 
 /// Convolution without bias.
 pub(super) fn conv2d(x: &Tensor, weight: &Tensor, config: &ConvConfig) -> Result<Tensor> {
-    let [_, _, oh, ow] = config.output_dims(x, weight)?;
+    let [_, _, oh, ow] = config.output_dims(x.dims4()?.into(), weight)?;
     let ConvConfig { stride, padding, dilation, groups } = *config;
     let (_, _, h, w) = x.dims4()?;
     let (_, _, kh, kw) = weight.dims4()?;
@@ -57,24 +57,29 @@ pub(super) fn batch_stats(x: &Tensor) -> Result<(Tensor, Tensor)> {
 }
 
 /// Batch norm with the given statistics.
-pub(super) fn normalize(x: &Tensor, mean: &Tensor, var: &Tensor, gamma: &Var, beta: &Var) -> Result<Tensor> {
+pub(super) fn normalize(x: &Tensor, mean: &Tensor, var: &Tensor, gamma: &Tensor, beta: &Tensor) -> Result<Tensor> {
     let std = (var + BatchNorm2d::EPS)?.sqrt()?;
     let scaled = x.broadcast_sub(mean)?.broadcast_div(&std)?.broadcast_mul(&gamma.reshape((1, (), 1, 1))?)?;
     add_channels(&scaled, beta)
 }
 
 /// Max pooling; the first maximum of a window, in reading order, gets the gradient.
-pub(super) fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+pub(super) fn max_pool2d(
+    x: &Tensor,
+    (oh, ow): (usize, usize),
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
-    let [_, _, oh, ow] = pool_dims(x, kernel, stride, padding)?;
     let never = |dims: [usize; 4]| Tensor::full(f32::NEG_INFINITY, &dims, x.device())?.to_dtype(x.dtype());
     let x = if padding > 0 {
         let side = never([b, c, h, padding])?;
-        let rows = Tensor::cat(&[&side, x, &side], 3)?;
+        let rows = Tensor::cat(&[&side, &x.contiguous()?, &side], 3)?;
         let edge = never([b, c, padding, w + 2 * padding])?;
         Tensor::cat(&[&edge, &rows, &edge], 2)?
     } else {
-        x.clone()
+        x.contiguous()?
     };
     let pick = |outputs: usize, tap: usize| {
         let positions: Vec<u32> = (0..outputs).map(|o| (o * stride + tap) as u32).collect();
@@ -91,18 +96,22 @@ pub(super) fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usiz
             });
         }
     }
-    best.ok_or_else(|| crate::Error::invalid("max pooling: the kernel is empty"))
+    best.ok_or_else(|| Error::invalid("max pooling: the kernel is empty"))
 }
 
-/// The dimensions that pooling leaves.
-pub(super) fn pool_dims(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<[usize; 4]> {
-    let (b, c, h, w) = x.dims4()?;
+/// Height and width that pooling leaves, if the window fits.
+pub(super) fn pooled_size(
+    (h, w): (usize, usize),
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+) -> Result<(usize, usize)> {
     let fits = kernel > 0 && stride > 0 && 2 * padding <= kernel && h.min(w) + 2 * padding >= kernel;
-    if !fits {
-        return Err(crate::Error::invalid(format!(
-            "max pooling: kernel {kernel}, stride {stride} and padding {padding} do not fit a {h}x{w} image"
+    if !fits || kernel > 15 {
+        return Err(Error::invalid(format!(
+            "max pooling: kernel {kernel} (at most 15), stride {stride} and padding {padding} do not fit a {h}x{w} image"
         )));
     }
     let output = |size: usize| (size + 2 * padding - kernel) / stride + 1;
-    Ok([b, c, output(h), output(w)])
+    Ok((output(h), output(w)))
 }

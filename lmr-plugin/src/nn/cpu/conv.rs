@@ -1,0 +1,169 @@
+//! Convolutions as Candle operations with hand-written gradients.
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::super::ConvConfig;
+use super::access::{blocked, slice, tensor, with_slice};
+use super::correlate::weight_gradient;
+use super::gather::Finish;
+use super::geometry::Geometry;
+use super::layer::{convolve, input_gradient};
+use super::layout::Dims;
+use super::norm;
+
+/// `activation(conv(x) + bias + residual)`.
+struct Convolution {
+    geometry: Geometry,
+    bias: Option<Vec<f32>>,
+    relu: bool,
+}
+
+impl Convolution {
+    fn run(&self, x: &[f32], weight: &[f32], residual: Option<&[f32]>) -> (CpuStorage, Shape) {
+        let finish = Finish::Activate { bias: self.bias.as_deref(), residual, relu: self.relu };
+        blocked(convolve(x, weight, &self.geometry, finish).0, self.geometry.y)
+    }
+}
+
+impl CustomOp2 for Convolution {
+    fn name(&self) -> &'static str {
+        "conv-inference"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok(self.run(slice(x, lx)?, slice(w, lw)?, None))
+    }
+}
+
+impl CustomOp3 for Convolution {
+    fn name(&self) -> &'static str {
+        "conv-residual-inference"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+        r: &CpuStorage,
+        lr: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        Ok(self.run(slice(x, lx)?, slice(w, lw)?, Some(slice(r, lr)?)))
+    }
+}
+
+/// Refuses a residual or values per channel that do not fit the output.
+pub(super) fn check(y: Dims, residual: Option<&Tensor>, channels: &[&Tensor]) -> Result<()> {
+    if let Some(residual) = residual.filter(|r| *r.dims() != y.shape()) {
+        bail!("convolution: a residual of {:?} does not fit an output of {:?}", residual.dims(), y.shape());
+    }
+    if let Some(other) = channels.iter().find(|t| *t.dims() != [y.c]) {
+        bail!("convolution: expected {} values, one per channel, found {:?}", y.c, other.dims());
+    }
+    Ok(())
+}
+
+/// `activation(conv(x) + bias + residual)` of blocked activations, not recorded.
+pub(in super::super) fn conv2d_inference(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    config: &ConvConfig,
+    residual: Option<&Tensor>,
+    relu: bool,
+) -> Result<Tensor> {
+    let geometry = Geometry::new(Dims::of(x)?, weight.dims4()?.into(), *config)?;
+    check(geometry.y, residual, bias.as_slice())?;
+    let bias = bias.map(|b| b.to_vec1::<f32>()).transpose()?;
+    let op = Convolution { geometry, bias, relu };
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    match residual {
+        Some(residual) => x.apply_op3_no_bwd(&weight, &residual.contiguous()?, &op),
+        None => x.apply_op2_no_bwd(&weight, &op),
+    }
+}
+
+/// `conv(x) + bias` with gradients; the third argument is the bias.
+struct Biased(Geometry);
+
+impl CustomOp3 for Biased {
+    fn name(&self) -> &'static str {
+        "conv-bias"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+        b: &CpuStorage,
+        lb: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let finish = Finish::Activate { bias: Some(slice(b, lb)?), residual: None, relu: false };
+        Ok(blocked(convolve(slice(x, lx)?, slice(w, lw)?, &self.0, finish).0, self.0.y))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let geometry = &self.0;
+        with_slice(dy, |dy| {
+            let dx = match x.track_op() {
+                true => {
+                    let dx = with_slice(weight, |weight| Ok(input_gradient(dy, weight, geometry, None)))?;
+                    Some(tensor(dx, &geometry.x.shape())?)
+                }
+                false => None,
+            };
+            let dw = with_slice(x, |x| Ok(weight_gradient(x, dy, geometry)))?;
+            let db = norm::channel_sums(dy, geometry.y);
+            Ok((dx, Some(tensor(dw, weight.dims())?), Some(tensor(db, bias.dims())?)))
+        })
+    }
+}
+
+/// `max(x, 0)` with gradient 0 at 0.
+struct Relu;
+
+impl CustomOp1 for Relu {
+    fn name(&self) -> &'static str {
+        "relu"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let y = slice(x, l)?.par_iter().map(|&x| if x < 0.0 { 0.0 } else { x }).collect();
+        Ok((CpuStorage::F32(y), l.shape().clone()))
+    }
+
+    fn bwd(&self, _: &Tensor, y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let dx = with_slice(dy, |dy| with_slice(y, |y| Ok(norm::mask(dy, y))))?;
+        Ok(Some(tensor(dx, y.dims())?))
+    }
+}
+
+/// `activation(conv(x) + bias + residual)` of blocked activations; differentiable.
+pub(in super::super) fn conv2d(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    config: &ConvConfig,
+    residual: Option<&Tensor>,
+    relu: bool,
+) -> Result<Tensor> {
+    let geometry = Geometry::new(Dims::of(x)?, weight.dims4()?.into(), *config)?;
+    check(geometry.y, residual, &[bias])?;
+    let y = x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Biased(geometry))?;
+    let y = match residual {
+        Some(residual) => (y + residual)?,
+        None => y,
+    };
+    if relu { y.apply_op1(Relu) } else { Ok(y) }
+}

@@ -1,0 +1,184 @@
+//! The layout of activations between two layers: `f32[G,H,W,C,N]`, where the batch is `G` blocks of `N` images.
+//!
+//! The image index is innermost, so a SIMD vector holds the same pixel of 16 images. Whatever a kernel tap reads is then
+//! an aligned run of whole vectors: no shifted loads, no padding to store or to multiply, no layout change between
+//! layers, and every stride, dilation and image size is handled by the same code. All values are real: `G * N` is the
+//! batch exactly, and the last vector of a row is masked.
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::access::{blocked, slice};
+use super::output;
+
+/// Dimensions of a blocked activation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Dims {
+    /// Blocks of images.
+    pub g: usize,
+    /// Height.
+    pub h: usize,
+    /// Width.
+    pub w: usize,
+    /// Channels.
+    pub c: usize,
+    /// Images in a block.
+    pub n: usize,
+}
+
+impl Dims {
+    pub fn of(t: &Tensor) -> Result<Self> {
+        match *t.dims() {
+            [g, h, w, c, n] => Ok(Self { g, h, w, c, n }),
+            ref other => bail!("expected a blocked activation of 5 dimensions, found {other:?}"),
+        }
+    }
+
+    pub fn shape(&self) -> [usize; 5] {
+        [self.g, self.h, self.w, self.c, self.n]
+    }
+
+    /// Pixels of all blocks.
+    pub fn positions(&self) -> usize {
+        self.g * self.h * self.w
+    }
+
+    /// Floats that belong to one position: a row of `N` per channel.
+    pub fn position_len(&self) -> usize {
+        self.c * self.n
+    }
+
+    pub fn len(&self) -> usize {
+        self.positions() * self.position_len()
+    }
+
+    /// Values per channel.
+    pub fn count(&self) -> usize {
+        self.positions() * self.n
+    }
+
+    /// How many consecutive positions make one unit of parallel work, and of summation: a function of the shape alone,
+    /// so that results do not depend on the number of threads.
+    pub fn chunk_positions(&self) -> usize {
+        (self.positions() / 64).max(1)
+    }
+}
+
+/// The most images in a block: beyond this, rows of neighbouring channels are so far apart that they evict each other
+/// from the cache.
+const MAX_BLOCK: usize = 128;
+
+/// Splits a batch into equal blocks, `(G, N)`: of whole vectors where possible, and not much above [`MAX_BLOCK`] images.
+fn split_batch(batch: usize) -> (usize, usize) {
+    let cost = |n: usize| {
+        let idle_lanes = n.next_multiple_of(16) as f64 / n as f64;
+        if n > MAX_BLOCK { 1.5 * idle_lanes } else { idle_lanes }
+    };
+    let blocks = (1..=batch).filter(|g| batch.is_multiple_of(*g)).map(|g| (g, batch / g));
+    blocks.min_by(|a, b| cost(a.1).total_cmp(&cost(b.1))).unwrap_or((1, batch))
+}
+
+/// The blocked dimensions of an `f32[B,C,H,W]` image batch.
+fn blocked_dims(b: usize, c: usize, h: usize, w: usize) -> Dims {
+    let (g, n) = split_batch(b);
+    Dims { g, h, w, c, n }
+}
+
+/// `[B,C,H,W]` to blocked.
+fn to_blocked(x: &[f32], dims: Dims) -> Vec<f32> {
+    let Dims { h, w, c, n, .. } = dims;
+    let mut out = output(dims.len());
+    out.par_chunks_mut(w * c * n).enumerate().for_each(|(row, out)| {
+        let (g, y) = (row / h, row % h);
+        for image in 0..n {
+            for channel in 0..c {
+                let from = (((g * n + image) * c + channel) * h + y) * w;
+                for (position, &value) in x[from..from + w].iter().enumerate() {
+                    out[(position * c + channel) * n + image] = value;
+                }
+            }
+        }
+    });
+    out
+}
+
+/// Blocked to `[B,C,H,W]`.
+fn to_planes(x: &[f32], dims: Dims) -> Vec<f32> {
+    let Dims { h, w, c, n, .. } = dims;
+    let mut out = output(dims.len());
+    out.par_chunks_mut(h * w).enumerate().for_each(|(plane, out)| {
+        let (image, channel) = (plane / c, plane % c);
+        let from = image / n * h * w * c * n + channel * n + image % n;
+        for (position, out) in out.iter_mut().enumerate() {
+            *out = x[from + position * c * n];
+        }
+    });
+    out
+}
+
+/// `[B,C,H,W]` to blocked.
+struct Enter;
+
+/// Blocked to `[B,C,H,W]`.
+struct Leave;
+
+impl CustomOp1 for Enter {
+    fn name(&self) -> &'static str {
+        "enter-blocked"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (b, c, h, w) = l.shape().dims4()?;
+        let dims = blocked_dims(b, c, h, w);
+        Ok(blocked(to_blocked(slice(x, l)?, dims), dims))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(leave(grad)?))
+    }
+}
+
+impl CustomOp1 for Leave {
+    fn name(&self) -> &'static str {
+        "leave-blocked"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let [g, h, w, c, n] = *l.dims() else { bail!("expected a blocked activation, found {:?}", l.dims()) };
+        let dims = Dims { g, h, w, c, n };
+        Ok((CpuStorage::F32(to_planes(slice(x, l)?, dims)), Shape::from((g * n, c, h, w))))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(enter(grad)?))
+    }
+}
+
+/// `[B,C,H,W]` to blocked; differentiable.
+pub(in super::super) fn enter(x: &Tensor) -> Result<Tensor> {
+    x.contiguous()?.apply_op1(Enter)
+}
+
+/// Blocked to `[B,C,H,W]`; differentiable.
+pub(in super::super) fn leave(x: &Tensor) -> Result<Tensor> {
+    x.contiguous()?.apply_op1(Leave)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_split_into_whole_vectors_where_possible() {
+        for (batch, expected) in [(1, (1, 1)), (128, (1, 128)), (100, (1, 100)), (512, (4, 128)), (1009, (1, 1009))] {
+            assert_eq!(split_batch(batch), expected, "{batch}");
+        }
+    }
+
+    #[test]
+    fn leaving_undoes_entering() {
+        let dims = blocked_dims(6, 3, 4, 5);
+        let x: Vec<f32> = (0..dims.len()).map(|i| i as f32).collect();
+        assert_eq!(to_planes(&to_blocked(&x, dims), dims), x);
+    }
+}

@@ -1,0 +1,270 @@
+//! Batch norm, residual and ReLU over blocked activations: one forward pass, two backward passes.
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::super::BatchNorm2d;
+use super::layout::Dims;
+use super::output;
+use super::simd::{get, put};
+
+/// Batch norm of one batch as `z · scale + shift`.
+pub(super) struct Norm {
+    pub mean: Vec<f32>,
+    /// Biased.
+    pub var: Vec<f32>,
+    inv_std: Vec<f64>,
+    scale: Vec<f32>,
+    shift: Vec<f32>,
+}
+
+/// The gradient behind the activation.
+#[derive(Clone, Copy)]
+pub(super) enum Grad<'a> {
+    /// As it is: there is no ReLU, or it is behind it already.
+    Plain(&'a [f32]),
+    /// To be masked by a ReLU whose input was the batch norm's output.
+    Relu(&'a [f32]),
+}
+
+impl Norm {
+    /// From chunks of sums and sums of squares, and `[gamma, beta]`.
+    pub fn new(chunks: &[Vec<f32>], dims: Dims, params: &[f32]) -> Self {
+        let count = dims.count() as f64;
+        let totals = add_chunks(chunks, 2 * dims.c);
+        let (sum, squares) = totals.split_at(dims.c);
+        let (gamma, beta) = params.split_at(dims.c);
+        let mean: Vec<f64> = sum.iter().map(|s| s / count).collect();
+        let var: Vec<f64> = squares.iter().zip(&mean).map(|(s, m)| (s / count - m * m).max(0.0)).collect();
+        let inv_std: Vec<f64> = var.iter().map(|v| 1.0 / (v + BatchNorm2d::EPS).sqrt()).collect();
+        let scale: Vec<f64> = inv_std.iter().zip(gamma).map(|(s, &g)| s * f64::from(g)).collect();
+        let shift = mean.iter().zip(&scale).zip(beta).map(|((m, s), &b)| (f64::from(b) - m * s) as f32).collect();
+        let narrow = |v: &[f64]| v.iter().map(|&v| v as f32).collect();
+        Self { mean: narrow(&mean), var: narrow(&var), scale: narrow(&scale), inv_std, shift }
+    }
+
+    /// `relu(z · scale + shift + residual)`.
+    pub fn apply(&self, z: &[f32], dims: Dims, residual: Option<&[f32]>, relu: bool) -> Vec<f32> {
+        let mut out = output(dims.len());
+        let (arch, len) = (Arch::new(), chunk_len(dims));
+        out.par_chunks_mut(len)
+            .enumerate()
+            .for_each(|(i, out)| arch.dispatch(Apply { norm: self, z, residual, relu, dims, begin: i * len, out }));
+        out
+    }
+
+    /// The gradient with respect to `z`, and those of `[gamma, beta]`.
+    pub fn backward(&self, z: &[f32], dims: Dims, grad: Grad<'_>) -> (Vec<f32>, Vec<f32>) {
+        let (arch, len) = (Arch::new(), chunk_len(dims));
+        let chunks: Vec<Vec<f32>> = z
+            .par_chunks(len)
+            .enumerate()
+            .map(|(i, z)| arch.dispatch(Sums { norm: self, grad, z, dims, begin: i * len }))
+            .collect();
+        let totals = add_chunks(&chunks, 2 * dims.c);
+        let (sum, product) = totals.split_at(dims.c);
+        let count = dims.count() as f64;
+        // dz = scale · (g - Σg/n - (z - mean) · inv_std² · Σg(z - mean)/n), linear in g and z.
+        let slope: Vec<f64> = (0..dims.c)
+            .map(|c| -f64::from(self.scale[c]) * self.inv_std[c] * self.inv_std[c] * product[c] / count)
+            .collect();
+        let offset: Vec<f32> = (0..dims.c)
+            .map(|c| (-f64::from(self.scale[c]) * sum[c] / count - slope[c] * f64::from(self.mean[c])) as f32)
+            .collect();
+        let slope: Vec<f32> = slope.iter().map(|&s| s as f32).collect();
+        let mut dz = output(dims.len());
+        dz.par_chunks_mut(len).enumerate().for_each(|(i, dz)| {
+            arch.dispatch(Input { norm: self, grad, z, slope: &slope, offset: &offset, dims, begin: i * len, dz });
+        });
+        let dgamma = product.iter().zip(&self.inv_std).map(|(p, s)| (p * s) as f32);
+        (dz, dgamma.chain(sum.iter().map(|&s| s as f32)).collect())
+    }
+}
+
+fn chunk_len(dims: Dims) -> usize {
+    dims.chunk_positions() * dims.position_len()
+}
+
+/// The sums over all chunks, in f64 and in order.
+fn add_chunks(chunks: &[Vec<f32>], len: usize) -> Vec<f64> {
+    let mut totals = vec![0.0; len];
+    for chunk in chunks {
+        for (total, &value) in totals.iter_mut().zip(chunk) {
+            *total += f64::from(value);
+        }
+    }
+    totals
+}
+
+struct Apply<'a> {
+    norm: &'a Norm,
+    z: &'a [f32],
+    residual: Option<&'a [f32]>,
+    relu: bool,
+    dims: Dims,
+    begin: usize,
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Apply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { norm, z, residual, relu, dims: Dims { c, n, .. }, begin, out } = self;
+        let floor = simd.splat_f32s(if relu { 0.0 } else { f32::NEG_INFINITY });
+        for (row, out) in out.chunks_exact_mut(n).enumerate() {
+            let (first, channel) = (begin + row * n, row % c);
+            let (scale, shift) = (simd.splat_f32s(norm.scale[channel]), simd.splat_f32s(norm.shift[channel]));
+            let z = &z[first..first + n];
+            let residual = residual.map(|r| &r[first..first + n]);
+            for at in (0..n).step_by(S::F32_LANES) {
+                let mut v = simd.mul_add_e_f32s(get(simd, z, at), scale, shift);
+                if let Some(residual) = residual {
+                    v = simd.add_f32s(v, get(simd, residual, at));
+                }
+                put(simd, out, at, simd.max_f32s(floor, v));
+            }
+        }
+    }
+}
+
+impl Grad<'_> {
+    /// A vector of the gradient, given the same vector of `z`.
+    #[inline(always)]
+    fn load<S: Simd>(self, simd: S, at: usize, len: usize, z: S::f32s, scale: S::f32s, shift: S::f32s) -> S::f32s {
+        match self {
+            Grad::Plain(g) => get(simd, &g[..len], at),
+            Grad::Relu(dy) => {
+                // The very expression of the forward pass, so that its sign is the same.
+                let before = simd.mul_add_e_f32s(z, scale, shift);
+                let zero = simd.splat_f32s(0.0);
+                simd.select_f32s(simd.greater_than_f32s(before, zero), get(simd, &dy[..len], at), zero)
+            }
+        }
+    }
+}
+
+/// Per channel the sums of `g` and of `g · (z - mean)`.
+struct Sums<'a> {
+    norm: &'a Norm,
+    grad: Grad<'a>,
+    z: &'a [f32],
+    dims: Dims,
+    begin: usize,
+}
+
+impl WithSimd for Sums<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+        let Self { norm, grad, z, dims: Dims { c, n, .. }, begin } = self;
+        let mut sums = vec![simd.splat_f32s(0.0); 2 * c];
+        let (sums, products) = sums.split_at_mut(c);
+        for (row, z) in z.chunks_exact(n).enumerate() {
+            let (first, channel) = (begin + row * n, row % c);
+            let (scale, shift) = (simd.splat_f32s(norm.scale[channel]), simd.splat_f32s(norm.shift[channel]));
+            let mean = simd.splat_f32s(norm.mean[channel]);
+            let (mut sum, mut product) = (sums[channel], products[channel]);
+            for at in (0..n).step_by(S::F32_LANES) {
+                let z = get(simd, z, at);
+                // Lanes beyond the row are 0 here.
+                let g = grad.load(simd, first + at, first + n, z, scale, shift);
+                sum = simd.add_f32s(sum, g);
+                product = simd.mul_add_e_f32s(g, simd.sub_f32s(z, mean), product);
+            }
+            (sums[channel], products[channel]) = (sum, product);
+        }
+        sums.iter().chain(&*products).map(|&v| simd.reduce_sum_f32s(v)).collect()
+    }
+}
+
+/// `g · scale + z · slope + offset`.
+struct Input<'a> {
+    norm: &'a Norm,
+    grad: Grad<'a>,
+    z: &'a [f32],
+    slope: &'a [f32],
+    offset: &'a [f32],
+    dims: Dims,
+    begin: usize,
+    dz: &'a mut [f32],
+}
+
+impl WithSimd for Input<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { norm, grad, z, slope, offset, dims: Dims { c, n, .. }, begin, dz } = self;
+        for (row, dz) in dz.chunks_exact_mut(n).enumerate() {
+            let (first, channel) = (begin + row * n, row % c);
+            let (scale, shift) = (simd.splat_f32s(norm.scale[channel]), simd.splat_f32s(norm.shift[channel]));
+            let (slope, offset) = (simd.splat_f32s(slope[channel]), simd.splat_f32s(offset[channel]));
+            let z = &z[first..first + n];
+            for at in (0..n).step_by(S::F32_LANES) {
+                let z = get(simd, z, at);
+                let g = grad.load(simd, first + at, first + n, z, scale, shift);
+                put(simd, dz, at, simd.mul_add_e_f32s(g, scale, simd.mul_add_e_f32s(z, slope, offset)));
+            }
+        }
+    }
+}
+
+/// `dy` where `y > 0`, else 0.
+pub(super) fn mask(dy: &[f32], y: &[f32]) -> Vec<f32> {
+    const LEN: usize = 1 << 14;
+    let (arch, mut out) = (Arch::new(), output(dy.len()));
+    out.par_chunks_mut(LEN).zip(dy.par_chunks(LEN).zip(y.par_chunks(LEN))).for_each(|(out, (dy, y))| {
+        arch.dispatch(Mask { dy, y, out });
+    });
+    out
+}
+
+struct Mask<'a> {
+    dy: &'a [f32],
+    y: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Mask<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let zero = simd.splat_f32s(0.0);
+        for at in (0..self.out.len()).step_by(S::F32_LANES) {
+            let positive = simd.greater_than_f32s(get(simd, self.y, at), zero);
+            put(simd, self.out, at, simd.select_f32s(positive, get(simd, self.dy, at), zero));
+        }
+    }
+}
+
+/// The sum per channel.
+pub(super) fn channel_sums(x: &[f32], dims: Dims) -> Vec<f32> {
+    let arch = Arch::new();
+    let chunks: Vec<Vec<f32>> = x.par_chunks(chunk_len(dims)).map(|x| arch.dispatch(ChannelSums { x, dims })).collect();
+    add_chunks(&chunks, dims.c).iter().map(|&s| s as f32).collect()
+}
+
+struct ChannelSums<'a> {
+    x: &'a [f32],
+    dims: Dims,
+}
+
+impl WithSimd for ChannelSums<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+        let mut sums = vec![simd.splat_f32s(0.0); self.dims.c];
+        for (row, x) in self.x.chunks_exact(self.dims.n).enumerate() {
+            for at in (0..x.len()).step_by(S::F32_LANES) {
+                let sum = &mut sums[row % self.dims.c];
+                *sum = simd.add_f32s(*sum, get(simd, x, at));
+            }
+        }
+        sums.into_iter().map(|v| simd.reduce_sum_f32s(v)).collect()
+    }
+}
