@@ -131,9 +131,9 @@ impl Inputs {
             }
             None => None,
         };
-        let trigger = plan.trigger.as_ref().map(|table| {
-            json!({ "kind": table.trigger.kind(), "target": table.target, "config": table.trigger.config() })
-        });
+        let trigger = plan.trigger.as_ref().map(
+            |table| json!({ "kind": table.trigger.kind(), "target": table.target, "config": table.trigger.config() }),
+        );
         let mut truth = |portion: Portion, what: &str| -> Result<(Images, SetRecord)> {
             let images = splits.get(portion.split)?;
             let mut indices = match portion.split == clean_table.split {
@@ -142,7 +142,8 @@ impl Inputs {
             };
             indices.truncate(portion.count.unwrap_or(usize::MAX));
             if indices.is_empty() {
-                let message = format!("no image is left for {what}: the clean set has the whole {} split", portion.split);
+                let message =
+                    format!("no image is left for {what}: the clean set has the whole {} split", portion.split);
                 return Err(Error::Data { name: name.clone(), message });
             }
             let images = if indices.len() == images.len() { images } else { images.select(&indices)? };
@@ -210,8 +211,8 @@ impl Splits<'_> {
             return Ok(images.clone());
         }
         let loaded = self.plan.dataset.load(split);
-        let loaded = loaded
-            .map_err(|error| Error::Data { name: self.plan.data.name.clone(), message: error.to_string() })?;
+        let loaded =
+            loaded.map_err(|error| Error::Data { name: self.plan.data.name.clone(), message: error.to_string() })?;
         self.files.push(loaded.provenance);
         self.loaded.insert(split.name(), loaded.images.clone());
         Ok(loaded.images)

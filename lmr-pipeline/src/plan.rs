@@ -59,9 +59,11 @@ pub struct Step {
 }
 
 impl Step {
-    /// The name of its folder in the run folder.
+    /// The name of its folder in the run folder: `07-purified-int8` for a stage called "purified + int8".
     pub fn folder(&self) -> String {
-        format!("{:02}-{}", self.index, self.name)
+        let fits = |c: char| c.is_ascii_alphanumeric() || "_.".contains(c);
+        let words: Vec<&str> = self.name.split(|c: char| !fits(c)).filter(|word| !word.is_empty()).collect();
+        format!("{:02}-{}", self.index, words.join("-"))
     }
 }
 

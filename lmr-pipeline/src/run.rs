@@ -118,8 +118,12 @@ fn digest_of(model: &Model) -> Result<String> {
 /// What decides whether a result can be reused, as a digest and in full.
 fn key(plan: &Plan, inputs: &Inputs, step: &Step, before: &State) -> Result<(String, Value)> {
     let needs = step.stage.needs();
-    let needed: Map<String, Value> =
-        before.facts.iter().filter(|(name, _)| needs.contains(&name.as_str())).map(|(n, v)| (n.clone(), v.clone())).collect();
+    let needed: Map<String, Value> = before
+        .facts
+        .iter()
+        .filter(|(name, _)| needs.contains(&name.as_str()))
+        .map(|(n, v)| (n.clone(), v.clone()))
+        .collect();
     let value = json!({
         "kind": step.stage.kind(),
         "version": step.stage.version(),
@@ -214,7 +218,8 @@ impl<'a> Runner<'a> {
             if let Some(state) = state {
                 model.network().params().load_state_dict(&state)?;
             }
-            let mut ctx = Context { model, clean: &self.inputs.clean, run: Run::new(self.plan.run.seed, self.observer) };
+            let mut ctx =
+                Context { model, clean: &self.inputs.clean, run: Run::new(self.plan.run.seed, self.observer) };
             step.stage.restore(&mut ctx, &fact_store(&record.findings)?)
         };
         restore().map_err(failed)?;

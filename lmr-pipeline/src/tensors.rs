@@ -73,8 +73,7 @@ mod tests {
 
     #[test]
     fn bytes_are_the_same_every_time() {
-        let metadata: BTreeMap<String, String> =
-            (0..20).map(|i| (format!("key{i}"), i.to_string())).collect();
+        let metadata: BTreeMap<String, String> = (0..20).map(|i| (format!("key{i}"), i.to_string())).collect();
         let first = to_safetensors(&tensors(1.0), &metadata).unwrap();
         assert!((0..20).all(|_| to_safetensors(&tensors(1.0), &metadata).unwrap() == first));
     }

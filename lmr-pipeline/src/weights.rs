@@ -115,7 +115,9 @@ fn explain(bytes: &[u8], error: &SafeTensorError) -> String {
         SafeTensorError::MetadataIncompleteBuffer => {
             let found = bytes.len() as u64 - 8 - header;
             match declared(&bytes[8..8 + header as usize]) {
-                Some(declared) => format!("is cut off or damaged: {found} bytes of tensors, the header says {declared}"),
+                Some(declared) => {
+                    format!("is cut off or damaged: {found} bytes of tensors, the header says {declared}")
+                }
                 None => "is cut off or damaged: the sizes in its header do not add up to the file's".into(),
             }
         }

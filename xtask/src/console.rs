@@ -46,9 +46,9 @@ impl Console {
     pub fn new(verbosity: Verbosity) -> Self {
         let bars = std::io::stderr().is_terminal() && !verbosity.quiet;
         let bar = if bars { ProgressBar::new(0) } else { ProgressBar::hidden() };
-        if let Ok(style) = ProgressStyle::with_template(
-            "{prefix} {wide_bar} {pos}/{len} {msg}  {per_sec}  {elapsed} (ETA {eta})",
-        ) {
+        if let Ok(style) =
+            ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg}  {per_sec}  {elapsed} (ETA {eta})")
+        {
             bar.set_style(style);
         }
         let level = match verbosity {

@@ -98,7 +98,8 @@ fn merge(file: &Table, overrides: Vec<Override>, problems: &mut Vec<Problem>) ->
     for Override { path, value, origin } in overrides {
         if path[0] != "stage" {
             let data = nest(&path[1..], value);
-            figment = figment.merge(Layer { origin: &origin, data: dict(Table::from_iter([(path[0].clone(), data)]))? });
+            figment =
+                figment.merge(Layer { origin: &origin, data: dict(Table::from_iter([(path[0].clone(), data)]))? });
             overridden.insert(path, origin);
             continue;
         }

@@ -4,8 +4,8 @@
 //! the working directory first, then from the pipeline file's folder and each folder above it.
 
 mod layers;
-mod resolved;
 pub(crate) mod place;
+mod resolved;
 
 use std::path::{Path, PathBuf};
 
@@ -16,10 +16,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::Result;
 use crate::datasets::Split;
 use crate::problem::hint;
 use crate::registry::{AnyTrigger, STAGES, StageKind, TRIGGERS, TriggerKind};
-use crate::Result;
 use place::{Faults, Place, read, show};
 
 /// The sections of a pipeline file.
@@ -201,7 +201,10 @@ impl Draft {
     /// Where a relative path of the pipeline leads: from the working directory, else from the file's folder or one above.
     pub fn locate(&self, path: &Path) -> Option<PathBuf> {
         let folder = std::path::absolute(&self.file).ok()?;
-        std::iter::once(Path::new("")).chain(folder.ancestors().skip(1)).map(|base| base.join(path)).find(|p| p.exists())
+        std::iter::once(Path::new(""))
+            .chain(folder.ancestors().skip(1))
+            .map(|base| base.join(path))
+            .find(|p| p.exists())
     }
 }
 
@@ -270,8 +273,8 @@ fn read_stage(index: usize, stage: Value, faults: &mut Faults) -> StageTable {
     let name: Option<String> = take(&mut table, "name", &place, faults, false);
     let from = take(&mut table, "from", &place, faults, false);
     let name = name.or(kind).unwrap_or_default();
-    if known.is_some() && !is_name(&name) {
-        faults.add(&place.key("name"), format!("expected letters, digits, `_`, `-` and `.`, found {name:?}"));
+    if known.is_some() && (name.trim().is_empty() || name.chars().count() > 100 || name.contains(char::is_control)) {
+        faults.add(&place.key("name"), format!("expected 1 to 100 printable characters, found {name:?}"));
     }
     StageTable { kind: known, name, from, stage: known.and_then(|known| known.parse(table, &place, faults)) }
 }
@@ -303,7 +306,7 @@ fn take<T: DeserializeOwned>(
     }
 }
 
-/// Whether this can be a folder's name everywhere.
+/// Whether this can be a folder's name on every system.
 pub(crate) fn is_name(name: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
     (1..=100).contains(&name.len()) && name.chars().all(fits) && !name.starts_with('.')

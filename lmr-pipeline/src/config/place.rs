@@ -128,7 +128,11 @@ fn explain(message: &str, found: Option<&Value>) -> String {
     if let Some(rest) = message.strip_prefix("unknown field ") {
         let names = names(rest);
         let known: Vec<&str> = names.iter().skip(1).map(String::as_str).collect();
-        return format!("unknown key `{}`{}", names.first().map_or("", |n| n), hint(names.first().map_or("", |n| n), &known));
+        return format!(
+            "unknown key `{}`{}",
+            names.first().map_or("", |n| n),
+            hint(names.first().map_or("", |n| n), &known)
+        );
     }
     if let Some(rest) = message.strip_prefix("unknown variant ") {
         let names = names(rest);
