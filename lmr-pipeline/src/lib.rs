@@ -1,4 +1,24 @@
-//! lmr-pipeline
+//! Config in, purified model and evidence out: reads a pipeline file, checks it as a whole, runs its stages and keeps
+//! what they found in a run folder.
 
+pub mod artifacts;
+pub mod config;
 pub mod datasets;
+pub mod device;
+pub mod error;
 pub mod hub;
+pub mod inputs;
+mod log;
+pub mod plan;
+pub mod problem;
+pub mod registry;
+pub mod report;
+pub mod run;
+pub mod schema;
+pub mod tensors;
+pub mod weights;
+
+pub use config::Overrides;
+pub use error::{Error, Result};
+pub use plan::Plan;
+pub use run::{Options, RunObserver, run};

@@ -1,0 +1,310 @@
+//! The pipeline file: its tables, their defaults, and how they are read.
+//!
+//! Layers, weakest first: defaults, the file, `LMR_…` environment variables, `--set`. A relative path is looked up from
+//! the working directory first, then from the pipeline file's folder and each folder above it.
+
+mod layers;
+mod resolved;
+pub(crate) mod place;
+
+use std::path::{Path, PathBuf};
+
+use lmr_plugin::models::ModelSpec;
+use lmr_plugin::stage::AnyStage;
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::datasets::Split;
+use crate::problem::hint;
+use crate::registry::{AnyTrigger, STAGES, StageKind, TRIGGERS, TriggerKind};
+use crate::Result;
+use place::{Faults, Place, read, show};
+
+/// The sections of a pipeline file.
+const SECTIONS: &[&str] = &["run", "model", "data", "trigger", "stage"];
+
+/// `[run]`: what is not about the model or the data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct RunTable {
+    /// The run folder's name under `runs/`; the pipeline file's name if empty. Letters, digits, `_`, `-` and `.`.
+    pub name: String,
+    /// Seed of every random choice: the clean set, shuffling, augmentation, fresh weights.
+    pub seed: u64,
+    /// `cpu`, `cuda:N`, `metal:N`, or `auto`: a GPU if the program was built for one and finds it.
+    pub device: String,
+}
+
+impl Default for RunTable {
+    fn default() -> Self {
+        Self { name: String::new(), seed: 0, device: "auto".into() }
+    }
+}
+
+/// `[model]` `weights`: a checkpoint in safetensors format with PyTorch names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct WeightsTable {
+    /// The file.
+    pub path: PathBuf,
+    /// SHA-256 that the file must have, in hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+/// `[data]`: which images the stages see.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct DataTable {
+    /// A dataset that `datasets/<name>.toml` describes.
+    pub name: String,
+    /// A local folder with the dataset's files, instead of the Hub's cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<PathBuf>,
+    /// The defender's clean images, drawn by the seed with all classes in proportion.
+    #[serde(default)]
+    pub clean: Clean,
+    /// The images that `evaluate` measures on; what is in `clean` is left out.
+    #[serde(default = "test_portion")]
+    pub test: Portion,
+    /// The images that `attack` trains on; loaded only if such a stage is planned.
+    #[serde(default = "train_portion")]
+    pub train: Portion,
+}
+
+/// The clean set: a few images of a split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Clean {
+    /// The split they are drawn from.
+    pub split: Split,
+    /// How many, at least 1. 500 is 1% of CIFAR-10's training set, as in the paper.
+    pub count: usize,
+}
+
+impl Default for Clean {
+    fn default() -> Self {
+        Self { split: Split::Test, count: 500 }
+    }
+}
+
+/// A split, or its beginning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Portion {
+    /// The split.
+    pub split: Split,
+    /// At most so many images, the first ones; all if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<usize>,
+}
+
+fn test_portion() -> Portion {
+    Portion { split: Split::Test, count: None }
+}
+
+fn train_portion() -> Portion {
+    Portion { split: Split::Train, count: None }
+}
+
+/// `[trigger]`: what the attacker does to an image, and the class it is meant to cause.
+pub struct TriggerTable {
+    /// The attacker's class.
+    pub target: u32,
+    /// The trigger's own configuration.
+    pub trigger: Box<dyn AnyTrigger>,
+}
+
+/// A `[[stage]]`, as far as it could be read.
+pub(crate) struct StageTable {
+    pub kind: Option<&'static StageKind>,
+    pub name: String,
+    pub from: Option<String>,
+    pub stage: Option<Box<dyn AnyStage>>,
+}
+
+impl StageTable {
+    pub fn place(&self, index: usize) -> Place {
+        Place::stage(index, self.kind.map(|kind| kind.kind))
+    }
+}
+
+/// A pipeline file as far as it could be read; what could not is in the faults.
+pub(crate) struct Draft {
+    pub file: PathBuf,
+    pub run: Option<RunTable>,
+    pub model: Option<ModelSpec>,
+    pub weights: Option<WeightsTable>,
+    pub data: Option<DataTable>,
+    pub trigger: Option<TriggerTable>,
+    /// Whether there is a `[trigger]`, readable or not.
+    pub has_trigger: bool,
+    pub stages: Vec<StageTable>,
+    pub faults: Faults,
+}
+
+/// What is put on top of a pipeline file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `key=value` pairs of `--set`, strongest last.
+    pub set: Vec<String>,
+    /// Environment variables; only those that begin with `LMR_` count.
+    pub env: Vec<(String, String)>,
+}
+
+impl Overrides {
+    /// The process's environment variables and these `--set` values.
+    pub fn from_process(set: Vec<String>) -> Self {
+        let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        };
+        Self { set, env: std::env::vars_os().filter_map(text).collect() }
+    }
+}
+
+impl Draft {
+    /// Reads every table, noting every fault. An error only where nothing at all can be read.
+    pub fn load(file: &Path, overrides: &Overrides) -> Result<Self> {
+        let layered = layers::load(file, overrides.env.iter().cloned(), &overrides.set)?;
+        let mut faults = Faults::new(file.display().to_string(), layered.overridden);
+        let mut table = layered.table;
+        for key in table.keys().filter(|key| !SECTIONS.contains(&key.as_str())) {
+            faults.add(&Place::section(key), format!("unknown section{}", hint(key, SECTIONS)));
+        }
+        let run = section(&mut table, "run", true, &mut faults);
+        let run = run.and_then(|run| read(run, &Place::section("run"), &mut faults));
+        let (model, weights) = match section(&mut table, "model", false, &mut faults) {
+            Some(model) => read_model(model, &mut faults),
+            None => (None, None),
+        };
+        let data = section(&mut table, "data", false, &mut faults);
+        let data = data.and_then(|data| read(data, &Place::section("data"), &mut faults));
+        let has_trigger = table.contains_key("trigger");
+        let trigger = if has_trigger { section(&mut table, "trigger", true, &mut faults) } else { None };
+        let trigger = trigger.and_then(|trigger| read_trigger(trigger, &mut faults));
+        let stages = match table.remove("stage") {
+            Some(Value::Array(stages)) => {
+                stages.into_iter().enumerate().map(|(index, stage)| read_stage(index, stage, &mut faults)).collect()
+            }
+            Some(other) => {
+                let message = format!("expected a list of stages, written as [[stage]], found {}", show(&other));
+                faults.add(&Place::section("stage"), message);
+                Vec::new()
+            }
+            None => Vec::new(),
+        };
+        Ok(Self { file: file.to_path_buf(), run, model, weights, data, trigger, has_trigger, stages, faults })
+    }
+
+    /// Where a relative path of the pipeline leads: from the working directory, else from the file's folder or one above.
+    pub fn locate(&self, path: &Path) -> Option<PathBuf> {
+        let folder = std::path::absolute(&self.file).ok()?;
+        std::iter::once(Path::new("")).chain(folder.ancestors().skip(1)).map(|base| base.join(path)).find(|p| p.exists())
+    }
+}
+
+/// Takes a top-level table out; an absent one is empty if it may be absent.
+fn section(table: &mut Table, name: &str, optional: bool, faults: &mut Faults) -> Option<Table> {
+    match table.remove(name) {
+        Some(Value::Table(found)) => Some(found),
+        Some(other) => {
+            faults.add(&Place::section(name), format!("expected a table, found {}", show(&other)));
+            None
+        }
+        None if optional => Some(Table::new()),
+        None => {
+            faults.add(&Place::section(name), format!("missing; add a [{name}] table"));
+            None
+        }
+    }
+}
+
+fn read_model(mut table: Table, faults: &mut Faults) -> (Option<ModelSpec>, Option<WeightsTable>) {
+    let place = Place::section("model");
+    let weights = match table.remove("weights") {
+        Some(Value::Table(weights)) => read(weights, &place.key("weights"), faults),
+        Some(other) => {
+            faults.add(&place.key("weights"), format!("expected {{ path = \"…\" }}, found {}", show(&other)));
+            None
+        }
+        None => None,
+    };
+    let spec: Option<ModelSpec> = read(table, &place, faults);
+    let spec = spec.filter(|spec| {
+        let found = spec.faults();
+        found.iter().for_each(|fault| faults.add_keyed(&place, fault));
+        found.is_empty()
+    });
+    (spec, weights)
+}
+
+fn read_trigger(mut table: Table, faults: &mut Faults) -> Option<TriggerTable> {
+    let place = Place::section("trigger");
+    let kinds: Vec<&str> = TRIGGERS.iter().map(|kind| kind.kind).collect();
+    let target: Option<u32> = take(&mut table, "target", &place, faults, true);
+    let kind: Option<String> = take(&mut table, "kind", &place, faults, true);
+    let kind = kind?;
+    let Some(known) = TriggerKind::find(&kind) else {
+        faults.add(&place.key("kind"), format!("unknown trigger \"{kind}\"{}", hint(&kind, &kinds)));
+        return None;
+    };
+    let trigger = known.parse(table, &place, faults)?;
+    Some(TriggerTable { target: target?, trigger })
+}
+
+fn read_stage(index: usize, stage: Value, faults: &mut Faults) -> StageTable {
+    let Value::Table(mut table) = stage else {
+        faults.add(&Place::stage(index, None), format!("expected a table, found {}", show(&stage)));
+        return StageTable { kind: None, name: String::new(), from: None, stage: None };
+    };
+    let place = Place::stage(index, None);
+    let kinds: Vec<&str> = STAGES.iter().map(|kind| kind.kind).collect();
+    let kind: Option<String> = take(&mut table, "kind", &place, faults, true);
+    let known = kind.as_deref().and_then(StageKind::find);
+    if let (Some(kind), None) = (&kind, known) {
+        faults.add(&place.key("kind"), format!("unknown stage \"{kind}\"{}", hint(kind, &kinds)));
+    }
+    let place = Place::stage(index, known.map(|known| known.kind));
+    let name: Option<String> = take(&mut table, "name", &place, faults, false);
+    let from = take(&mut table, "from", &place, faults, false);
+    let name = name.or(kind).unwrap_or_default();
+    if known.is_some() && !is_name(&name) {
+        faults.add(&place.key("name"), format!("expected letters, digits, `_`, `-` and `.`, found {name:?}"));
+    }
+    StageTable { kind: known, name, from, stage: known.and_then(|known| known.parse(table, &place, faults)) }
+}
+
+/// Takes one key out of a table.
+fn take<T: DeserializeOwned>(
+    table: &mut Table,
+    key: &str,
+    place: &Place,
+    faults: &mut Faults,
+    required: bool,
+) -> Option<T> {
+    match table.remove(key) {
+        Some(value) => {
+            let found = show(&value);
+            let expected = if key == "target" { "a class number, 0 or more" } else { "a name in quotes" };
+            let read = value.try_into().ok();
+            if read.is_none() {
+                faults.add(&place.key(key), format!("expected {expected}, found {found}"));
+            }
+            read
+        }
+        None => {
+            if required {
+                faults.add(&place.key(key), "missing; it has no default");
+            }
+            None
+        }
+    }
+}
+
+/// Whether this can be a folder's name everywhere.
+pub(crate) fn is_name(name: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    (1..=100).contains(&name.len()) && name.chars().all(fits) && !name.starts_with('.')
+}

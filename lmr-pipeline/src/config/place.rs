@@ -1,0 +1,171 @@
+//! Where in a pipeline a value stands, and the tolerant reader that finds every fault of a table in one go.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use toml::{Table, Value};
+
+use crate::problem::{Problem, Problems, hint, nearest};
+
+/// Collects faults, and knows which values came from the command line or the environment.
+#[derive(Debug, Default)]
+pub struct Faults {
+    file: String,
+    overridden: BTreeMap<Vec<String>, String>,
+    found: Vec<Problem>,
+}
+
+/// A place in the tree of keys, with the name it has in messages.
+#[derive(Clone, Debug)]
+pub struct Place {
+    path: Vec<String>,
+    shown: String,
+}
+
+impl Place {
+    /// A table of the file's top level.
+    pub fn section(name: &str) -> Self {
+        Self { path: vec![name.to_string()], shown: name.to_string() }
+    }
+
+    /// A stage: `stage[2] (estimate)`.
+    pub fn stage(index: usize, kind: Option<&str>) -> Self {
+        let kind = kind.map(|kind| format!(" ({kind})")).unwrap_or_default();
+        Self { path: vec!["stage".into(), index.to_string()], shown: format!("stage[{index}]{kind}") }
+    }
+
+    /// A key of it.
+    pub fn key(&self, key: &str) -> Self {
+        let path = self.path.iter().cloned().chain(key.split('.').map(str::to_string)).collect();
+        Self { path, shown: format!("{}.{key}", self.shown) }
+    }
+}
+
+impl Faults {
+    /// Nothing found yet.
+    pub fn new(file: String, overridden: BTreeMap<Vec<String>, String>) -> Self {
+        Self { file, overridden, found: Vec::new() }
+    }
+
+    /// Notes a fault.
+    pub fn add(&mut self, place: &Place, message: impl Into<String>) {
+        let origin = (1..=place.path.len()).rev().find_map(|n| self.overridden.get(&place.path[..n]));
+        let origin = origin.unwrap_or(&self.file).clone();
+        self.found.push(Problem { origin, key: place.shown.clone(), message: message.into() });
+    }
+
+    /// Notes a fault that a `faults()` method words as `key: message`.
+    pub fn add_keyed(&mut self, place: &Place, fault: &str) {
+        match fault.split_once(": ") {
+            Some((key, message)) if !key.contains(' ') => self.add(&place.key(key), message),
+            _ => self.add(place, fault),
+        }
+    }
+
+    /// Whether nothing was found.
+    pub fn is_empty(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    /// Everything found.
+    pub fn into_problems(self) -> Problems {
+        Problems(self.found)
+    }
+}
+
+/// Reads a `T` out of a table. Every unknown key, every missing key and every value of a wrong type becomes a fault;
+/// `None` if any was found.
+pub fn read<T: DeserializeOwned + JsonSchema>(mut table: Table, place: &Place, faults: &mut Faults) -> Option<T> {
+    let schema = schemars::schema_for!(T).to_value();
+    let names = |key: &str| -> Vec<String> {
+        match schema.get(key) {
+            Some(serde_json::Value::Object(map)) => map.keys().cloned().collect(),
+            Some(serde_json::Value::Array(list)) => list.iter().filter_map(|v| Some(v.as_str()?.to_string())).collect(),
+            _ => Vec::new(),
+        }
+    };
+    let (known, required) = (names("properties"), names("required"));
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    let mut sound = true;
+    for key in table.keys().cloned().collect::<Vec<_>>() {
+        if !known.contains(&key.as_str()) {
+            faults.add(&place.key(&key), format!("unknown key{}", hint(&key, &known)));
+            table.remove(&key);
+            sound = false;
+        }
+    }
+    for key in &required {
+        if !table.contains_key(key) {
+            faults.add(&place.key(key), "missing; it has no default");
+            sound = false;
+        }
+    }
+    loop {
+        let error = match serde_path_to_error::deserialize::<_, T>(Value::Table(table.clone())) {
+            Ok(value) => return sound.then_some(value),
+            Err(error) => error,
+        };
+        sound = false;
+        let path: Vec<String> = error.path().iter().map(ToString::to_string).filter(|part| part != ".").collect();
+        let message = error.inner().message().trim().to_string();
+        // A required key that is missing was reported above, and the last fault is out of the way; nothing more to see.
+        let Some(top) = path.first().filter(|top| table.contains_key(top.as_str())) else {
+            if !message.starts_with("missing field") {
+                faults.add(place, message);
+            }
+            return None;
+        };
+        let found = path[1..].iter().try_fold(&table[top], |value, part| value.as_table()?.get(part));
+        faults.add(&place.key(&path.join(".")), explain(&message, found));
+        table.remove(top);
+    }
+}
+
+/// serde's sentence in the words of a pipeline file.
+fn explain(message: &str, found: Option<&Value>) -> String {
+    let names = |text: &str| -> Vec<String> { text.split('`').skip(1).step_by(2).map(str::to_string).collect() };
+    if let Some(rest) = message.strip_prefix("unknown field ") {
+        let names = names(rest);
+        let known: Vec<&str> = names.iter().skip(1).map(String::as_str).collect();
+        return format!("unknown key `{}`{}", names.first().map_or("", |n| n), hint(names.first().map_or("", |n| n), &known));
+    }
+    if let Some(rest) = message.strip_prefix("unknown variant ") {
+        let names = names(rest);
+        let (unknown, known) = names.split_first().map_or(("", &names[..]), |(first, rest)| (first.as_str(), rest));
+        let guess = nearest(unknown, known.iter().map(String::as_str));
+        let guess = guess.map(|name| format!("; did you mean \"{name}\"?")).unwrap_or_default();
+        let known: Vec<String> = known.iter().map(|name| format!("\"{name}\"")).collect();
+        return format!("expected {}, found \"{unknown}\"{guess}", known.join(" or "));
+    }
+    match message.rsplit_once(", expected ") {
+        Some((_, expected)) => {
+            let found = found.map(show).unwrap_or_else(|| "something else".into());
+            format!("expected {}, found {found}", plain(expected.trim()))
+        }
+        None => message.to_string(),
+    }
+}
+
+/// What a Rust type is to someone who writes TOML.
+fn plain(expected: &str) -> &str {
+    match expected {
+        "f32" | "f64" => "a number",
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, 0 or more",
+        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
+        "a boolean" => "true or false",
+        "path string" => "a path in quotes",
+        "a sequence" => "a list",
+        other => other.strip_prefix("struct ").map_or(other, |_| "a table"),
+    }
+}
+
+/// A value as a reader would recognize it.
+pub fn show(value: &Value) -> String {
+    match value {
+        Value::Table(_) => "a table".into(),
+        Value::Array(list) => format!("a list of {}", list.len()),
+        Value::String(text) => format!("{text:?}"),
+        other => other.to_string(),
+    }
+}

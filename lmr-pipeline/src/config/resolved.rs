@@ -1,0 +1,58 @@
+//! The pipeline as resolved, defaults included, as a file that gives the same run again.
+
+use serde_json::{Map, Value, json};
+
+use crate::plan::Plan;
+use crate::{Error, Result};
+
+impl Plan {
+    /// The whole configuration as TOML.
+    pub fn to_toml(&self) -> Result<String> {
+        let internal = |error: &dyn std::fmt::Display| Error::Internal(format!("writing the configuration: {error}"));
+        let value = |value: Result<Value, serde_json::Error>| value.map_err(|error| internal(&error));
+        let mut model = value(serde_json::to_value(&self.model))?;
+        if let (Some(weights), Value::Object(model)) = (&self.weights, &mut model) {
+            model.insert("weights".into(), value(serde_json::to_value(&weights.table))?);
+        }
+        let mut stages = Vec::new();
+        for step in &self.steps {
+            let mut stage = Map::from_iter([("kind".into(), json!(step.kind.kind)), ("name".into(), json!(step.name))]);
+            if let Some(from) = step.from {
+                stage.insert("from".into(), json!(self.steps[from].name));
+            }
+            if let Value::Object(config) = step.stage.config()? {
+                stage.extend(config);
+            }
+            stages.push(Value::Object(stage));
+        }
+        let mut pipeline = Map::from_iter([
+            ("run".into(), value(serde_json::to_value(&self.run))?),
+            ("model".into(), model),
+            ("data".into(), value(serde_json::to_value(&self.data))?),
+        ]);
+        if let Some(table) = &self.trigger {
+            let mut trigger =
+                Map::from_iter([("kind".into(), json!(table.trigger.kind())), ("target".into(), json!(table.target))]);
+            if let Value::Object(config) = table.trigger.config() {
+                trigger.extend(config);
+            }
+            pipeline.insert("trigger".into(), Value::Object(trigger));
+        }
+        pipeline.insert("stage".into(), Value::Array(stages));
+        let mut pipeline = Value::Object(pipeline);
+        strip_null(&mut pipeline);
+        toml::to_string(&pipeline).map_err(|error| internal(&error))
+    }
+}
+
+/// TOML has no null; a key that is absent says the same.
+fn strip_null(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, value| !value.is_null());
+            map.values_mut().for_each(strip_null);
+        }
+        Value::Array(list) => list.iter_mut().for_each(strip_null),
+        _ => {}
+    }
+}

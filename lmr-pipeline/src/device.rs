@@ -1,0 +1,57 @@
+//! Which device a run uses.
+
+use candle_core::Device;
+use candle_core::utils::{cuda_is_available, metal_is_available};
+
+use crate::{Error, Result};
+
+/// What `[run] device` asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// A GPU if the program was built for one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The N-th CUDA device.
+    Cuda(usize),
+    /// The N-th Metal device.
+    Metal(usize),
+}
+
+impl DeviceChoice {
+    /// Reads `auto`, `cpu`, `cuda:N` or `metal:N`; the error says what was expected.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let unusable = |feature: &str| format!("{text:?} needs a program built with `--features {feature}`");
+        match text.split_once(':').map_or((text, Some(0)), |(kind, index)| (kind, index.parse().ok())) {
+            ("auto", Some(0)) if !text.contains(':') => Ok(Self::Auto),
+            ("cpu", Some(0)) if !text.contains(':') => Ok(Self::Cpu),
+            ("cuda", Some(_)) if !cuda_is_available() => Err(unusable("cuda")),
+            ("cuda", Some(index)) => Ok(Self::Cuda(index)),
+            ("metal", Some(_)) if !metal_is_available() => Err(unusable("metal")),
+            ("metal", Some(index)) => Ok(Self::Metal(index)),
+            _ => Err(format!("expected \"auto\", \"cpu\", \"cuda:N\" or \"metal:N\", found {text:?}")),
+        }
+    }
+
+    /// Opens the device.
+    pub fn open(self) -> Result<Device> {
+        let opened = match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Cuda(index) => Device::new_cuda(index),
+            Self::Metal(index) => Device::new_metal(index),
+            Self::Auto if cuda_is_available() => Device::new_cuda(0),
+            Self::Auto if metal_is_available() => Device::new_metal(0),
+            Self::Auto => Ok(Device::Cpu),
+        };
+        opened.map_err(|error| Error::Model(error.into()))
+    }
+}
+
+/// The device's name in a report.
+pub fn name(device: &Device) -> &'static str {
+    match device {
+        Device::Cpu => "cpu",
+        Device::Cuda(_) => "cuda",
+        Device::Metal(_) => "metal",
+    }
+}

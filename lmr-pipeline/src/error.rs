@@ -1,0 +1,92 @@
+//! What can go wrong around a pipeline, and the exit code each kind of failure has.
+
+use std::path::{Path, PathBuf};
+
+use crate::problem::Problems;
+
+/// Everything this crate reports.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The pipeline file, or something it names, cannot work; found before anything ran.
+    #[error("{0}")]
+    Rejected(Problems),
+    /// A checkpoint or a data file cannot be used.
+    #[error("{}: {message}", path.display())]
+    Input {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what was expected.
+        message: String,
+    },
+    /// Data that was read cannot be used.
+    #[error("data `{name}`: {message}")]
+    Data {
+        /// The dataset's name in the pipeline.
+        name: String,
+        /// What was found and what was expected.
+        message: String,
+    },
+    /// The run folder is in use by another process.
+    #[error("{} is in use by another run; wait for it, or write elsewhere with `--out`", folder.display())]
+    Busy {
+        /// The run folder.
+        folder: PathBuf,
+    },
+    /// A stage failed while it ran.
+    #[error("stage[{index}] ({name}): {source}")]
+    Stage {
+        /// Position in the pipeline file.
+        index: usize,
+        /// The stage's name.
+        name: String,
+        /// What the stage said.
+        source: lmr_plugin::Error,
+    },
+    /// The user asked to stop. Finished stages are kept.
+    #[error("stopped; the same command continues after the stages that are finished in {}", folder.display())]
+    Interrupted {
+        /// The run folder.
+        folder: PathBuf,
+    },
+    /// The file system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried ("write", "create", ...).
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The model or the device failed outside of any stage.
+    #[error(transparent)]
+    Model(#[from] lmr_plugin::Error),
+    /// This crate broke its own rules.
+    #[error("{0}; this is a bug")]
+    Internal(String),
+}
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// 2 for bad input (pipeline file, checkpoint, data), 130 for Ctrl-C, 1 for a failure while running.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Rejected(_) | Self::Input { .. } | Self::Data { .. } => 2,
+            Self::Interrupted { .. } => 130,
+            Self::Busy { .. } | Self::Stage { .. } | Self::Io { .. } | Self::Model(_) | Self::Internal(_) => 1,
+        }
+    }
+
+    /// A file that cannot be used.
+    pub fn input(path: &Path, message: impl Into<String>) -> Self {
+        Self::Input { path: path.to_path_buf(), message: message.into() }
+    }
+
+    /// Turns an I/O error on `path` into an [`Error::Io`].
+    pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self + use<> {
+        let path = path.to_path_buf();
+        move |source| Self::Io { action, path, source }
+    }
+}

@@ -1,0 +1,219 @@
+//! Everything a run starts from: the model as it was received, the clean set, and the truth about the attack.
+
+use std::collections::BTreeMap;
+
+use candle_core::Device;
+use lmr_plugin::data::{CleanSet, Images, stratified_split};
+use lmr_plugin::model::Model;
+use lmr_plugin::rng;
+use lmr_plugin::truth::{Planted, Truth};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::config::Portion;
+use crate::datasets::{Provenance, Split, digest};
+use crate::plan::{Plan, Step};
+use crate::{Error, Result, weights};
+
+/// What a run starts from.
+pub struct Inputs {
+    /// Where the model computes.
+    pub device: Device,
+    /// Where the model's weights come from, and the SHA-256 of that file.
+    pub source: Source,
+    /// The defender's clean images.
+    pub clean: CleanSet,
+    /// What the images are, for the run folder.
+    pub data: DataRecord,
+    /// For stages that measure: the test images and the trigger.
+    test: Option<Truth>,
+    /// For stages that implant: the training images and the trigger, and no test image.
+    train: Option<Truth>,
+}
+
+/// Where the received weights come from.
+#[derive(Clone, Debug, Serialize)]
+pub struct Source {
+    /// The file as the pipeline names it, or the seed that the weights were drawn from.
+    pub source: String,
+    /// SHA-256 of the file; absent for drawn weights.
+    pub sha256: Option<String>,
+}
+
+/// Which images a run worked with; `data.json` in the run folder.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DataRecord {
+    /// The dataset.
+    pub name: String,
+    /// The clean set.
+    pub clean: SetRecord,
+    /// Indices of the clean images in their split, ascending.
+    pub clean_indices: Vec<usize>,
+    /// The test images, if a stage measures.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test: Option<SetRecord>,
+    /// The training images, if a stage implants a backdoor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train: Option<SetRecord>,
+    /// The trigger with all its settings and the target class.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trigger: Option<Value>,
+    /// The files that were read.
+    pub files: Vec<Provenance>,
+}
+
+/// A set of images.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SetRecord {
+    /// The split it is from.
+    pub split: Split,
+    /// How many images.
+    pub count: usize,
+    /// SHA-256 over shape, labels and pixels.
+    pub digest: String,
+}
+
+impl SetRecord {
+    fn of(split: Split, images: &Images) -> Self {
+        Self { split, count: images.len(), digest: digest(images) }
+    }
+}
+
+impl Inputs {
+    /// Reads the checkpoint and the images: the model as it was received, and the rest. Nothing is written.
+    pub fn load(plan: &Plan) -> Result<(Model, Self)> {
+        let device = plan.device.open()?;
+        let normalization = plan.dataset.descriptor().normalization.clone();
+        let (network, source) = match &plan.weights {
+            Some(checkpoint) => {
+                let loaded = weights::load(&checkpoint.file, &plan.model)?;
+                if let Some(expected) = &checkpoint.table.sha256
+                    && !expected.eq_ignore_ascii_case(&loaded.sha256)
+                {
+                    let message = format!("its SHA-256 is {}, the pipeline expects {expected}", loaded.sha256);
+                    return Err(Error::input(&checkpoint.file, message));
+                }
+                let network = plan.model.load(loaded.state, &device).map_err(|error| match error {
+                    lmr_plugin::Error::Weights(faults) => Error::input(&checkpoint.file, faults.to_string()),
+                    other => other.into(),
+                })?;
+                let source = checkpoint.table.path.display().to_string();
+                (network, Source { source, sha256: Some(loaded.sha256) })
+            }
+            None => {
+                let network = plan.model.fresh(rng::stream(plan.run.seed, "model/init"), &device)?;
+                (network, Source { source: format!("drawn from seed {}", plan.run.seed), sha256: None })
+            }
+        };
+        let model = Model::new(network, normalization, device.clone());
+        Ok((model, Self::load_data(plan, device, source)?))
+    }
+
+    fn load_data(plan: &Plan, device: Device, source: Source) -> Result<Self> {
+        let name = &plan.data.name;
+        let refuse = |error: lmr_plugin::Error| Error::Data { name: name.clone(), message: error.to_string() };
+        let mut splits = Splits { plan, loaded: BTreeMap::new(), files: Vec::new() };
+        let normalization = plan.dataset.descriptor().normalization.clone();
+
+        let clean_table = plan.data.clean;
+        let from = splits.get(clean_table.split)?;
+        let (clean_indices, rest) =
+            stratified_split(from.labels(), from.classes(), clean_table.count, plan.run.seed).map_err(refuse)?;
+        let images = from.select(&clean_indices)?;
+        let clean_record = SetRecord::of(clean_table.split, &images);
+        let clean = CleanSet::new(images, normalization.clone()).map_err(refuse)?;
+
+        let planted = match &plan.trigger {
+            Some(table) => {
+                let trigger = table.trigger.build(plan.dataset.descriptor().image.chw())?;
+                Some(Planted { trigger, target: table.target })
+            }
+            None => None,
+        };
+        let trigger = plan.trigger.as_ref().map(|table| {
+            json!({ "kind": table.trigger.kind(), "target": table.target, "config": table.trigger.config() })
+        });
+        let mut truth = |portion: Portion, what: &str| -> Result<(Images, SetRecord)> {
+            let images = splits.get(portion.split)?;
+            let mut indices = match portion.split == clean_table.split {
+                true => rest.clone(),
+                false => (0..images.len()).collect(),
+            };
+            indices.truncate(portion.count.unwrap_or(usize::MAX));
+            if indices.is_empty() {
+                let message = format!("no image is left for {what}: the clean set has the whole {} split", portion.split);
+                return Err(Error::Data { name: name.clone(), message });
+            }
+            let images = if indices.len() == images.len() { images } else { images.select(&indices)? };
+            let record = SetRecord::of(portion.split, &images);
+            Ok((images, record))
+        };
+        let (mut test, mut test_record) = (None, None);
+        if plan.steps.iter().any(|step| step.kind.sees_truth && !step.kind.implants) {
+            let (images, record) = truth(plan.data.test, "the test set")?;
+            test = Some(Truth::new(images, normalization.clone()));
+            test_record = Some(record);
+        }
+        let (mut train, mut train_record) = (None, None);
+        if plan.steps.iter().any(|step| step.kind.implants) {
+            let (images, record) = truth(plan.data.train, "training")?;
+            // No test image: who implants must not choose by what is measured.
+            train = Some(Truth::new(images.select(&[])?, normalization).with_train(images));
+            train_record = Some(record);
+        }
+        let plant = |truth: Truth| match &planted {
+            Some(planted) => truth.with_trigger(planted.clone()),
+            None => truth,
+        };
+        let data = DataRecord {
+            name: name.clone(),
+            clean: clean_record,
+            clean_indices,
+            test: test_record,
+            train: train_record,
+            trigger,
+            files: splits.files,
+        };
+        Ok(Self { device, source, clean, data, test: test.map(plant), train: train.map(plant) })
+    }
+
+    /// The truth as far as a stage is shown it.
+    pub fn truth(&self, step: &Step) -> Option<&Truth> {
+        if step.kind.implants { self.train.as_ref() } else { self.test.as_ref() }
+    }
+
+    /// What identifies the images and the trigger that a stage is shown.
+    pub fn identity(&self, step: &Step) -> Value {
+        let clean = &self.data.clean.digest;
+        let digest = |set: &Option<SetRecord>| set.as_ref().map(|set| set.digest.clone());
+        match (step.kind.sees_truth, step.kind.implants) {
+            (true, true) => {
+                json!({ "clean": clean, "train": digest(&self.data.train), "trigger": self.data.trigger })
+            }
+            (true, false) => json!({ "clean": clean, "test": digest(&self.data.test), "trigger": self.data.trigger }),
+            (false, _) => json!({ "clean": clean }),
+        }
+    }
+}
+
+/// Splits, each read once.
+struct Splits<'a> {
+    plan: &'a Plan,
+    loaded: BTreeMap<&'static str, Images>,
+    files: Vec<Provenance>,
+}
+
+impl Splits<'_> {
+    fn get(&mut self, split: Split) -> Result<Images> {
+        if let Some(images) = self.loaded.get(split.name()) {
+            return Ok(images.clone());
+        }
+        let loaded = self.plan.dataset.load(split);
+        let loaded = loaded
+            .map_err(|error| Error::Data { name: self.plan.data.name.clone(), message: error.to_string() })?;
+        self.files.push(loaded.provenance);
+        self.loaded.insert(split.name(), loaded.images.clone());
+        Ok(loaded.images)
+    }
+}

@@ -1,0 +1,336 @@
+//! What would run, checked as a whole before anything runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use lmr_plugin::models::ModelSpec;
+use lmr_plugin::stage::{AnyStage, ModelUse};
+
+use crate::config::place::{Faults, Place};
+use crate::config::{DataTable, Draft, Overrides, RunTable, StageTable, TriggerTable, WeightsTable, is_name};
+use crate::datasets::Dataset;
+use crate::device::DeviceChoice;
+use crate::problem::{hint, quoted};
+use crate::registry::{STAGES, StageKind};
+use crate::{Error, Result};
+
+/// A pipeline that can run.
+pub struct Plan {
+    /// The pipeline file.
+    pub file: PathBuf,
+    /// `[run]`.
+    pub run: RunTable,
+    /// The device asked for.
+    pub device: DeviceChoice,
+    /// `[model]` without its weights.
+    pub model: ModelSpec,
+    /// The checkpoint to start from; without one, weights are drawn from the seed.
+    pub weights: Option<Checkpoint>,
+    /// `[data]`.
+    pub data: DataTable,
+    /// The dataset it names.
+    pub dataset: Dataset,
+    /// `[trigger]`.
+    pub trigger: Option<TriggerTable>,
+    /// The stages in the order they run.
+    pub steps: Vec<Step>,
+}
+
+/// A checkpoint file.
+pub struct Checkpoint {
+    /// As the pipeline has it.
+    pub table: WeightsTable,
+    /// Where it is.
+    pub file: PathBuf,
+}
+
+/// A stage in its place.
+pub struct Step {
+    /// Position in the pipeline file, from 0.
+    pub index: usize,
+    /// What kind it is.
+    pub kind: &'static StageKind,
+    /// Its name, unique in the pipeline.
+    pub name: String,
+    /// The stage whose model and findings it takes; `None` for the model as it was received.
+    pub from: Option<usize>,
+    /// The stage.
+    pub stage: Box<dyn AnyStage>,
+}
+
+impl Step {
+    /// The name of its folder in the run folder.
+    pub fn folder(&self) -> String {
+        format!("{:02}-{}", self.index, self.name)
+    }
+}
+
+impl Plan {
+    /// Reads and checks a pipeline; every fault found is in the error.
+    pub fn load(file: &Path, overrides: &Overrides) -> Result<Self> {
+        let mut draft = Draft::load(file, overrides)?;
+        let mut faults = std::mem::take(&mut draft.faults);
+        let device = draft.run.as_mut().and_then(|run| check_run(run, file, &mut faults));
+        let checkpoint = check_weights(&draft, &mut faults);
+        let dataset = check_data(&draft, &mut faults);
+        check_trigger(&draft, dataset.as_ref(), &mut faults);
+        let from = check_stages(&draft, &mut faults);
+        if !faults.is_empty() {
+            return Err(Error::Rejected(faults.into_problems()));
+        }
+        let steps = draft.stages.into_iter().zip(from).enumerate().map(|(index, (table, from))| {
+            Some(Step { index, kind: table.kind?, name: table.name, from, stage: table.stage? })
+        });
+        let assemble = || {
+            Some(Self {
+                file: draft.file,
+                run: draft.run?,
+                device: device?,
+                model: draft.model?,
+                weights: checkpoint,
+                data: draft.data?,
+                dataset: dataset?,
+                trigger: draft.trigger,
+                steps: steps.collect::<Option<_>>()?,
+            })
+        };
+        assemble().ok_or_else(|| Error::Internal("a pipeline without faults is incomplete".into()))
+    }
+
+    /// Whether a stage is shown the truth about the attack.
+    pub fn sees_truth(&self) -> bool {
+        self.steps.iter().any(|step| step.kind.sees_truth)
+    }
+
+    /// Whether a stage implants a backdoor.
+    pub fn implants(&self) -> bool {
+        self.steps.iter().any(|step| step.kind.implants)
+    }
+}
+
+fn check_run(run: &mut RunTable, file: &Path, faults: &mut Faults) -> Option<DeviceChoice> {
+    let place = Place::section("run");
+    if run.name.is_empty() {
+        run.name = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    }
+    if !is_name(&run.name) {
+        faults.add(&place.key("name"), format!("expected letters, digits, `_`, `-` and `.`, found {:?}", run.name));
+    }
+    // The resolved configuration is TOML, whose integers are signed.
+    if i64::try_from(run.seed).is_err() {
+        faults.add(&place.key("seed"), format!("expected at most {}, found {}", i64::MAX, run.seed));
+    }
+    DeviceChoice::parse(&run.device).map_err(|message| faults.add(&place.key("device"), message)).ok()
+}
+
+fn check_weights(draft: &Draft, faults: &mut Faults) -> Option<Checkpoint> {
+    let table = draft.weights.clone()?;
+    let place = Place::section("model").key("weights");
+    if let Some(sha256) = &table.sha256
+        && !(sha256.len() == 64 && sha256.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    {
+        faults.add(&place.key("sha256"), format!("expected 64 hexadecimal digits, found {sha256:?}"));
+    }
+    let file = draft.locate(&table.path);
+    if file.is_none() {
+        faults.add(&place.key("path"), format!("there is no file {}", table.path.display()));
+    }
+    Some(Checkpoint { table, file: file? })
+}
+
+fn check_data(draft: &Draft, faults: &mut Faults) -> Option<Dataset> {
+    let data = draft.data.as_ref()?;
+    let place = Place::section("data");
+    if data.clean.count == 0 {
+        faults.add(&place.key("clean.count"), "expected at least 1, found 0; purification needs clean images");
+    }
+    for (key, portion) in [("test.count", &data.test), ("train.count", &data.train)] {
+        if portion.count == Some(0) {
+            faults.add(&place.key(key), "expected at least 1, found 0");
+        }
+    }
+    let root = data.root.as_ref().and_then(|root| {
+        let found = draft.locate(root).filter(|root| root.is_dir());
+        if found.is_none() {
+            faults.add(&place.key("root"), format!("there is no folder {}", root.display()));
+        }
+        found
+    });
+    let dataset = open_dataset(draft, &data.name, &place.key("name"), faults)?;
+    if let Some(model) = &draft.model {
+        let descriptor = dataset.descriptor();
+        let model_place = Place::section("model");
+        for (key, found, expected) in [
+            ("classes", model.classes, descriptor.classes.len()),
+            ("channels", model.channels, descriptor.image.channels),
+        ] {
+            if found != expected {
+                let message = format!("expected {expected}, as the dataset {} has, found {found}", descriptor.name);
+                faults.add(&model_place.key(key), message);
+            }
+        }
+    }
+    let uses = |split, why: &str, faults: &mut Faults, key: &str| {
+        if dataset.descriptor().source(split).is_none() {
+            faults.add(&place.key(key), format!("the dataset {} has no {split} split, which {why}", data.name));
+        }
+    };
+    uses(data.clean.split, "the clean images come from", faults, "clean.split");
+    if draft.stages.iter().any(|stage| stage.kind.is_some_and(|kind| kind.sees_truth)) {
+        uses(data.test.split, "evaluation measures on", faults, "test.split");
+    }
+    if draft.stages.iter().any(|stage| stage.kind.is_some_and(|kind| kind.implants)) {
+        uses(data.train.split, "the attack trains on", faults, "train.split");
+    }
+    Some(match root {
+        Some(root) => dataset.with_root(root),
+        None => dataset,
+    })
+}
+
+fn open_dataset(draft: &Draft, name: &str, place: &Place, faults: &mut Faults) -> Option<Dataset> {
+    let Some(file) = draft.locate(Path::new(&format!("datasets/{name}.toml"))) else {
+        let folder = draft.locate(Path::new("datasets")).and_then(|folder| std::fs::read_dir(folder).ok());
+        let files = folder.into_iter().flatten().flatten().map(|entry| entry.path());
+        let described = files.filter(|path| path.extension().is_some_and(|ending| ending == "toml"));
+        let names = described.filter_map(|path| Some(path.file_stem()?.to_string_lossy().into_owned()));
+        let names: BTreeSet<String> = names.collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        faults.add(place, format!("there is no datasets/{name}.toml{}", hint(name, &names)));
+        return None;
+    };
+    Dataset::open(&file.to_string_lossy()).map_err(|error| faults.add(place, error.to_string())).ok()
+}
+
+fn check_trigger(draft: &Draft, dataset: Option<&Dataset>, faults: &mut Faults) {
+    let place = Place::section("trigger");
+    for (index, stage) in draft.stages.iter().enumerate() {
+        if stage.kind.is_some_and(|kind| kind.implants) && !draft.has_trigger {
+            faults.add(&stage.place(index), "needs a trigger to implant; add a [trigger] table with kind and target");
+        }
+    }
+    let Some(TriggerTable { target, trigger }) = &draft.trigger else { return };
+    if let Some(model) = &draft.model
+        && *target as usize >= model.classes
+    {
+        let message = format!("expected a class below {}, found {target}", model.classes);
+        faults.add(&place.key("target"), message);
+    }
+    if let Some(dataset) = dataset
+        && let Err(error) = trigger.build(dataset.descriptor().image.chw())
+    {
+        faults.add_keyed(&place, &error.to_string());
+    }
+}
+
+/// What is known about the model and the findings after a stage.
+#[derive(Clone, Default)]
+struct After {
+    facts: BTreeSet<&'static str>,
+    deployed: Option<String>,
+    /// A fault here would only repeat an earlier one.
+    unknown: bool,
+}
+
+/// Checks names, `from` and order; gives each stage's resolved `from`.
+fn check_stages(draft: &Draft, faults: &mut Faults) -> Vec<Option<usize>> {
+    if draft.stages.is_empty() && faults.is_empty() {
+        faults.add(&Place::section("stage"), "there is no stage; add at least one [[stage]]");
+    }
+    let mut names: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut after: Vec<After> = Vec::new();
+    let mut from = Vec::new();
+    for (index, table) in draft.stages.iter().enumerate() {
+        let place = table.place(index);
+        let source = match &table.from {
+            Some(name) => resolve(name, index, &draft.stages, &names, &place, faults),
+            None => Ok(index.checked_sub(1)),
+        };
+        let mut state = match source {
+            Ok(Some(source)) => after[source].clone(),
+            Ok(None) => After::default(),
+            Err(()) => After { unknown: true, ..After::default() },
+        };
+        from.push(source.unwrap_or_default());
+        match table.kind {
+            Some(kind) => check_order(kind, table, &place, &mut state, &draft.stages[..index], faults),
+            None => state.unknown = true,
+        }
+        after.push(state);
+        if let Some(first) = names.get(table.name.as_str()) {
+            let message = format!("stage[{first}] is called `{}` too; give one of them another `name`", table.name);
+            faults.add(&place.key("name"), message);
+        } else if !table.name.is_empty() {
+            names.insert(&table.name, index);
+        }
+    }
+    from
+}
+
+fn resolve(
+    name: &str,
+    index: usize,
+    stages: &[StageTable],
+    earlier: &BTreeMap<&str, usize>,
+    place: &Place,
+    faults: &mut Faults,
+) -> Result<Option<usize>, ()> {
+    if let Some(found) = earlier.get(name) {
+        return Ok(Some(*found));
+    }
+    let later = stages.iter().skip(index).any(|stage| stage.name == name);
+    let names: Vec<&str> = earlier.keys().copied().collect();
+    let message = match later {
+        true => format!("`{name}` does not run before this stage; expected the name of an earlier one"),
+        false if names.is_empty() => format!("no stage is called `{name}`, and this is the first one"),
+        false => format!("no earlier stage is called `{name}`{}", hint(name, &names)),
+    };
+    faults.add(&place.key("from"), message);
+    Err(())
+}
+
+fn check_order(
+    kind: &StageKind,
+    table: &StageTable,
+    place: &Place,
+    state: &mut After,
+    before: &[StageTable],
+    faults: &mut Faults,
+) {
+    if !state.unknown {
+        if let Some(deployed) = &state.deployed
+            && kind.model != ModelUse::Inspects
+        {
+            let message = format!(
+                "works on the full-precision model, but gets the one that `{deployed}` deployed; \
+                 name a stage before `{deployed}` in `from`"
+            );
+            faults.add(place, message);
+        }
+        for need in (kind.needs)() {
+            if !state.facts.contains(need) {
+                faults.add(place, lacking(need, before));
+            }
+        }
+    }
+    state.facts.extend((kind.gives)());
+    if kind.model == ModelUse::Deploys {
+        state.deployed = Some(table.name.clone());
+    }
+}
+
+/// Says which stage to add, or where the one that is there went.
+fn lacking(need: &str, before: &[StageTable]) -> String {
+    let gives = |kind: &&StageKind| (kind.gives)().contains(&need);
+    if let Some(elsewhere) = before.iter().find(|stage| stage.kind.as_ref().is_some_and(gives)) {
+        return format!(
+            "needs `{need}`, which `{}` gives, but that stage is on another branch; check `from`",
+            elsewhere.name
+        );
+    }
+    let givers: Vec<&str> = STAGES.iter().filter(gives).map(|kind| kind.kind).collect();
+    match givers.as_slice() {
+        [] => format!("needs `{need}`, which no stage gives"),
+        givers => format!("needs `{need}`; put a stage of kind {} before it", quoted(givers)),
+    }
+}

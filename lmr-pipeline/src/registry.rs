@@ -1,0 +1,161 @@
+//! Every kind of stage and trigger that a pipeline can name: one line each.
+
+use lmr_plugin::attacks::Attack;
+use lmr_plugin::stage::{AnyStage, Facts, ModelUse, Stage};
+use lmr_plugin::stages::{DeltaPrune, Estimate, Evaluate, LogitRepel, Quantize, Recover, StructuredPrune};
+use lmr_plugin::triggers::{Blend, Patch, Trigger, TriggerConfig};
+use lmr_plugin::truth::Sight;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde_json::Value;
+use std::sync::Arc;
+use toml::Table;
+
+use crate::config::place::{Faults, Place, read};
+
+/// Every kind of stage, in the order of the reference.
+pub static STAGES: &[StageKind] = &[
+    StageKind::of::<Estimate>(),
+    StageKind::of::<LogitRepel>(),
+    StageKind::of::<DeltaPrune>(),
+    StageKind::of::<Recover>(),
+    StageKind::of::<Quantize>(),
+    StageKind::of::<StructuredPrune>(),
+    StageKind::of::<Evaluate>(),
+    StageKind::of::<Attack>().implants(),
+];
+
+/// Every kind of trigger.
+pub static TRIGGERS: &[TriggerKind] = &[TriggerKind::of::<Patch>(), TriggerKind::of::<Blend>()];
+
+/// What is known about a kind of stage without an instance of it.
+pub struct StageKind {
+    /// The name in a pipeline file.
+    pub kind: &'static str,
+    /// One line on what it does.
+    pub summary: &'static str,
+    /// What it does with the model.
+    pub model: ModelUse,
+    /// Whether it is shown the truth about the attack.
+    pub sees_truth: bool,
+    /// Whether it implants a backdoor, and so needs the training split and a trigger.
+    pub implants: bool,
+    /// Names of the findings it needs.
+    pub needs: fn() -> Vec<&'static str>,
+    /// Names of the findings it gives.
+    pub gives: fn() -> Vec<&'static str>,
+    /// Its configuration's JSON Schema.
+    pub schema: fn(&mut SchemaGenerator) -> Schema,
+    /// Its configuration with every default.
+    pub defaults: fn() -> Value,
+    parse: fn(Table, &Place, &mut Faults) -> Option<Box<dyn AnyStage>>,
+}
+
+impl StageKind {
+    /// The kind that `S` is.
+    const fn of<S: Stage>() -> Self {
+        Self {
+            kind: S::KIND,
+            summary: S::SUMMARY,
+            model: S::MODEL,
+            sees_truth: <S::Sees as Sight<S>>::TRUTH,
+            implants: false,
+            needs: <S::Needs as Facts>::names,
+            gives: <S::Gives as Facts>::names,
+            schema: subschema::<S>,
+            defaults: defaults::<S>,
+            parse: |table, place, faults| {
+                let stage: S = read(table, place, faults)?;
+                check(&Stage::faults(&stage), place, faults).then(|| Box::new(stage) as Box<dyn AnyStage>)
+            },
+        }
+    }
+
+    const fn implants(mut self) -> Self {
+        self.implants = true;
+        self
+    }
+
+    /// The kind of that name.
+    pub fn find(kind: &str) -> Option<&'static Self> {
+        STAGES.iter().find(|known| known.kind == kind)
+    }
+
+    /// A stage from its table without `kind`, `name` and `from`; faults are noted.
+    pub(crate) fn parse(&self, table: Table, place: &Place, faults: &mut Faults) -> Option<Box<dyn AnyStage>> {
+        (self.parse)(table, place, faults)
+    }
+}
+
+/// A trigger's configuration with its type erased.
+pub trait AnyTrigger: Send + Sync {
+    /// See [`TriggerConfig::KIND`].
+    fn kind(&self) -> &'static str;
+    /// The configuration, defaults included.
+    fn config(&self) -> Value;
+    /// See [`TriggerConfig::build`].
+    fn build(&self, image: [usize; 3]) -> lmr_plugin::Result<Arc<dyn Trigger>>;
+}
+
+impl<T: TriggerConfig> AnyTrigger for T {
+    fn kind(&self) -> &'static str {
+        T::KIND
+    }
+    fn config(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+    fn build(&self, [channels, height, width]: [usize; 3]) -> lmr_plugin::Result<Arc<dyn Trigger>> {
+        TriggerConfig::build(self, channels, height, width)
+    }
+}
+
+/// What is known about a kind of trigger without an instance of it.
+pub struct TriggerKind {
+    /// The name in a pipeline file.
+    pub kind: &'static str,
+    /// One line on what it does.
+    pub summary: &'static str,
+    /// Its configuration's JSON Schema.
+    pub schema: fn(&mut SchemaGenerator) -> Schema,
+    /// Its configuration with every default.
+    pub defaults: fn() -> Value,
+    parse: fn(Table, &Place, &mut Faults) -> Option<Box<dyn AnyTrigger>>,
+}
+
+impl TriggerKind {
+    const fn of<T: TriggerConfig>() -> Self {
+        Self {
+            kind: T::KIND,
+            summary: T::SUMMARY,
+            schema: subschema::<T>,
+            defaults: defaults::<T>,
+            parse: |table, place, faults| {
+                let trigger: T = read(table, place, faults)?;
+                check(&trigger.faults(), place, faults).then(|| Box::new(trigger) as Box<dyn AnyTrigger>)
+            },
+        }
+    }
+
+    /// The kind of that name.
+    pub fn find(kind: &str) -> Option<&'static Self> {
+        TRIGGERS.iter().find(|known| known.kind == kind)
+    }
+
+    /// A trigger from its table without `kind` and `target`; faults are noted.
+    pub(crate) fn parse(&self, table: Table, place: &Place, faults: &mut Faults) -> Option<Box<dyn AnyTrigger>> {
+        (self.parse)(table, place, faults)
+    }
+}
+
+fn subschema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    T::json_schema(generator)
+}
+
+fn defaults<T: Default + serde::Serialize>() -> Value {
+    serde_json::to_value(T::default()).unwrap_or_default()
+}
+
+/// Notes what is impossible; true if nothing is.
+fn check(found: &[String], place: &Place, faults: &mut Faults) -> bool {
+    found.iter().for_each(|fault| faults.add_keyed(place, fault));
+    found.is_empty()
+}

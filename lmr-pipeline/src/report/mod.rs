@@ -1,0 +1,179 @@
+//! What a run found: `report.json`, the contract that other tools read, and `report.md` for people.
+
+mod markdown;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::artifacts::Record;
+use crate::device;
+use crate::inputs::Inputs;
+use crate::plan::{Plan, Step};
+
+pub use markdown::markdown;
+
+/// `report.json`. Metrics are fractions in [0, 1]; `asr` and `ta` are null where no trigger is configured.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// Version of this format.
+    pub schema: u32,
+    /// The run.
+    pub run: RunReport,
+    /// The model as it was received.
+    pub model: ModelReport,
+    /// The images.
+    pub data: DataReport,
+    /// Every stage in the order of the pipeline.
+    pub stages: Vec<StageReport>,
+}
+
+/// `run` of a report.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RunReport {
+    /// The run's name.
+    pub name: String,
+    /// Its seed.
+    pub seed: u64,
+    /// `cpu`, `cuda` or `metal`.
+    pub device: String,
+    /// Version of this program.
+    pub version: String,
+    /// When it began, RFC 3339.
+    pub started: String,
+    /// How long it took, reused stages not counted.
+    pub seconds: f64,
+}
+
+/// `model` of a report.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ModelReport {
+    /// The architecture.
+    pub arch: String,
+    /// The file it came from, or the seed that its weights were drawn from.
+    pub source: String,
+    /// SHA-256 of that file; null for drawn weights.
+    pub sha256: Option<String>,
+}
+
+/// `data` of a report.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DataReport {
+    /// The dataset.
+    pub name: String,
+    /// Clean images.
+    pub clean: usize,
+    /// Test images; 0 if no stage measures.
+    pub test: usize,
+}
+
+/// A stage in a report.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StageReport {
+    /// Position in the pipeline file, from 0.
+    pub index: usize,
+    /// Its kind.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// The stage whose model and findings it took; null for the model as it was received.
+    pub from: Option<String>,
+    /// How long it took when it ran.
+    pub seconds: f64,
+    /// Whether a former run did the work.
+    pub reused: bool,
+    /// What it found.
+    pub outcome: Value,
+    /// SHA-256 of the files it left in its folder.
+    pub files: BTreeMap<String, String>,
+}
+
+impl Report {
+    pub(crate) fn new(
+        plan: &Plan,
+        inputs: &Inputs,
+        stages: Vec<StageReport>,
+        started: jiff::Timestamp,
+        seconds: f64,
+    ) -> Self {
+        let arch = serde_json::to_value(plan.model.arch).ok();
+        Self {
+            schema: 1,
+            run: RunReport {
+                name: plan.run.name.clone(),
+                seed: plan.run.seed,
+                device: device::name(&inputs.device).into(),
+                version: env!("CARGO_PKG_VERSION").into(),
+                started: started.to_string(),
+                seconds,
+            },
+            model: ModelReport {
+                arch: arch.and_then(|arch| Some(arch.as_str()?.to_string())).unwrap_or_default(),
+                source: inputs.source.source.clone(),
+                sha256: inputs.source.sha256.clone(),
+            },
+            data: DataReport {
+                name: inputs.data.name.clone(),
+                clean: inputs.data.clean.count,
+                test: inputs.data.test.as_ref().map_or(0, |test| test.count),
+            },
+            stages,
+        }
+    }
+
+    /// What every stage that measures found, in order.
+    pub fn measurements(&self) -> Vec<Measurement<'_>> {
+        self.stages.iter().filter_map(Measurement::of).collect()
+    }
+
+    /// The class that the last stage which looked for one found, and its score for every class.
+    pub fn estimated(&self) -> Option<(usize, Vec<f64>)> {
+        self.stages.iter().rev().find_map(|stage| {
+            let scores = stage.outcome.get("scores")?.as_array()?.iter().filter_map(Value::as_f64).collect();
+            Some((usize::try_from(stage.outcome.get("class")?.as_u64()?).ok()?, scores))
+        })
+    }
+}
+
+impl StageReport {
+    pub(crate) fn new(plan: &Plan, step: &Step, record: &Record, seconds: f64, reused: bool) -> Self {
+        Self {
+            index: step.index,
+            kind: step.kind.kind.into(),
+            name: step.name.clone(),
+            from: step.from.map(|from| plan.steps[from].name.clone()),
+            seconds,
+            reused,
+            outcome: record.outcome.clone(),
+            files: record.files.clone(),
+        }
+    }
+}
+
+/// ACC, ASR and TA of the model at one place of the pipeline.
+#[derive(Clone, Copy, Debug)]
+pub struct Measurement<'a> {
+    /// The stage's name.
+    pub name: &'a str,
+    /// Accuracy on clean test images.
+    pub acc: f64,
+    /// Attack success rate, if a trigger is configured.
+    pub asr: Option<f64>,
+    /// Accuracy under the trigger, if one is configured.
+    pub ta: Option<f64>,
+}
+
+impl<'a> Measurement<'a> {
+    fn of(stage: &'a StageReport) -> Option<Self> {
+        let number = |key: &str| stage.outcome.get(key).and_then(Value::as_f64);
+        // Only a stage that evaluates has both.
+        stage.outcome.get("samples")?;
+        Some(Self { name: &stage.name, acc: number("acc")?, asr: number("asr"), ta: number("ta") })
+    }
+}
+
+/// A fraction in percent with two decimals, or a dash.
+pub fn percent(fraction: Option<f64>) -> String {
+    fraction.map_or_else(|| "–".into(), |fraction| format!("{:.2}", 100.0 * fraction))
+}

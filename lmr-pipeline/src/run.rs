@@ -1,0 +1,289 @@
+//! Runs a plan: every stage once, and none that a former run has finished.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use lmr_plugin::model::Model;
+use lmr_plugin::run::{Observer, Run};
+use lmr_plugin::stage::{Context, FactStore, ModelUse};
+use serde_json::{Map, Value, json};
+
+use crate::artifacts::{Finished, MODEL_FILE, Record, RunFolder, json as to_json};
+use crate::inputs::Inputs;
+use crate::log::{Log, Logged};
+use crate::plan::{Plan, Step};
+use crate::report::{Report, StageReport};
+use crate::tensors::{digest, sha256, to_safetensors};
+use crate::{Error, Result, report};
+
+/// Watches a run from outside; also an [`Observer`] of the stages.
+pub trait RunObserver: Observer {
+    /// A stage begins, unless a former run has finished it.
+    fn started(&self, _step: &Step, _of: usize) {}
+    /// A stage is finished, now or by a former run.
+    fn finished(&self, _step: &Step, _report: &StageReport, _of: usize) {}
+}
+
+impl RunObserver for lmr_plugin::run::Quiet {}
+
+/// Where and how a plan runs.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The run folder; `runs/<name>` if absent.
+    pub out: Option<PathBuf>,
+    /// Whether to run stages that a former run has finished.
+    pub fresh: bool,
+}
+
+impl Options {
+    /// The run folder of a plan.
+    pub fn folder(&self, plan: &Plan) -> PathBuf {
+        self.out.clone().unwrap_or_else(|| Path::new("runs").join(&plan.run.name))
+    }
+}
+
+/// Runs every stage that is not finished yet, and writes the report.
+pub fn run(plan: &Plan, options: &Options, observer: &dyn RunObserver) -> Result<Report> {
+    let clock = Instant::now();
+    let started = jiff::Timestamp::now();
+    let (model, inputs) = Inputs::load(plan)?;
+    let folder = RunFolder::open(&options.folder(plan))?;
+    folder.write("config.toml", plan.to_toml()?.as_bytes())?;
+    folder.write("data.json", &to_json(&inputs.data)?)?;
+    let mut runner = Runner::new(plan, model, &inputs, &folder, options.fresh, observer)?;
+    let mut stages = Vec::new();
+    for step in &plan.steps {
+        let report = runner.step(step)?;
+        observer.finished(step, &report, plan.steps.len());
+        stages.push(report);
+    }
+    let report = Report::new(plan, &inputs, stages, started, clock.elapsed().as_secs_f64());
+    folder.write("report.json", &to_json(&report)?)?;
+    folder.write("report.md", report::markdown(plan, &inputs, &report).as_bytes())?;
+    Ok(report)
+}
+
+/// Which stages a run would reuse, in order.
+pub fn reusable(plan: &Plan, options: &Options) -> Result<Vec<bool>> {
+    let path = options.folder(plan);
+    if options.fresh || !path.is_dir() {
+        return Ok(vec![false; plan.steps.len()]);
+    }
+    let (model, inputs) = Inputs::load(plan)?;
+    let folder = RunFolder::open(&path)?;
+    let received = State::received(&model)?;
+    let mut states: Vec<Option<State>> = Vec::new();
+    for step in &plan.steps {
+        let before = step.from.map_or(Some(&received), |from| states[from].as_ref());
+        let after = before.and_then(|before| {
+            let (key, _) = key(plan, &inputs, step, before).ok()?;
+            Some(before.after(step, &folder.finished(&step.folder(), &key)?.record))
+        });
+        states.push(after);
+    }
+    Ok(states.iter().map(Option::is_some).collect())
+}
+
+/// The model and the findings that a stage leaves behind.
+#[derive(Clone)]
+struct State {
+    slot: usize,
+    facts: Map<String, Value>,
+    digest: String,
+    /// Key of the stage that put the model into a deployed form: weights alone do not tell.
+    form: Option<String>,
+}
+
+impl State {
+    fn received(model: &Model) -> Result<Self> {
+        Ok(Self { slot: 0, facts: Map::new(), digest: digest_of(model)?, form: None })
+    }
+
+    fn after(&self, step: &Step, record: &Record) -> Self {
+        let mut facts = self.facts.clone();
+        facts.extend(record.findings.clone());
+        Self {
+            slot: if step.kind.model.changes_model() { step.index + 1 } else { self.slot },
+            facts,
+            digest: record.model.clone(),
+            form: if step.kind.model == ModelUse::Deploys { Some(record.key.clone()) } else { self.form.clone() },
+        }
+    }
+}
+
+fn digest_of(model: &Model) -> Result<String> {
+    digest(&model.network().params().state_dict()?)
+}
+
+/// What decides whether a result can be reused, as a digest and in full.
+fn key(plan: &Plan, inputs: &Inputs, step: &Step, before: &State) -> Result<(String, Value)> {
+    let needs = step.stage.needs();
+    let needed: Map<String, Value> =
+        before.facts.iter().filter(|(name, _)| needs.contains(&name.as_str())).map(|(n, v)| (n.clone(), v.clone())).collect();
+    let value = json!({
+        "kind": step.stage.kind(),
+        "version": step.stage.version(),
+        "crate": env!("CARGO_PKG_VERSION"),
+        "config": step.stage.config()?,
+        "seed": plan.run.seed,
+        "model": { "spec": plan.model, "digest": before.digest, "form": before.form },
+        "data": inputs.identity(step),
+        "findings": needed,
+    });
+    Ok((sha256(&to_json(&value)?), value))
+}
+
+struct Runner<'a> {
+    plan: &'a Plan,
+    inputs: &'a Inputs,
+    folder: &'a RunFolder,
+    fresh: bool,
+    observer: &'a dyn RunObserver,
+    log: Log,
+    /// Models by slot: 0 as received, `i + 1` as stage `i` left it. Dropped once no later stage needs them.
+    models: Vec<Option<Model>>,
+    received: State,
+    states: Vec<State>,
+}
+
+impl<'a> Runner<'a> {
+    fn new(
+        plan: &'a Plan,
+        model: Model,
+        inputs: &'a Inputs,
+        folder: &'a RunFolder,
+        fresh: bool,
+        observer: &'a dyn RunObserver,
+    ) -> Result<Self> {
+        let received = State::received(&model)?;
+        let mut models = vec![Some(model)];
+        models.resize_with(plan.steps.len() + 1, || None);
+        let log = Log::open(folder.path())?;
+        Ok(Self { plan, inputs, folder, fresh, observer, log, models, received, states: Vec::new() })
+    }
+
+    fn step(&mut self, step: &Step) -> Result<StageReport> {
+        let before = step.from.map_or(&self.received, |from| &self.states[from]).clone();
+        let (key, inputs) = key(self.plan, self.inputs, step, &before)?;
+        let finished = if self.fresh { None } else { self.folder.finished(&step.folder(), &key) };
+        let mut model = self.take_model(step, before.slot)?;
+        let result = match finished {
+            Some(finished) => self.reuse(step, &mut model, finished),
+            None => self.execute(step, &mut model, &before, key, inputs),
+        };
+        let (record, seconds, reused) = result?;
+        let after = before.after(step, &record);
+        self.models[after.slot] = Some(model);
+        self.states.push(after);
+        for slot in 0..self.models.len() {
+            if !self.needed_after(step.index, slot) {
+                self.models[slot] = None;
+            }
+        }
+        Ok(StageReport::new(self.plan, step, &record, seconds, reused))
+    }
+
+    /// The model a stage works on: its own copy if it will change what a later stage still needs.
+    fn take_model(&mut self, step: &Step, slot: usize) -> Result<Model> {
+        let gone = || Error::Internal(format!("the model that stage[{}] needs is gone", step.index));
+        if step.kind.model.changes_model() && self.needed_after(step.index, slot) {
+            return Ok(self.models[slot].as_ref().ok_or_else(gone)?.try_clone()?);
+        }
+        self.models[slot].take().ok_or_else(gone)
+    }
+
+    /// Whether a stage after `index` starts from the model in `slot`.
+    fn needed_after(&self, index: usize, slot: usize) -> bool {
+        let slot_of = |from: Option<usize>| {
+            let mut at = from;
+            while let Some(i) = at {
+                if self.plan.steps[i].kind.model.changes_model() {
+                    return i + 1;
+                }
+                at = self.plan.steps[i].from;
+            }
+            0
+        };
+        self.plan.steps.iter().skip(index + 1).any(|later| slot_of(later.from) == slot)
+    }
+
+    fn reuse(&mut self, step: &Step, model: &mut Model, finished: Finished) -> Result<(Record, f64, bool)> {
+        let Finished { record, model: state, seconds } = finished;
+        let failed = stage_error(step, self.folder.path());
+        let restore = || {
+            if let Some(state) = state {
+                model.network().params().load_state_dict(&state)?;
+            }
+            let mut ctx = Context { model, clean: &self.inputs.clean, run: Run::new(self.plan.run.seed, self.observer) };
+            step.stage.restore(&mut ctx, &fact_store(&record.findings)?)
+        };
+        restore().map_err(failed)?;
+        self.log.write(&step.name, json!({ "event": "reused" }))?;
+        Ok((record, seconds, true))
+    }
+
+    fn execute(
+        &mut self,
+        step: &Step,
+        model: &mut Model,
+        before: &State,
+        key: String,
+        inputs: Value,
+    ) -> Result<(Record, f64, bool)> {
+        self.folder.remove_reports()?;
+        self.observer.started(step, self.plan.steps.len());
+        self.log.write(&step.name, json!({ "event": "started", "kind": step.kind.kind }))?;
+        let clock = Instant::now();
+        let logged = Logged { log: &self.log, stage: &step.name, inner: self.observer };
+        let facts = fact_store(&before.facts).map_err(stage_error(step, self.folder.path()))?;
+        let mut ctx = Context { model, clean: &self.inputs.clean, run: Run::new(self.plan.run.seed, &logged) };
+        let outcome = step.stage.run(&mut ctx, &facts, self.inputs.truth(step));
+        let outcome = outcome.map_err(stage_error(step, self.folder.path()))?;
+        let seconds = clock.elapsed().as_secs_f64();
+        let state = model.network().params().state_dict()?;
+        let digest = digest(&state)?;
+        let mut files = Vec::new();
+        if step.kind.model.changes_model() {
+            files.push((MODEL_FILE.to_string(), to_safetensors(&state, &Default::default())?));
+        } else if digest != before.digest {
+            let message = format!("{} changed the model, which it must not", step.kind.kind);
+            return Err(Error::Internal(message));
+        }
+        for attachment in &outcome.attachments {
+            let bytes = to_safetensors(&attachment.tensors, &attachment.metadata)?;
+            files.push((format!("{}.safetensors", attachment.name), bytes));
+        }
+        let record = Record {
+            key,
+            inputs,
+            outcome: outcome.report,
+            findings: findings(&outcome.gives)?,
+            model: digest,
+            files: files.iter().map(|(name, bytes)| (name.clone(), sha256(bytes))).collect(),
+        };
+        self.folder.keep(&step.folder(), &record, &files, seconds)?;
+        self.log.write(&step.name, json!({ "event": "finished", "seconds": seconds }))?;
+        Ok((record, seconds, false))
+    }
+}
+
+fn fact_store(facts: &Map<String, Value>) -> lmr_plugin::Result<FactStore> {
+    serde_json::from_value(Value::Object(facts.clone()))
+        .map_err(|source| lmr_plugin::Error::Finding { name: "findings", source })
+}
+
+fn findings(store: &FactStore) -> Result<Map<String, Value>> {
+    match serde_json::to_value(store) {
+        Ok(Value::Object(map)) => Ok(map),
+        _ => Err(Error::Internal("findings are no JSON object".into())),
+    }
+}
+
+/// What a failure inside a stage is to whoever started the run.
+fn stage_error(step: &Step, folder: &Path) -> impl FnOnce(lmr_plugin::Error) -> Error + use<> {
+    let (index, name, folder) = (step.index, step.name.clone(), folder.to_path_buf());
+    move |source| match source {
+        lmr_plugin::Error::Interrupted => Error::Interrupted { folder },
+        source => Error::Stage { index, name, source },
+    }
+}

@@ -1,0 +1,111 @@
+//! `cargo xtask pipeline`.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use comfy_table::{CellAlignment, Table, presets};
+use lmr_pipeline::report::{Report, percent};
+use lmr_pipeline::{Options, Overrides, Plan, run};
+
+use crate::console::{Console, Verbosity};
+
+/// Which pipeline, and how it runs.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The pipeline file.
+    #[arg(value_name = "CONFIG")]
+    config: PathBuf,
+    /// Overrides a value: `run.seed=1`, `stage.recover.epochs=3` (a stage by name, kind or index). Repeatable.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// The run folder, `runs/<name>` if absent.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Runs every stage, even one that a former run has finished.
+    #[arg(long)]
+    fresh: bool,
+    /// Prints what would run, and what would be reused, and runs nothing.
+    #[arg(long)]
+    plan: bool,
+    /// Threads to compute with; all cores if absent. Results do not depend on it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Says more: once for what is loaded and reused, twice for details.
+    #[arg(short, long, action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    verbose: u8,
+    /// Says nothing but warnings and errors.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+impl Arguments {
+    /// Plans and runs.
+    pub fn run(self) -> anyhow::Result<()> {
+        let console = Console::new(Verbosity { verbose: self.verbose, quiet: self.quiet });
+        if let Some(threads) = self.threads {
+            rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global().context("starting threads")?;
+        }
+        let plan = Plan::load(&self.config, &Overrides::from_process(self.set))?;
+        let options = Options { out: self.out, fresh: self.fresh };
+        if self.plan {
+            let reused = run::reusable(&plan, &options)?;
+            return print(&planned(&plan, &reused));
+        }
+        console.handle_interrupts()?;
+        let report = run::run(&plan, &options, &console)?;
+        console.done();
+        if self.quiet {
+            return Ok(());
+        }
+        let folder = options.folder(&plan);
+        print(&summary(&plan, &report))?;
+        print(&format!("{:.1} s; report: {}", report.run.seconds, folder.join("report.md").display()))
+    }
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    Ok(writeln!(std::io::stdout(), "{text}")?)
+}
+
+fn planned(plan: &Plan, reused: &[bool]) -> String {
+    let mut table = table(["#", "name", "kind", "from", "needs", "gives", ""]);
+    for (step, reused) in plan.steps.iter().zip(reused) {
+        table.add_row([
+            step.index.to_string(),
+            step.name.clone(),
+            step.kind.kind.to_string(),
+            step.from.map_or_else(|| "(as received)".into(), |from| plan.steps[from].name.clone()),
+            (step.kind.needs)().join(", "),
+            (step.kind.gives)().join(", "),
+            if *reused { "finished, would be reused".into() } else { "would run".to_string() },
+        ]);
+    }
+    table.to_string()
+}
+
+fn summary(plan: &Plan, report: &Report) -> String {
+    let mut lines = Vec::new();
+    let measurements = report.measurements();
+    if !measurements.is_empty() {
+        let mut table = table(["model", "ACC %", "ASR %", "TA %"]);
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        for m in &measurements {
+            table.add_row([m.name.to_string(), percent(Some(m.acc)), percent(m.asr), percent(m.ta)]);
+        }
+        lines.push(table.to_string());
+    }
+    if let Some((class, _)) = report.estimated() {
+        let name = plan.dataset.descriptor().classes.get(class).map_or("?", String::as_str);
+        lines.push(format!("estimated backdoor class: {class} ({name})"));
+    }
+    lines.join("\n")
+}
+
+fn table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_FULL_CONDENSED).set_header(header);
+    table
+}

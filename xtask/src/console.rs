@@ -1,0 +1,176 @@
+//! What a person sees while a pipeline runs: bars on a terminal, plain lines elsewhere.
+
+use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use lmr_pipeline::RunObserver;
+use lmr_pipeline::plan::Step;
+use lmr_pipeline::report::StageReport;
+use lmr_plugin::run::{Event, Observer};
+use tracing_subscriber::EnvFilter;
+
+/// A line of progress at most this often where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// How much is said.
+#[derive(Clone, Copy, Debug)]
+pub struct Verbosity {
+    /// How often `-v` was given.
+    pub verbose: u8,
+    /// Whether `--quiet` was given.
+    pub quiet: bool,
+}
+
+/// Shows progress, and knows whether the user asked to stop.
+pub struct Console {
+    quiet: bool,
+    bar: ProgressBar,
+    stage: Mutex<Stage>,
+    stop: Arc<AtomicBool>,
+}
+
+/// The stage that is being shown.
+struct Stage {
+    label: String,
+    phase: String,
+    phase_began: Instant,
+    line_written: Instant,
+    metric: String,
+}
+
+impl Console {
+    /// Sets up bars or lines, and the log of warnings and details on standard error.
+    pub fn new(verbosity: Verbosity) -> Self {
+        let bars = std::io::stderr().is_terminal() && !verbosity.quiet;
+        let bar = if bars { ProgressBar::new(0) } else { ProgressBar::hidden() };
+        if let Ok(style) = ProgressStyle::with_template(
+            "{prefix} {wide_bar} {pos}/{len} {msg}  {per_sec}  {elapsed} (ETA {eta})",
+        ) {
+            bar.set_style(style);
+        }
+        let level = match verbosity {
+            Verbosity { quiet: true, .. } | Verbosity { verbose: 0, .. } => "warn",
+            Verbosity { verbose: 1, .. } => "warn,xtask=info,lmr_pipeline=debug,lmr_plugin=info",
+            _ => "info,xtask=trace,lmr_pipeline=trace,lmr_plugin=trace",
+        };
+        let writer = bar.clone();
+        // Fails only where a subscriber is set already, which then stays.
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(EnvFilter::new(level))
+            .with_writer(move || AboveBar(writer.clone()))
+            .with_target(false)
+            .without_time()
+            .try_init();
+        let now = Instant::now();
+        let stage = Stage {
+            label: String::new(),
+            phase: String::new(),
+            phase_began: now,
+            line_written: now,
+            metric: String::new(),
+        };
+        Self { quiet: verbosity.quiet, bar, stage: Mutex::new(stage), stop: Arc::default() }
+    }
+
+    /// The first Ctrl-C stops the run where that is clean, the second one at once.
+    pub fn handle_interrupts(&self) -> anyhow::Result<()> {
+        let (stop, bar) = (self.stop.clone(), self.bar.clone());
+        ctrlc::set_handler(move || {
+            if stop.swap(true, Ordering::SeqCst) {
+                std::process::exit(130);
+            }
+            bar.suspend(|| eprintln!("stopping; once more to stop at once"));
+        })?;
+        Ok(())
+    }
+
+    /// Takes the bar away.
+    pub fn done(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    fn line(&self, text: &str) {
+        if !self.quiet {
+            self.bar.suspend(|| eprintln!("{text}"));
+        }
+    }
+
+    fn stage(&self) -> std::sync::MutexGuard<'_, Stage> {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn progress(&self, phase: &str, done: usize, total: usize, unit: &str) {
+        let mut stage = self.stage();
+        if stage.phase != phase {
+            stage.phase = phase.to_string();
+            stage.phase_began = Instant::now();
+            self.bar.set_length(total as u64);
+            self.bar.reset_eta();
+        }
+        self.bar.set_position(done as u64);
+        self.bar.set_message(format!("{unit}s  {phase}{}", stage.metric));
+        if self.bar.is_hidden() && !self.quiet && stage.line_written.elapsed() >= LINE_EVERY {
+            stage.line_written = Instant::now();
+            let rate = done as f64 / stage.phase_began.elapsed().as_secs_f64().max(1e-9);
+            let eta = total.saturating_sub(done) as f64 / rate.max(1e-9);
+            let (label, metric) = (&stage.label, &stage.metric);
+            eprintln!("{label}  {phase}  {done}/{total} {unit}s  {rate:.1}/s  ETA {eta:.0} s{metric}");
+        }
+    }
+}
+
+impl Observer for Console {
+    fn event(&self, event: &Event<'_>) {
+        match event {
+            Event::Progress { phase, done, total, unit } => self.progress(phase, *done, *total, unit),
+            Event::Metric { name, value, .. } => self.stage().metric = format!("  {name} {value:.4}"),
+            Event::Warning(message) => self.line(&format!("warning: {message}")),
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+}
+
+impl RunObserver for Console {
+    fn started(&self, step: &Step, of: usize) {
+        let label = label(step, of);
+        let mut stage = self.stage();
+        stage.phase.clear();
+        stage.metric.clear();
+        stage.line_written = Instant::now();
+        self.bar.reset();
+        self.bar.set_length(0);
+        self.bar.set_message("");
+        self.bar.set_prefix(label.clone());
+        stage.label = label;
+    }
+
+    fn finished(&self, step: &Step, report: &StageReport, of: usize) {
+        let how = if report.reused { "reused".into() } else { format!("{:.1} s", report.seconds) };
+        self.line(&format!("{}  {how}", label(step, of)));
+    }
+}
+
+fn label(step: &Step, of: usize) -> String {
+    let kind = step.kind.kind;
+    let name = if step.name == kind { kind.to_string() } else { format!("{kind} ({})", step.name) };
+    format!("[{}/{of}] {name}", step.index + 1)
+}
+
+/// Writes log lines without tearing the bar.
+struct AboveBar(ProgressBar);
+
+impl Write for AboveBar {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.suspend(|| std::io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
