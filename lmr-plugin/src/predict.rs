@@ -7,7 +7,7 @@ use crate::run::Run;
 use crate::triggers::Trigger;
 use crate::{Error, Result};
 
-const BATCH: usize = 250;
+const BATCH: usize = 256;
 
 /// Logits of every image, `f32[N,K]` on the CPU. `forward` maps pixels `f32[B,C,H,W]` in [0,1] to logits; with a
 /// `trigger`, every image carries it. Logits that are not finite are refused: a largest one would mean nothing.
