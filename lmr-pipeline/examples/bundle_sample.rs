@@ -22,7 +22,7 @@ normalization = { mean = [0.2860], std = [0.3530] }
 [test]
 kind = "parquet"
 repo = "zalando-datasets/fashion_mnist"
-revision = "fd309c4b151c851d771bb5912735b40242c41a5b"
+revision = "main"
 image-column = "image"
 label-column = "label"
 files = [{ path = "fashion_mnist/test-00000-of-00001.parquet", rows = 10000 }]

@@ -78,13 +78,15 @@ pub struct IdxSource {
     pub labels: String,
 }
 
-/// Parquet files with one row an image, pinned to a commit.
+/// Parquet files with one row an image, all from one commit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ParquetSource {
     /// The repository, `owner/name`.
     pub repo: String,
-    /// The commit, 40 hexadecimal digits. Branches move, so they are refused.
+    /// A commit (40 lower-case hexadecimal digits), or a branch or tag, by default `main`. A branch can move: the
+    /// report names the commit that was used, and giving that one here pins it.
+    #[serde(default = "main_branch")]
     pub revision: String,
     /// The column with encoded images (PNG or JPEG): binary, or a group with a binary `bytes`.
     pub image_column: String,
@@ -92,6 +94,10 @@ pub struct ParquetSource {
     pub label_column: String,
     /// The files, in the order their rows are read.
     pub files: Vec<ParquetFile>,
+}
+
+fn main_branch() -> String {
+    "main".to_owned()
 }
 
 /// One Parquet file.

@@ -28,7 +28,7 @@ pub use digest::digest;
 pub(crate) use digest::sha256_file;
 pub use error::DataError;
 
-use crate::hub::{Hub, RemoteFile};
+use crate::hub::{Hub, HubFile, RemoteFile, RemoteFiles};
 
 /// Which part of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -94,8 +94,8 @@ pub struct Provenance {
 pub struct FileProvenance {
     /// Its path as the descriptor gives it.
     pub path: String,
-    /// The Hub repository and commit it belongs to, `owner/name@commit`; absent for a file next to the descriptor or
-    /// in a folder the user named.
+    /// The Hub repository and commit it belongs to, `owner/name@commit` even where the descriptor names a branch or
+    /// tag; absent for a file next to the descriptor or in a folder the user named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repo: Option<String>,
     /// How many bytes it has.
@@ -192,9 +192,12 @@ impl Dataset {
     }
 
     fn load_parquet(&self, source: &ParquetSource) -> Result<Parts, DataError> {
+        let located = match &self.root {
+            Some(root) => in_folder(root, source)?,
+            None => self.on_hub(source)?,
+        };
         let (mut pixels, mut labels, mut files) = (Vec::new(), Vec::new(), Vec::new());
-        for file in &source.files {
-            let (path, provenance) = self.locate(source, file)?;
+        for (file, (path, provenance)) in source.files.iter().zip(located) {
             let expected = parquet::Expected {
                 rows: file.rows,
                 shape: self.descriptor.image.chw(),
@@ -206,31 +209,44 @@ impl Dataset {
         Ok((pixels, labels, files))
     }
 
-    /// Finds a Parquet file and checks its digest where one is known.
-    fn locate(&self, source: &ParquetSource, file: &ParquetFile) -> Result<(PathBuf, FileProvenance), DataError> {
-        let expected = file.sha256.as_deref();
-        let Some(root) = &self.root else {
-            let remote =
-                RemoteFile { repo: &source.repo, revision: &source.revision, path: &file.path, sha256: expected };
-            let found = self.hub.dataset_file(&remote)?;
-            let repo = Some(format!("{}@{}", source.repo, source.revision));
-            let provenance = FileProvenance { path: file.path.clone(), repo, bytes: found.bytes, sha256: found.sha256 };
-            return Ok((found.path, provenance));
+    /// The Parquet files in the cache or from the Hub, all from one commit.
+    fn on_hub(&self, source: &ParquetSource) -> Result<Vec<Located>, DataError> {
+        let mut files = Vec::new();
+        for ParquetFile { path, sha256, .. } in &source.files {
+            files.push(RemoteFile { path, sha256: sha256.as_deref() });
+        }
+        let wanted = RemoteFiles { repo: &source.repo, revision: &source.revision, files: &files };
+        let found = self.hub.dataset_files(&wanted)?;
+        let repo = format!("{}@{}", source.repo, found.commit);
+        let locate = |(file, found): (&ParquetFile, HubFile)| {
+            let (path, repo) = (file.path.clone(), Some(repo.clone()));
+            (found.path, FileProvenance { path, repo, bytes: found.bytes, sha256: found.sha256 })
         };
+        Ok(source.files.iter().zip(found.files).map(locate).collect())
+    }
+}
+
+/// A file on this machine and what is known of it.
+type Located = (PathBuf, FileProvenance);
+
+/// The Parquet files in a folder the user named, their digests checked where they are known.
+fn in_folder(root: &Path, source: &ParquetSource) -> Result<Vec<Located>, DataError> {
+    let locate = |file: &ParquetFile| {
         let path = root.join(&file.path);
         let (sha256, bytes) = sha256_file(&path).map_err(|source| DataError::Io {
             file: path.clone(),
             source,
             hint: "; `path` must name the folder that holds the files under their paths in the repository".to_owned(),
         })?;
-        if let Some(expected) = expected
-            && expected != sha256
+        if let Some(expected) = &file.sha256
+            && *expected != sha256
         {
             return Err(DataError::content(&path, format!("SHA-256 {sha256}"), expected)
                 .advise("; the file differs from the one the descriptor describes"));
         }
         Ok((path, FileProvenance { path: file.path.clone(), repo: None, bytes, sha256 }))
-    }
+    };
+    source.files.iter().map(locate).collect()
 }
 
 /// Pixels, labels and the files they came from.

@@ -257,12 +257,36 @@ fn a_missing_file_says_where_it_belongs() {
 }
 
 #[rstest]
+#[case::default(&format!("revision = \"{REVISION}\""), "")]
+#[case::tag(REVISION, "v1.0")]
+#[case::commit(REVISION, REVISION)]
+fn provenance_names_the_commit(#[case] from: &str, #[case] to: &str) {
+    let folder = TempDir::new().unwrap();
+    let dataset = open(folder.path(), &parquet_descriptor("").replacen(from, to, 1)).unwrap();
+    let repository = folder.path().join("datasets--some--tiny");
+    std::fs::create_dir_all(repository.join("refs")).unwrap();
+    for name in ["main", "v1.0"] {
+        std::fs::write(repository.join("refs").join(name), format!("{REVISION}\n")).unwrap();
+    }
+    let data = repository.join("snapshots").join(REVISION).join("data");
+    std::fs::create_dir_all(&data).unwrap();
+    std::fs::write(data.join("t.parquet"), parquet(FLAT, &rows(2))).unwrap();
+    let variable = |name: &str| match name {
+        "HF_HUB_CACHE" => Some(folder.path().to_string_lossy().into_owned()),
+        "HF_HUB_OFFLINE" => Some("1".to_owned()),
+        _ => None,
+    };
+    let loaded = dataset.with_hub(Hub::from_variables(variable, None)).load(Split::Train).unwrap();
+    assert_eq!(loaded.provenance.files[0].repo, Some(format!("some/tiny@{REVISION}")));
+}
+
+#[rstest]
 #[case::channels("channels = 3", "channels = 2", "image.channels: found 2, expected 1 or 3")]
 #[case::unknown("title =", "titel =", "titel")]
 #[case::class("\"b\"", "\"a\"", "classes: \"a\" occurs twice")]
 #[case::side("height = 2", "height = 0", "image.height: found 0, expected 1 to 4096")]
 #[case::path("data/t.parquet", "../t.parquet", "train.files[0].path: found \"../t.parquet\"")]
-#[case::branch(REVISION, "main", "train.revision: found \"main\", expected a commit")]
+#[case::revision(REVISION, "../x", "train.revision: found \"../x\", expected a commit (40 lower-case hex digits), or")]
 #[case::repo("some/tiny", "tiny", "train.repo: found \"tiny\", expected \"owner/name\"")]
 #[case::kind("\"parquet\"", "\"csv\"", "train: kind: found \"csv\", expected \"idx\" or \"parquet\"")]
 #[case::kind_missing("kind = ", "# ", "train: kind is missing")]

@@ -30,12 +30,30 @@ pub(crate) fn check_repo(repo: &str) -> Result<(), String> {
     }
 }
 
-/// Refuses what is no full commit id.
+/// Refuses what is neither a full commit id nor the plain name of a branch or tag.
 pub(crate) fn check_revision(revision: &str) -> Result<(), String> {
-    if is_hex(revision, 40) {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let plain = (1..=100).contains(&revision.len())
+        && revision.bytes().all(allowed)
+        && !revision.starts_with(['-', '.'])
+        // A commit in capitals: no branch, and not how the cache or the Hub spells it.
+        && !is_hex(&revision.to_ascii_lowercase(), 40);
+    if plain || is_hex(revision, 40) {
         return Ok(());
     }
-    Err(format!("found {revision:?}, expected a commit: 40 lower-case hex digits (a branch or tag can move)"))
+    Err(format!(
+        "found {revision:?}, expected a commit (40 lower-case hex digits), or a branch or tag of at most 100 letters, \
+         digits, `-`, `_` and `.` that begins with neither `-` nor `.`"
+    ))
+}
+
+/// Refuses what is no full commit id, whoever said it: of a wrong one, only the beginning is shown.
+pub(crate) fn check_commit(commit: &str) -> Result<(), String> {
+    if is_hex(commit, 40) {
+        return Ok(());
+    }
+    let beginning: String = commit.chars().take(60).collect();
+    Err(format!("found {beginning:?}, expected a commit: 40 lower-case hex digits"))
 }
 
 /// Whether `text` is `len` lower-case hexadecimal digits.
@@ -89,10 +107,32 @@ mod tests {
     #[rstest]
     #[case("0123456789abcdef0123456789abcdef01234567", true)]
     #[case("0123456789ABCDEF0123456789abcdef01234567", false)]
-    #[case("0123456", false)]
-    #[case("main", false)]
+    #[case("main", true)]
+    #[case("v1.0-rc_2", true)]
+    #[case("0123456", true)]
+    #[case(&"a".repeat(100), true)]
+    #[case(&"a".repeat(101), false)]
+    #[case("", false)]
+    #[case(".", false)]
+    #[case("..", false)]
+    #[case(".hidden", false)]
+    #[case("-f", false)]
+    #[case("../x", false)]
+    #[case("refs/convert/parquet", false)]
+    #[case("a\\b", false)]
+    #[case("a b", false)]
+    #[case("main\n", false)]
+    #[case("a%2fb", false)]
+    #[case("zweig-ä", false)]
     #[case("../../../../../../../../../../../../../..", false)]
     fn revisions(#[case] revision: &str, #[case] good: bool) {
         assert_eq!(check_revision(revision).is_ok(), good, "{revision:?}");
+    }
+
+    #[test]
+    fn a_wrong_commit_is_shown_in_part() {
+        assert!(check_commit("0123456789abcdef0123456789abcdef01234567").is_ok());
+        let fault = check_commit(&"\n\u{1b}".repeat(1000)).unwrap_err();
+        assert!(fault.len() < 400 && !fault.contains('\u{1b}'), "{fault}");
     }
 }

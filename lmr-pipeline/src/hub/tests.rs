@@ -12,8 +12,19 @@ use tempfile::TempDir;
 use super::*;
 
 const REVISION: &str = "0123456789abcdef0123456789abcdef01234567";
-const FILE: RemoteFile<'_> = RemoteFile { repo: "some/set", revision: REVISION, path: "data/t.parquet", sha256: None };
+const FILE: RemoteFile<'_> = RemoteFile { path: "data/t.parquet", sha256: None };
+const FILES: RemoteFiles<'_> = RemoteFiles { repo: "some/set", revision: REVISION, files: &[FILE] };
+const MAIN: RemoteFiles<'_> = RemoteFiles { revision: "main", ..FILES };
 const CONTENT: &[u8] = b"the true bytes";
+
+impl Hub {
+    /// One file at a commit.
+    fn dataset_file(&self, file: &RemoteFile) -> Result<HubFile, HubError> {
+        let found = self.dataset_files(&RemoteFiles { files: &[*file], ..FILES })?;
+        assert_eq!(found.commit, REVISION);
+        Ok(found.files[0].clone())
+    }
+}
 
 fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
@@ -126,12 +137,74 @@ fn missing_file_says_what_to_do() {
 }
 
 #[rstest]
-#[case::path(RemoteFile { path: "../../../../etc/passwd", ..FILE })]
-#[case::absolute(RemoteFile { path: "/etc/passwd", ..FILE })]
-#[case::repo(RemoteFile { repo: "../x", ..FILE })]
-#[case::revision(RemoteFile { revision: "../../x", ..FILE })]
-fn hostile_names_are_refused(#[case] file: RemoteFile<'_>) {
-    assert!(matches!(hub(&[]).dataset_file(&file), Err(HubError::Name { .. })));
+#[case::path(RemoteFiles { files: &[FILE, RemoteFile { path: "../../../../etc/passwd", ..FILE }], ..FILES })]
+#[case::absolute(RemoteFiles { files: &[RemoteFile { path: "/etc/passwd", ..FILE }], ..FILES })]
+#[case::repo(RemoteFiles { repo: "../x", ..FILES })]
+#[case::revision(RemoteFiles { revision: "../../x", ..FILES })]
+#[case::option(RemoteFiles { revision: "--force", ..FILES })]
+#[case::nothing(RemoteFiles { files: &[], ..MAIN })]
+fn hostile_names_are_refused(#[case] wanted: RemoteFiles<'_>) {
+    assert!(matches!(hub(&[]).dataset_files(&wanted), Err(HubError::Name { .. })));
+}
+
+/// Notes in the cache what `main` is.
+fn note(folder: &TempDir, text: &str) -> PathBuf {
+    let refs = folder.path().join("datasets--some--set/refs");
+    std::fs::create_dir_all(&refs).unwrap();
+    std::fs::write(refs.join("main"), text).unwrap();
+    refs.join("main")
+}
+
+#[test]
+fn noted_commit_is_used_without_a_request() {
+    let folder = cache(CONTENT, true);
+    note(&folder, &format!("{REVISION}\n"));
+    let (endpoint, log) = serve(&[("200 OK", b"")], sha256(b""));
+    for hub in [offline(&folder), online(&folder, &endpoint)] {
+        let found = hub.dataset_files(&MAIN).unwrap();
+        assert_eq!((found.commit.as_str(), found.files[0].sha256.as_str()), (REVISION, sha256(CONTENT).as_str()));
+    }
+    assert!(log.lock().unwrap().is_empty());
+}
+
+#[rstest]
+#[case::empty("")]
+#[case::name("main")]
+#[case::short("0123456789abcdef0123456789abcdef0123456")]
+#[case::capitals("0123456789ABCDEF0123456789abcdef01234567")]
+#[case::path("../../../../../../../../../../../../../..")]
+fn malformed_note_is_refused(#[case] text: &str) {
+    let folder = cache(CONTENT, true);
+    let path = note(&folder, text);
+    let error = offline(&folder).dataset_files(&MAIN).unwrap_err().to_string();
+    let start = format!("{}: found {text:?}, expected a commit", path.display());
+    assert!(error.starts_with(&start) && error.contains("remove it"), "{error}");
+}
+
+#[test]
+fn offline_says_where_the_commit_was_looked_for() {
+    let folder = TempDir::new().unwrap();
+    let file = RemoteFile { path: "data/u.parquet", ..FILE };
+    let wanted = RemoteFiles { files: &[FILE, file], ..MAIN };
+    let error = offline(&folder).dataset_files(&wanted).unwrap_err().to_string();
+    let path = folder.path().join("datasets--some--set/refs/main").display().to_string();
+    let command = "`hf download --repo-type dataset some/set data/t.parquet data/u.parquet --revision main`";
+    for part in [
+        "`data/t.parquet` of data set repository some/set at main is missing",
+        &format!("looked for the commit in {path}, and"),
+        "unset HF_HUB_OFFLINE",
+        command,
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+    // One of the two files is there, so only the other is missing.
+    let folder = cache(CONTENT, true);
+    let path = note(&folder, REVISION).display().to_string();
+    let error = offline(&folder).dataset_files(&wanted).unwrap_err().to_string();
+    let place = format!("snapshots/{REVISION}/data/u.parquet (the commit in {path})");
+    for part in ["`data/u.parquet` of", &place, command] {
+        assert!(error.contains(part), "{error}");
+    }
 }
 
 /// What the server answers to GET, one a request; the last one again and again. HEAD always describes [`CONTENT`].
@@ -223,4 +296,64 @@ fn an_unreachable_hub_is_said_so() {
     let endpoint = format!("http://{}", TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
     let error = online(&folder, &endpoint).dataset_file(&FILE).unwrap_err().to_string();
     assert!(error.contains("the Hub cannot be reached") && error.contains("HF_ENDPOINT"), "{error}");
+}
+
+const ANSWER: (&str, &[u8]) = ("200 OK", br#"{"id":"some/set","sha":"0123456789abcdef0123456789abcdef01234567"}"#);
+
+#[rstest]
+#[case::none(None)]
+#[case::of_other_files(Some("ffffffffffffffffffffffffffffffffffffffff"))]
+fn the_hub_says_what_a_branch_is(#[case] noted: Option<&str>) {
+    let folder = TempDir::new().unwrap();
+    if let Some(commit) = noted {
+        note(&folder, commit);
+    }
+    let (endpoint, log) = serve(&[ANSWER, ("200 OK", CONTENT)], sha256(CONTENT));
+    let wanted = RemoteFiles { files: &[FILE, RemoteFile { path: "data/u.parquet", ..FILE }], ..MAIN };
+    let found = online(&folder, &endpoint).dataset_files(&wanted).unwrap();
+    assert_eq!((found.commit.as_str(), found.files.len()), (REVISION, 2));
+    assert!(found.files.iter().all(|file| file.sha256 == sha256(CONTENT)));
+    let requests = log.lock().unwrap().clone();
+    assert!(requests[0].starts_with("GET /api/datasets/some/set/revision/main "), "{requests:?}");
+    // Asked once, and every file is of the commit, not of the branch.
+    assert!(requests.len() > 2, "{requests:?}");
+    assert!(
+        requests[1..].iter().all(|request| request.contains(&format!("/resolve/{REVISION}/data/"))),
+        "{requests:?}"
+    );
+    // From now on it is known, to Python as well.
+    let noted = std::fs::read_to_string(folder.path().join("datasets--some--set/refs/main")).unwrap();
+    assert_eq!(noted, REVISION);
+    assert_eq!(online(&folder, &endpoint).dataset_files(&wanted).unwrap(), found);
+    assert_eq!(offline(&folder).dataset_files(&wanted).unwrap(), found);
+    assert_eq!(log.lock().unwrap().len(), requests.len());
+}
+
+#[rstest]
+#[case::path("200 OK", r#"{"id":"some/set","sha":"../../x"}"#, "malformed: found \"../../x\", expected a commit")]
+#[case::capitals(
+    "200 OK",
+    r#"{"id":"some/set","sha":"0123456789ABCDEF0123456789abcdef01234567"}"#,
+    "malformed: found \"0123456789ABCDEF"
+)]
+#[case::missing("200 OK", r#"{"id":"some/set"}"#, "incomplete (no `sha`)")]
+#[case::page("200 OK", "<html>", "the Hub's answer cannot be read")]
+#[case::unknown("404 Not Found", "{}", "no such repository, revision or file")]
+fn a_useless_answer_is_refused(#[case] status: &'static str, #[case] body: &'static str, #[case] message: &str) {
+    let folder = TempDir::new().unwrap();
+    let (endpoint, log) = serve(vec![(status, body.as_bytes())].leak(), sha256(CONTENT));
+    let error = online(&folder, &endpoint).dataset_files(&MAIN).unwrap_err().to_string();
+    let start = "the commit of `main` in data set repository some/set is not known: ";
+    assert!(error.starts_with(start) && error.contains(message), "{error}");
+    assert_eq!(log.lock().unwrap().len(), 1);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_failed_download_leaves_the_note() {
+    let folder = TempDir::new().unwrap();
+    let path = note(&folder, "ffffffffffffffffffffffffffffffffffffffff");
+    let (endpoint, _) = serve(&[ANSWER, ("403 Forbidden", b"go away")], sha256(CONTENT));
+    assert!(matches!(online(&folder, &endpoint).dataset_files(&MAIN), Err(HubError::Digest { .. })));
+    assert_eq!(std::fs::read_to_string(path).unwrap(), "ffffffffffffffffffffffffffffffffffffffff");
 }

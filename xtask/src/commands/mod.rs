@@ -1,16 +1,20 @@
 //! One file a command.
 
 mod pipeline;
+mod repeat;
 mod schema;
 mod stages;
 
 use clap::Subcommand;
+use comfy_table::{Table, presets};
 
 /// What to do.
 #[derive(Subcommand)]
 pub enum Command {
     /// Runs a pipeline, or continues one that was stopped.
     Pipeline(pipeline::Arguments),
+    /// Runs a pipeline with several seeds and prints median and worst of what it measures.
+    Repeat(repeat::Arguments),
     /// Writes the JSON Schema of pipeline files, with which editors complete and check them.
     Schema(schema::Arguments),
     /// Lists every kind of stage and trigger with its options and their defaults.
@@ -22,8 +26,16 @@ impl Command {
     pub fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Pipeline(arguments) => arguments.run(),
+            Self::Repeat(arguments) => arguments.run(),
             Self::Schema(arguments) => arguments.run(),
             Self::Stages => stages::run(),
         }
     }
+}
+
+/// An empty table in the style of all commands.
+fn table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(header);
+    table
 }

@@ -4,10 +4,11 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::CellAlignment;
 use lmr_pipeline::report::{Report, percent};
 use lmr_pipeline::{Options, Overrides, Plan, run};
 
+use super::table;
 use crate::console::{Console, Verbosity};
 
 /// Which pipeline, and how it runs.
@@ -102,10 +103,4 @@ fn summary(plan: &Plan, report: &Report) -> String {
         lines.push(format!("estimated backdoor class: {class} ({name})"));
     }
     lines.join("\n")
-}
-
-fn table<const N: usize>(header: [&str; N]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(header);
-    table
 }

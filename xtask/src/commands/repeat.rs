@@ -1,0 +1,147 @@
+//! `cargo xtask repeat`.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::{Context, bail};
+use comfy_table::CellAlignment;
+use lmr_pipeline::report::{Report, percent};
+use lmr_pipeline::{Options, Overrides, Plan, run};
+
+use super::table;
+use crate::console::{Console, Verbosity};
+
+/// Which pipeline, and which seeds.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The pipeline file.
+    #[arg(value_name = "CONFIG")]
+    config: PathBuf,
+    /// The seeds, first and last. The seed draws the clean set and decides every random choice.
+    #[arg(long, value_name = "A-B", default_value = "0-9")]
+    seeds: Seeds,
+    /// Overrides a value, as for `pipeline`. Repeatable.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// The folder that gets one run folder a seed, `runs/<name>-seeds` if absent.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+/// Consecutive seeds.
+#[derive(Clone, Copy)]
+struct Seeds {
+    first: u64,
+    last: u64,
+}
+
+impl FromStr for Seeds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let number = |part: &str| part.trim().parse::<u64>().map_err(|_| format!("expected A-B, found `{text}`"));
+        let seeds = Self { first: number(first)?, last: number(last)? };
+        if seeds.first > seeds.last || seeds.last - seeds.first >= 1000 {
+            return Err(format!("expected A-B with A at most B and at most 1000 seeds, found `{text}`"));
+        }
+        Ok(seeds)
+    }
+}
+
+impl Arguments {
+    /// Runs the pipeline once a seed and prints the median and the worst of every measurement.
+    pub fn run(self) -> anyhow::Result<()> {
+        let console = Console::new(Verbosity { verbose: 0, quiet: true });
+        console.handle_interrupts()?;
+        let mut reports = Vec::new();
+        for seed in self.seeds.first..=self.seeds.last {
+            let mut set = self.set.clone();
+            set.push(format!("run.seed={seed}"));
+            let plan = Plan::load(&self.config, &Overrides::from_process(set))?;
+            let parent = match &self.out {
+                Some(out) => out.clone(),
+                None => PathBuf::from("runs").join(format!("{}-seeds", plan.run.name)),
+            };
+            let options = Options { out: Some(parent.join(format!("seed-{seed}"))), fresh: false };
+            let report = run::run(&plan, &options, &console)?;
+            print(&line(&report))?;
+            reports.push(report);
+        }
+        print(&summary(&reports)?)
+    }
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    Ok(writeln!(std::io::stdout(), "{text}")?)
+}
+
+/// One run in one line.
+fn line(report: &Report) -> String {
+    let class = report.estimated().map_or("-".into(), |(class, _)| class.to_string());
+    let measured: Vec<String> = report
+        .measurements()
+        .iter()
+        .map(|m| format!("{} {}/{}/{}", m.name, percent(Some(m.acc)), percent(m.asr), percent(m.ta)))
+        .collect();
+    format!("seed {}: class {class}; {}; {:.1} s", report.run.seed, measured.join("; "), report.run.seconds)
+}
+
+/// Median and worst over the seeds of every measurement, and the classes that were named.
+fn summary(reports: &[Report]) -> anyhow::Result<String> {
+    let Some(first) = reports.first() else { bail!("no seeds") };
+    let mut table = table(["model", "ACC % median (lowest)", "ASR % median (highest)", "TA % median (lowest)"]);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    for (at, measurement) in first.measurements().iter().enumerate() {
+        let column = |pick: fn(&lmr_pipeline::report::Measurement<'_>) -> Option<f64>| -> anyhow::Result<Vec<f64>> {
+            let mut values = Vec::new();
+            for report in reports {
+                values.extend(pick(report.measurements().get(at).context("the runs differ in their stages")?));
+            }
+            values.sort_by(f64::total_cmp);
+            Ok(values)
+        };
+        let cell = |values: Vec<f64>, worst: fn(&[f64]) -> Option<&f64>| {
+            format!("{} ({})", percent(median(&values)), percent(worst(&values).copied()))
+        };
+        table.add_row([
+            measurement.name.to_string(),
+            cell(column(|m| Some(m.acc))?, <[f64]>::first),
+            cell(column(|m| m.asr)?, <[f64]>::last),
+            cell(column(|m| m.ta)?, <[f64]>::first),
+        ]);
+    }
+    let classes: Vec<String> =
+        reports.iter().filter_map(Report::estimated).map(|(class, _)| class.to_string()).collect();
+    Ok(format!("{table}\nestimated classes: {}", classes.join(" ")))
+}
+
+/// The middle of ascending values, the mean of two middle ones.
+fn median(sorted: &[f64]) -> Option<f64> {
+    let middle = sorted.len().checked_sub(1)? / 2;
+    let values = &sorted[middle..=sorted.len() / 2];
+    Some(values.iter().sum::<f64>() / values.len() as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_of_odd_even_and_no_values() {
+        assert_eq!(median(&[1.0, 2.0, 9.0]), Some(2.0));
+        assert_eq!(median(&[1.0, 2.0, 4.0, 9.0]), Some(3.0));
+        assert_eq!(median(&[5.0]), Some(5.0));
+        assert_eq!(median(&[]), None);
+    }
+
+    #[test]
+    fn seeds_are_a_range() {
+        let seeds: Seeds = "3-5".parse().unwrap();
+        assert_eq!((seeds.first, seeds.last), (3, 5));
+        assert!("5-3".parse::<Seeds>().is_err() && "x".parse::<Seeds>().is_err());
+    }
+}
