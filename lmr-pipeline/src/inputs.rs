@@ -10,7 +10,6 @@ use lmr_plugin::truth::{Planted, Truth};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::config::Portion;
 use crate::datasets::{Provenance, Split, digest};
 use crate::plan::{Plan, Step};
 use crate::{Error, Result, weights};
@@ -134,31 +133,30 @@ impl Inputs {
         let trigger = plan.trigger.as_ref().map(
             |table| json!({ "kind": table.trigger.kind(), "target": table.target, "config": table.trigger.config() }),
         );
-        let mut truth = |portion: Portion, what: &str| -> Result<(Images, SetRecord)> {
-            let images = splits.get(portion.split)?;
-            let mut indices = match portion.split == clean_table.split {
+        let mut truth = |split: Split, count: Option<usize>, what: &str| -> Result<(Images, SetRecord)> {
+            let images = splits.get(split)?;
+            let mut indices = match split == clean_table.split {
                 true => rest.clone(),
                 false => (0..images.len()).collect(),
             };
-            indices.truncate(portion.count.unwrap_or(usize::MAX));
+            indices.truncate(count.unwrap_or(usize::MAX));
             if indices.is_empty() {
-                let message =
-                    format!("no image is left for {what}: the clean set has the whole {} split", portion.split);
+                let message = format!("no image is left for {what}: the clean set has the whole {split} split");
                 return Err(Error::Data { name: name.clone(), message });
             }
             let images = if indices.len() == images.len() { images } else { images.select(&indices)? };
-            let record = SetRecord::of(portion.split, &images);
+            let record = SetRecord::of(split, &images);
             Ok((images, record))
         };
         let (mut test, mut test_record) = (None, None);
         if plan.steps.iter().any(|step| step.kind.sees_truth && !step.kind.implants) {
-            let (images, record) = truth(plan.data.test, "the test set")?;
+            let (images, record) = truth(plan.data.test.split, plan.data.test.count, "the test set")?;
             test = Some(Truth::new(images, normalization.clone()));
             test_record = Some(record);
         }
         let (mut train, mut train_record) = (None, None);
         if plan.steps.iter().any(|step| step.kind.implants) {
-            let (images, record) = truth(plan.data.train, "training")?;
+            let (images, record) = truth(plan.data.train.split, plan.data.train.count, "training")?;
             // No test image: who implants must not choose by what is measured.
             train = Some(Truth::new(images.select(&[])?, normalization).with_train(images));
             train_record = Some(record);

@@ -146,8 +146,8 @@ fn check_data(draft: &Draft, faults: &mut Faults) -> Option<Dataset> {
     if data.clean.count == 0 {
         faults.add(&place.key("clean.count"), "expected at least 1, found 0; purification needs clean images");
     }
-    for (key, portion) in [("test.count", &data.test), ("train.count", &data.train)] {
-        if portion.count == Some(0) {
+    for (key, count) in [("test.count", data.test.count), ("train.count", data.train.count)] {
+        if count == Some(0) {
             faults.add(&place.key(key), "expected at least 1, found 0");
         }
     }

@@ -59,7 +59,7 @@ pub fn run(plan: &Plan, options: &Options, observer: &dyn RunObserver) -> Result
     }
     let report = Report::new(plan, &inputs, stages, started, clock.elapsed().as_secs_f64());
     folder.write("report.json", &to_json(&report)?)?;
-    folder.write("report.md", report::markdown(plan, &inputs, &report).as_bytes())?;
+    folder.write("report.md", report::markdown(plan, &inputs, &report, folder.path()).as_bytes())?;
     Ok(report)
 }
 
@@ -167,6 +167,9 @@ impl<'a> Runner<'a> {
     }
 
     fn step(&mut self, step: &Step) -> Result<StageReport> {
+        if self.observer.cancelled() {
+            return Err(Error::Interrupted { folder: self.folder.path().to_path_buf() });
+        }
         let before = step.from.map_or(&self.received, |from| &self.states[from]).clone();
         let (key, inputs) = key(self.plan, self.inputs, step, &before)?;
         let finished = if self.fresh { None } else { self.folder.finished(&step.folder(), &key) };

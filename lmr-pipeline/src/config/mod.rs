@@ -67,11 +67,11 @@ pub struct DataTable {
     #[serde(default)]
     pub clean: Clean,
     /// The images that `evaluate` measures on; what is in `clean` is left out.
-    #[serde(default = "test_portion")]
-    pub test: Portion,
+    #[serde(default)]
+    pub test: TestImages,
     /// The images that `attack` trains on; loaded only if such a stage is planned.
-    #[serde(default = "train_portion")]
-    pub train: Portion,
+    #[serde(default)]
+    pub train: TrainImages,
 }
 
 /// The clean set: a few images of a split.
@@ -90,23 +90,38 @@ impl Default for Clean {
     }
 }
 
-/// A split, or its beginning.
+/// The images that a model is measured on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Portion {
-    /// The split.
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TestImages {
+    /// The split they are from.
     pub split: Split,
     /// At most so many images, the first ones; all if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<usize>,
 }
 
-fn test_portion() -> Portion {
-    Portion { split: Split::Test, count: None }
+impl Default for TestImages {
+    fn default() -> Self {
+        Self { split: Split::Test, count: None }
+    }
 }
 
-fn train_portion() -> Portion {
-    Portion { split: Split::Train, count: None }
+/// The images that an attack trains on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TrainImages {
+    /// The split they are from.
+    pub split: Split,
+    /// At most so many images, the first ones; all if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<usize>,
+}
+
+impl Default for TrainImages {
+    fn default() -> Self {
+        Self { split: Split::Train, count: None }
+    }
 }
 
 /// `[trigger]`: what the attacker does to an image, and the class it is meant to cause.

@@ -74,8 +74,8 @@ impl Faults {
     }
 }
 
-/// Reads a `T` out of a table. Every unknown key, every missing key and every value of a wrong type becomes a fault;
-/// `None` if any was found.
+/// Reads a `T` out of a table. Every unknown key, every missing key and every value of a wrong type becomes a fault.
+/// A faulty key counts as absent, so that what depends on the others can still be checked; `None` if it has no default.
 pub fn read<T: DeserializeOwned + JsonSchema>(mut table: Table, place: &Place, faults: &mut Faults) -> Option<T> {
     let schema = schemars::schema_for!(T).to_value();
     let names = |key: &str| -> Vec<String> {
@@ -87,26 +87,22 @@ pub fn read<T: DeserializeOwned + JsonSchema>(mut table: Table, place: &Place, f
     };
     let (known, required) = (names("properties"), names("required"));
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
-    let mut sound = true;
     for key in table.keys().cloned().collect::<Vec<_>>() {
         if !known.contains(&key.as_str()) {
             faults.add(&place.key(&key), format!("unknown key{}", hint(&key, &known)));
             table.remove(&key);
-            sound = false;
         }
     }
     for key in &required {
         if !table.contains_key(key) {
             faults.add(&place.key(key), "missing; it has no default");
-            sound = false;
         }
     }
     loop {
         let error = match serde_path_to_error::deserialize::<_, T>(Value::Table(table.clone())) {
-            Ok(value) => return sound.then_some(value),
+            Ok(value) => return Some(value),
             Err(error) => error,
         };
-        sound = false;
         let path: Vec<String> = error.path().iter().map(ToString::to_string).filter(|part| part != ".").collect();
         let message = error.inner().message().trim().to_string();
         // A required key that is missing was reported above, and the last fault is out of the way; nothing more to see.

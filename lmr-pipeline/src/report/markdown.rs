@@ -1,20 +1,21 @@
 //! `report.md`.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use super::{Report, percent};
 use crate::inputs::Inputs;
 use crate::plan::Plan;
 
 /// The report as a page that says what was done, what came out and how to do it again.
-pub fn markdown(plan: &Plan, inputs: &Inputs, report: &Report) -> String {
+pub fn markdown(plan: &Plan, inputs: &Inputs, report: &Report, folder: &Path) -> String {
     let mut page = String::new();
     // Writing to a string cannot fail.
-    let _ = write(&mut page, plan, inputs, report);
+    let _ = write(&mut page, plan, inputs, report, folder);
     page
 }
 
-fn write(page: &mut String, plan: &Plan, inputs: &Inputs, report: &Report) -> std::fmt::Result {
+fn write(page: &mut String, plan: &Plan, inputs: &Inputs, report: &Report, folder: &Path) -> std::fmt::Result {
     let run = &report.run;
     writeln!(page, "# {}\n", run.name)?;
     writeln!(
@@ -80,6 +81,6 @@ fn write(page: &mut String, plan: &Plan, inputs: &Inputs, report: &Report) -> st
         page,
         "\n## Again\n\n`config.toml` beside this file has every setting, defaults included, and `data.json` the images:\n\n\
          ```\ncargo xtask pipeline {} --out <another folder>\n```",
-        plan.file.display()
+        folder.join("config.toml").display()
     )
 }

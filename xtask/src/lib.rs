@@ -1,0 +1,39 @@
+//! The command line of LMR: `cargo xtask pipeline configs/quickstart.toml`.
+//!
+//! Exit codes: 0 done, 1 failure while running, 2 bad input (arguments, pipeline file, checkpoint, data), 130 stopped
+//! with Ctrl-C.
+
+mod commands;
+mod console;
+
+use std::io::ErrorKind;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Takes a possibly backdoored image classifier and hands back a purified one, with evidence.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: commands::Command,
+}
+
+/// Does what the process's arguments say.
+pub fn main() -> ExitCode {
+    let Err(error) = Arguments::parse().command.run() else { return ExitCode::SUCCESS };
+    // Whoever closed the pipe has seen enough.
+    if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe) {
+        return ExitCode::SUCCESS;
+    }
+    match error.downcast_ref::<lmr_pipeline::Error>() {
+        Some(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+        None => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
