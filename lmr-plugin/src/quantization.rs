@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::CleanSet;
 use crate::models::Classifier;
-use crate::nn::{Activation, ConvBn, Eval, Forward, Linear, conv2d_inference};
+use crate::nn::{Activation, ConvBn, Eval, Forward, Grid, Linear, conv2d_inference};
 use crate::predict;
 use crate::run::Run;
 use crate::stage::Finding;
@@ -260,7 +260,7 @@ pub fn round_weight(weight: &Tensor, scheme: Scheme) -> Result<Tensor> {
     // An all-zero tensor keeps a scale of 1, so that 0/0 does not arise.
     let scale = largest.affine(1.0 / (half - 0.5), 0.0)?;
     let scale = scale.eq(0f64)?.where_cond(&scale.ones_like()?, &scale)?;
-    let q = round_half_even(&flat.broadcast_div(&scale)?)?.clamp(-half, half - 1.0)?;
+    let q = Grid { scale: 1.0, low: -half, high: half - 1.0 }.round(&flat.broadcast_div(&scale)?)?;
     Ok(q.broadcast_mul(&scale)?.reshape(weight.shape())?)
 }
 
@@ -269,15 +269,7 @@ pub fn round_activation(x: &Tensor, low: f32, high: f32) -> Result<Tensor> {
     let (low, high) = (f64::from(low.min(0.0)), f64::from(high.max(0.0)));
     let scale = if high > low { (high - low) / 255.0 } else { 1.0 };
     let zero = (-low / scale).round_ties_even();
-    let q = round_half_even(&x.affine(1.0 / scale, 0.0)?)?;
-    Ok(q.clamp(-zero, 255.0 - zero)?.affine(scale, 0.0)?)
-}
-
-/// Rounds to the nearest integer, ties to even, for values below 2^22 in magnitude; larger ones come out larger too.
-fn round_half_even(x: &Tensor) -> Result<Tensor> {
-    // Adding 1.5·2^23 leaves no bits for a fraction; the addition itself rounds as IEEE 754 says.
-    const MAGIC: f64 = 12_582_912.0;
-    Ok(x.affine(1.0, MAGIC)?.affine(1.0, -MAGIC)?)
+    Grid { scale, low: -zero, high: 255.0 - zero }.round(x)
 }
 
 /// Widens the range of activation point `at` by the values of `x`.
@@ -301,13 +293,6 @@ mod tests {
     use super::*;
     use candle_core::Device;
     use proptest::prelude::*;
-
-    #[test]
-    fn ties_round_to_even() {
-        let x = Tensor::new(&[0.5f32, 1.5, 2.5, -0.5, -1.5, 2.4, -2.6], &Device::Cpu).unwrap();
-        let found = round_half_even(&x).unwrap().to_vec1::<f32>().unwrap();
-        assert_eq!(found, [0.0, 2.0, 2.0, 0.0, -2.0, 2.0, -3.0]);
-    }
 
     proptest! {
         /// Quantized weights lie on at most 2^bits values and within half a step of the original.

@@ -6,6 +6,7 @@ mod conv;
 mod correlate;
 mod gather;
 mod geometry;
+mod grid;
 mod layer;
 mod layout;
 mod norm;
