@@ -12,12 +12,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::faults;
-use crate::data::CleanSet;
+use crate::data::{CleanSet, Images};
 use crate::losses;
 use crate::models::{self, Classifier};
 use crate::nn::BatchNormMode;
 use crate::optim::{Schedule, Sgd};
 use crate::predict;
+use crate::rng;
 use crate::run::Run;
 use crate::stage::{CleanOnly, Context, Finding, ModelUse, Outcome, Stage};
 use crate::train::{Flow, Objective, Training};
@@ -45,8 +46,11 @@ pub struct Estimate {
     pub stop_accuracy: f64,
     /// Steps after which the learning rate is tripled and the ascent starts over, at most twice.
     pub max_steps: usize,
-    /// Independent ascents (other batches) that vote on the class; the scores are their mean. Odd.
+    /// Independent ascents (other batches) that vote on the class, at most; the rest is spared once a class has the
+    /// majority. The scores are their mean. Odd.
     pub votes: usize,
+    /// Accuracy after a step is measured on at most this many of the clean images, at least 1.
+    pub check_images: usize,
 }
 
 impl Default for Estimate {
@@ -61,6 +65,7 @@ impl Default for Estimate {
             stop_accuracy: 0.3,
             max_steps: 200,
             votes: 3,
+            check_images: 250,
         }
     }
 }
@@ -85,7 +90,7 @@ pub struct Estimated {
     pub scores: Vec<f64>,
     /// Lead of the highest score over the second.
     pub gap: f64,
-    /// Class named by each vote.
+    /// Class named by each vote that was cast.
     pub votes: Vec<u32>,
     /// Steps each vote took.
     pub steps: Vec<usize>,
@@ -111,7 +116,7 @@ impl Estimate {
             }
             return Ok(Estimated { class, ..Estimated::empty() });
         }
-        let accuracy = clean_accuracy(model, clean)?;
+        let accuracy = clean_accuracy(model, clean, &clean.images)?;
         if accuracy <= self.stop_accuracy {
             return Err(Error::invalid(format!(
                 "the model's accuracy on the clean images is {accuracy:.3}, already at or below stop-accuracy = {}; \
@@ -125,7 +130,7 @@ impl Estimate {
         for vote in 0..self.votes {
             let ascent = self.ascend(model, clean, vote, run)?;
             for (sum, s) in scores.iter_mut().zip(&ascent.scores) {
-                *sum += s / self.votes as f64;
+                *sum += s;
             }
             for &class in &ascent.predicted {
                 result.predicted[class as usize] += 1;
@@ -143,6 +148,14 @@ impl Estimate {
             if vote == 0 {
                 result.curve = ascent.curve;
             }
+            let named = argmax(&ascent.scores) as u32;
+            if 2 * result.votes.iter().filter(|&&v| v == named).count() > self.votes {
+                break;
+            }
+        }
+        let cast = result.votes.len();
+        for sum in &mut scores {
+            *sum /= cast as f64;
         }
         let count = |class: u32| result.votes.iter().filter(|&&v| v == class).count();
         let most = result.votes.iter().map(|&v| count(v)).max().unwrap_or(0);
@@ -150,7 +163,7 @@ impl Estimate {
             .map(|c| if count(c) == most { scores[c as usize] } else { f64::NEG_INFINITY })
             .collect();
         result.class = argmax(&elected) as u32;
-        if most < self.votes {
+        if most < cast {
             result.low_confidence.push(format!("the votes disagree: {:?}", result.votes));
         }
         let absent = clean.absent_classes();
@@ -165,11 +178,15 @@ impl Estimate {
 
     fn ascend(&self, model: &dyn Classifier, clean: &CleanSet, vote: usize, run: &Run<'_>) -> Result<Ascent> {
         let device = model.head().weight().device().clone();
-        let mut lr = self.lr;
-        let mut tries = 0;
+        let (mut lr, mut tries) = (self.lr, 0);
+        // Another part of the clean images for every vote, the same for all its steps.
+        let mut order = rng::permutation(&mut run.stream(&format!("unlearn {}/check", vote + 1)), clean.images.len());
+        order.truncate(self.check_images);
+        let check = clean.images.select(&order)?;
         loop {
             let copy = models::copy(model, &device)?;
-            let mut watch = Watch { copy: copy.as_ref(), clean, stop: self.stop_accuracy, curve: Vec::new() };
+            let mut watch =
+                Watch { copy: copy.as_ref(), clean, check: &check, stop: self.stop_accuracy, curve: Vec::new() };
             let steps_per_epoch = clean.images.len().div_ceil(self.batch_size);
             let training = Training {
                 epochs: self.max_steps.div_ceil(steps_per_epoch),
@@ -188,7 +205,7 @@ impl Estimate {
             let converged = watch.curve.last().is_some_and(|a| *a <= self.stop_accuracy);
             let curve = watch.curve;
             if converged || tries == 2 {
-                let logits = clean_logits(copy.as_ref(), clean)?;
+                let logits = clean_logits(copy.as_ref(), clean, &clean.images)?;
                 let scores = posterior_scores(&logits)?;
                 return Ok(Ascent { scores, predicted: predict::classes(&logits)?, curve, converged });
             }
@@ -218,6 +235,7 @@ struct Ascent {
 struct Watch<'a> {
     copy: &'a dyn Classifier,
     clean: &'a CleanSet,
+    check: &'a Images,
     stop: f64,
     curve: Vec<f64>,
 }
@@ -228,21 +246,21 @@ impl Objective for Watch<'_> {
     }
 
     fn after_step(&mut self, _: usize) -> Result<Flow> {
-        let accuracy = clean_accuracy(self.copy, self.clean)?;
+        let accuracy = clean_accuracy(self.copy, self.clean, self.check)?;
         self.curve.push(accuracy);
         Ok(if accuracy <= self.stop { Flow::Stop } else { Flow::Continue })
     }
 }
 
-fn clean_logits(model: &dyn Classifier, clean: &CleanSet) -> Result<Tensor> {
+fn clean_logits(model: &dyn Classifier, clean: &CleanSet, images: &Images) -> Result<Tensor> {
     let forward = |pixels: &Tensor| model.logits(&clean.normalization.apply(pixels)?);
     let device = model.head().weight().device();
-    predict::logits(&forward, &clean.images, None, device, (&Run::quiet(0), "clean set"))
+    predict::logits(&forward, images, None, device, (&Run::quiet(0), "clean set"))
 }
 
-pub(super) fn clean_accuracy(model: &dyn Classifier, clean: &CleanSet) -> Result<f64> {
-    let predicted = predict::classes(&clean_logits(model, clean)?)?;
-    Ok(predict::accuracy(&predicted, clean.images.labels()))
+fn clean_accuracy(model: &dyn Classifier, clean: &CleanSet, images: &Images) -> Result<f64> {
+    let predicted = predict::classes(&clean_logits(model, clean, images)?)?;
+    Ok(predict::accuracy(&predicted, images.labels()))
 }
 
 /// Index of the largest value, the lowest of tied ones.
@@ -289,6 +307,7 @@ impl Stage for Estimate {
             ),
             (self.max_steps > 0, "max-steps", "at least 1", self.max_steps.to_string()),
             (self.votes % 2 == 1, "votes", "an odd number", self.votes.to_string()),
+            (self.check_images > 0, "check-images", "at least 1", self.check_images.to_string()),
         ])
     }
 
