@@ -91,37 +91,6 @@ impl RunFolder {
         Ok(())
     }
 
-    /// A finished stage whose key is `key` and whose files are intact; `None`, with a warning where something is
-    /// damaged, if it has to run (again).
-    pub fn finished(&self, stage: &str, key: &str) -> Option<Finished> {
-        let folder = self.path.join(stage);
-        let record = folder.join(RECORD_FILE);
-        let record: Record = match fs::read(&record) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .inspect_err(|error| tracing::warn!("{} is damaged ({error}); the stage runs again", record.display()))
-                .ok()?,
-            Err(_) => return None,
-        };
-        if record.key != key {
-            return None;
-        }
-        let mut model = None;
-        for (name, expected) in &record.files {
-            let path = folder.join(name);
-            let bytes = fs::read(&path).ok().filter(|bytes| &sha256(bytes) == expected);
-            let Some(bytes) = bytes else {
-                tracing::warn!("{} is missing or damaged; the stage runs again", path.display());
-                return None;
-            };
-            if name == MODEL_FILE {
-                model = Some(weights::parse(&bytes).ok()?);
-            }
-        }
-        let timing: Option<Timing> =
-            fs::read(folder.join(TIMING_FILE)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        Some(Finished { record, model, seconds: timing.map_or(0.0, |timing| timing.seconds) })
-    }
-
     /// Keeps a stage's result: its files first, the record last.
     pub fn keep(&self, stage: &str, record: &Record, files: &[(String, Vec<u8>)], seconds: f64) -> Result<()> {
         let folder = self.path.join(stage);
@@ -158,6 +127,37 @@ fn remove(path: &Path) -> Result<()> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
         _ => Ok(()),
     }
+}
+
+/// A finished stage of a run folder whose key is `key` and whose files are intact; `None`, with a warning where something is
+/// damaged, if it has to run (again).
+pub fn finished(run: &Path, stage: &str, key: &str) -> Option<Finished> {
+    let folder = run.join(stage);
+    let record = folder.join(RECORD_FILE);
+    let record: Record = match fs::read(&record) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .inspect_err(|error| tracing::warn!("{} is damaged ({error}); the stage runs again", record.display()))
+            .ok()?,
+        Err(_) => return None,
+    };
+    if record.key != key {
+        return None;
+    }
+    let mut model = None;
+    for (name, expected) in &record.files {
+        let path = folder.join(name);
+        let bytes = fs::read(&path).ok().filter(|bytes| &sha256(bytes) == expected);
+        let Some(bytes) = bytes else {
+            tracing::warn!("{} is missing or damaged; the stage runs again", path.display());
+            return None;
+        };
+        if name == MODEL_FILE {
+            model = Some(weights::parse(&bytes).ok()?);
+        }
+    }
+    let timing: Option<Timing> =
+        fs::read(folder.join(TIMING_FILE)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    Some(Finished { record, model, seconds: timing.map_or(0.0, |timing| timing.seconds) })
 }
 
 /// A stage that need not run again.
@@ -224,15 +224,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = RunFolder::open(dir.path()).unwrap();
         let files = [("extra.safetensors".to_string(), b"tensors".to_vec())];
-        assert!(folder.finished("00-a", "k").is_none());
+        assert!(finished(dir.path(), "00-a", "k").is_none());
         folder.keep("00-a", &record("k", b"tensors"), &files, 1.5).unwrap();
-        assert!(folder.finished("00-a", "other").is_none());
-        let finished = folder.finished("00-a", "k").unwrap();
-        assert_eq!((finished.record, finished.seconds), (record("k", b"tensors"), 1.5));
+        assert!(finished(dir.path(), "00-a", "other").is_none());
+        let kept = finished(dir.path(), "00-a", "k").unwrap();
+        assert_eq!((kept.record, kept.seconds), (record("k", b"tensors"), 1.5));
         fs::write(dir.path().join("00-a/extra.safetensors"), "tensor").unwrap();
-        assert!(folder.finished("00-a", "k").is_none());
+        assert!(finished(dir.path(), "00-a", "k").is_none());
         folder.keep("00-a", &record("k", b"tensors"), &files, 1.5).unwrap();
         fs::write(dir.path().join("00-a/outcome.json"), "{").unwrap();
-        assert!(folder.finished("00-a", "k").is_none());
+        assert!(finished(dir.path(), "00-a", "k").is_none());
     }
 }

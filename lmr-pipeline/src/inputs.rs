@@ -86,7 +86,7 @@ impl Inputs {
         let normalization = plan.dataset.descriptor().normalization.clone();
         let (network, source) = match &plan.weights {
             Some(checkpoint) => {
-                let loaded = weights::load(&checkpoint.file, &plan.model)?;
+                let loaded = weights::load(&checkpoint.file)?;
                 if let Some(expected) = &checkpoint.table.sha256
                     && !expected.eq_ignore_ascii_case(&loaded.sha256)
                 {

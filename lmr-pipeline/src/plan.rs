@@ -98,16 +98,6 @@ impl Plan {
         };
         assemble().ok_or_else(|| Error::Internal("a pipeline without faults is incomplete".into()))
     }
-
-    /// Whether a stage is shown the truth about the attack.
-    pub fn sees_truth(&self) -> bool {
-        self.steps.iter().any(|step| step.kind.sees_truth)
-    }
-
-    /// Whether a stage implants a backdoor.
-    pub fn implants(&self) -> bool {
-        self.steps.iter().any(|step| step.kind.implants)
-    }
 }
 
 fn check_run(run: &mut RunTable, file: &Path, faults: &mut Faults) -> Option<DeviceChoice> {

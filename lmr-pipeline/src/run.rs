@@ -8,7 +8,7 @@ use lmr_plugin::run::{Observer, Run};
 use lmr_plugin::stage::{Context, FactStore, ModelUse};
 use serde_json::{Map, Value, json};
 
-use crate::artifacts::{Finished, MODEL_FILE, Record, RunFolder, json as to_json};
+use crate::artifacts::{Finished, MODEL_FILE, Record, RunFolder, finished, json as to_json};
 use crate::inputs::Inputs;
 use crate::log::{Log, Logged};
 use crate::plan::{Plan, Step};
@@ -70,14 +70,13 @@ pub fn reusable(plan: &Plan, options: &Options) -> Result<Vec<bool>> {
         return Ok(vec![false; plan.steps.len()]);
     }
     let (model, inputs) = Inputs::load(plan)?;
-    let folder = RunFolder::open(&path)?;
     let received = State::received(&model)?;
     let mut states: Vec<Option<State>> = Vec::new();
     for step in &plan.steps {
         let before = step.from.map_or(Some(&received), |from| states[from].as_ref());
         let after = before.and_then(|before| {
             let (key, _) = key(plan, &inputs, step, before).ok()?;
-            Some(before.after(step, &folder.finished(&step.folder(), &key)?.record))
+            Some(before.after(step, &finished(&path, &step.folder(), &key)?.record))
         });
         states.push(after);
     }
@@ -172,7 +171,7 @@ impl<'a> Runner<'a> {
         }
         let before = step.from.map_or(&self.received, |from| &self.states[from]).clone();
         let (key, inputs) = key(self.plan, self.inputs, step, &before)?;
-        let finished = if self.fresh { None } else { self.folder.finished(&step.folder(), &key) };
+        let finished = if self.fresh { None } else { finished(self.folder.path(), &step.folder(), &key) };
         let mut model = self.take_model(step, before.slot)?;
         let result = match finished {
             Some(finished) => self.reuse(step, &mut model, finished),

@@ -5,16 +5,17 @@ use std::io::Read;
 use std::path::Path;
 
 use candle_core::{DType, Tensor};
-use lmr_plugin::models::ModelSpec;
-use lmr_plugin::nn::{Slot, StateDict};
-use lmr_plugin::rng;
+use lmr_plugin::nn::StateDict;
 use safetensors::{SafeTensorError, SafeTensors};
+use serde_json::{Map, Value};
 
 use crate::tensors::{from_view, sha256};
 use crate::{Error, Result};
 
 /// Room for names, shapes and metadata. A ResNet's header takes 15 KB.
 const MAX_HEADER: u64 = 16 << 20;
+/// No image classifier here comes near; a ViT-Large takes 1.2 GB.
+const MAX_FILE: u64 = 4 << 30;
 
 /// A checkpoint and the SHA-256 of the file it came from.
 pub struct Loaded {
@@ -24,47 +25,69 @@ pub struct Loaded {
     pub sha256: String,
 }
 
-/// Reads the checkpoint of a model. Nothing is read into memory that is larger than such a model can be.
-pub fn load(path: &Path, spec: &ModelSpec) -> Result<Loaded> {
-    let limit = MAX_HEADER + 2 * size_of(spec)?;
-    let bytes = read(path, limit)?;
+/// Reads a checkpoint.
+pub fn load(path: &Path) -> Result<Loaded> {
+    let bytes = read(path)?;
     let sha256 = sha256(&bytes);
     let state = parse(&bytes).map_err(|message| Error::input(path, message))?;
     Ok(Loaded { state, sha256 })
 }
 
-/// Bytes of the model's parameters in f32, counters included.
-fn size_of(spec: &ModelSpec) -> Result<u64> {
-    let template = spec.fresh(rng::stream(0, "weights/size"), &candle_core::Device::Cpu)?;
-    let bytes = template.params().iter().map(|(_, slot)| match slot {
-        Slot::Parameter(var) | Slot::Buffer(var) => 4 * var.elem_count() as u64,
-        Slot::Counter(_) => 8,
-    });
-    Ok(bytes.sum())
-}
-
-fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
+/// Reads the header, and the rest only if the file is as long as the header says.
+fn read(path: &Path) -> Result<Vec<u8>> {
     let unreadable = |error: std::io::Error| Error::input(path, format!("cannot be read: {error}"));
-    let file = File::open(path).map_err(unreadable)?;
+    let mut file = File::open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
     if !metadata.is_file() {
         return Err(Error::input(path, "expected a safetensors file, found a folder or a device"));
     }
+    let length = metadata.len();
+    if length > MAX_FILE {
+        return Err(Error::input(path, format!("has {length} bytes; expected at most {MAX_FILE}")));
+    }
     let mut bytes = Vec::new();
-    if metadata.len() <= limit {
-        // A file may grow while it is read.
-        file.take(limit + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    }
-    if metadata.len() > limit || bytes.len() as u64 > limit {
-        let message = format!("has {} bytes; a checkpoint of this model has at most {limit}", metadata.len());
-        return Err(Error::input(path, message));
-    }
+    file.by_ref().take(8).read_to_end(&mut bytes).map_err(unreadable)?;
+    let header = header_length(&bytes, length).map_err(|message| Error::input(path, message))?;
+    file.by_ref().take(header).read_to_end(&mut bytes).map_err(unreadable)?;
+    check_length(&bytes, length).map_err(|message| Error::input(path, message))?;
+    // A file may grow while it is read.
+    file.take(length).read_to_end(&mut bytes).map_err(unreadable)?;
     Ok(bytes)
+}
+
+/// How long the JSON is that follows the first 8 bytes.
+fn header_length(bytes: &[u8], file: u64) -> Result<u64, String> {
+    let Some(header) = bytes.first_chunk::<8>().map(|length| u64::from_le_bytes(*length)) else {
+        return Err(format!("has {file} bytes; a safetensors file has at least 8"));
+    };
+    if header > file - 8 {
+        return Err(format!(
+            "is cut off or no safetensors file: the header should have {header} bytes, the whole file has {file}"
+        ));
+    }
+    if header > MAX_HEADER {
+        return Err(format!("the header has {header} bytes; expected at most {MAX_HEADER}"));
+    }
+    Ok(header)
+}
+
+/// Compares where the last tensor ends, according to the header, with the end of the file.
+fn check_length(bytes: &[u8], file: u64) -> Result<(), String> {
+    let header = header_length(bytes, file)?;
+    let damaged = |what: &str| format!("is no safetensors file, or its header is damaged: {what}");
+    let json = bytes.get(8..8 + header as usize).ok_or_else(|| damaged("it ends early"))?;
+    let json: Map<String, Value> = serde_json::from_slice(json).map_err(|error| damaged(&error.to_string()))?;
+    let declared = json.values().filter_map(|tensor| tensor.get("data_offsets")?.get(1)?.as_u64()).max().unwrap_or(0);
+    match file - 8 - header {
+        found if found == declared => Ok(()),
+        found => Err(format!("is cut off or damaged: {found} bytes of tensors, the header says {declared}")),
+    }
 }
 
 /// Every tensor of a safetensors file, checked.
 pub fn parse(bytes: &[u8]) -> Result<StateDict, String> {
-    let file = SafeTensors::deserialize(bytes).map_err(|error| explain(bytes, &error))?;
+    check_length(bytes, bytes.len() as u64)?;
+    let file = SafeTensors::deserialize(bytes).map_err(|error| explain(&error))?;
     let mut faults = Vec::new();
     let mut state = StateDict::new();
     for (name, view) in file.iter() {
@@ -100,40 +123,13 @@ fn check(tensor: &Tensor) -> Result<(), String> {
     }
 }
 
-/// What the library means, with the sizes that a reader can compare.
-fn explain(bytes: &[u8], error: &SafeTensorError) -> String {
-    let Some(header) = bytes.first_chunk::<8>().map(|length| u64::from_le_bytes(*length)) else {
-        return format!("has {} bytes; a safetensors file has at least 8", bytes.len());
-    };
-    if header > bytes.len() as u64 - 8 {
-        return format!(
-            "is cut off or no safetensors file: the header should have {header} bytes, the whole file has {}",
-            bytes.len()
-        );
-    }
+/// What the library means.
+fn explain(error: &SafeTensorError) -> String {
     match error {
-        SafeTensorError::MetadataIncompleteBuffer => {
-            let found = bytes.len() as u64 - 8 - header;
-            match declared(&bytes[8..8 + header as usize]) {
-                Some(declared) => {
-                    format!("is cut off or damaged: {found} bytes of tensors, the header says {declared}")
-                }
-                None => "is cut off or damaged: the sizes in its header do not add up to the file's".into(),
-            }
-        }
         SafeTensorError::TensorInvalidInfo => "the header gives a tensor a shape that does not fit its bytes".into(),
         SafeTensorError::InvalidOffset(name) => format!("tensor `{name}`: its bytes overlap another's or leave a gap"),
-        SafeTensorError::InvalidHeader(_) | SafeTensorError::InvalidHeaderDeserialization(_) => {
-            format!("is no safetensors file, or its header is damaged: {error}")
-        }
         other => format!("is no usable safetensors file: {other}"),
     }
-}
-
-/// Where the last tensor ends according to the header.
-fn declared(header: &[u8]) -> Option<u64> {
-    let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).ok()?;
-    header.values().filter_map(|tensor| tensor.get("data_offsets")?.get(1)?.as_u64()).max()
 }
 
 #[cfg(test)]

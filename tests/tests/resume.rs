@@ -1,4 +1,5 @@
 //! A run that is killed at any moment ends with the same bytes as one that is not.
+#![allow(clippy::unwrap_used, reason = "the helpers of these tests fail the test that called them")]
 #![cfg(unix)]
 
 use std::collections::BTreeMap;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use lmr_pipeline::RunObserver;
 use lmr_pipeline::plan::Step;
 use lmr_pipeline::report::StageReport;
@@ -27,7 +27,8 @@ pub struct Verbosity {
 /// Shows progress, and knows whether the user asked to stop.
 pub struct Console {
     quiet: bool,
-    bar: ProgressBar,
+    /// Where the stage's bar is drawn, and what keeps other lines from tearing it. Hidden where there is no terminal.
+    screen: MultiProgress,
     stage: Mutex<Stage>,
     stop: Arc<AtomicBool>,
 }
@@ -35,6 +36,7 @@ pub struct Console {
 /// The stage that is being shown.
 struct Stage {
     label: String,
+    bar: ProgressBar,
     phase: String,
     phase_began: Instant,
     line_written: Instant,
@@ -45,56 +47,53 @@ impl Console {
     /// Sets up bars or lines, and the log of warnings and details on standard error.
     pub fn new(verbosity: Verbosity) -> Self {
         let bars = std::io::stderr().is_terminal() && !verbosity.quiet;
-        let bar = if bars { ProgressBar::new(0) } else { ProgressBar::hidden() };
-        if let Ok(style) =
-            ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg}  {per_sec}  {elapsed} (ETA {eta})")
-        {
-            bar.set_style(style);
-        }
+        let target = if bars { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let screen = MultiProgress::with_draw_target(target);
         let level = match verbosity {
             Verbosity { quiet: true, .. } | Verbosity { verbose: 0, .. } => "warn",
             Verbosity { verbose: 1, .. } => "warn,xtask=info,lmr_pipeline=debug,lmr_plugin=info",
             _ => "info,xtask=trace,lmr_pipeline=trace,lmr_plugin=trace",
         };
-        let writer = bar.clone();
+        let writer = screen.clone();
         // Fails only where a subscriber is set already, which then stays.
         let _ = tracing_subscriber::fmt()
             .with_env_filter(EnvFilter::new(level))
-            .with_writer(move || AboveBar(writer.clone()))
+            .with_writer(move || AboveBars(writer.clone()))
             .with_target(false)
             .without_time()
             .try_init();
         let now = Instant::now();
         let stage = Stage {
             label: String::new(),
+            bar: ProgressBar::hidden(),
             phase: String::new(),
             phase_began: now,
             line_written: now,
             metric: String::new(),
         };
-        Self { quiet: verbosity.quiet, bar, stage: Mutex::new(stage), stop: Arc::default() }
+        Self { quiet: verbosity.quiet, screen, stage: Mutex::new(stage), stop: Arc::default() }
     }
 
     /// The first Ctrl-C stops the run where that is clean, the second one at once.
     pub fn handle_interrupts(&self) -> anyhow::Result<()> {
-        let (stop, bar) = (self.stop.clone(), self.bar.clone());
+        let (stop, screen) = (self.stop.clone(), self.screen.clone());
         ctrlc::set_handler(move || {
             if stop.swap(true, Ordering::SeqCst) {
                 std::process::exit(130);
             }
-            bar.suspend(|| eprintln!("stopping; once more to stop at once"));
+            screen.suspend(|| eprintln!("stopping; once more to stop at once"));
         })?;
         Ok(())
     }
 
     /// Takes the bar away.
     pub fn done(&self) {
-        self.bar.finish_and_clear();
+        self.stage().bar.finish_and_clear();
     }
 
     fn line(&self, text: &str) {
         if !self.quiet {
-            self.bar.suspend(|| eprintln!("{text}"));
+            self.screen.suspend(|| eprintln!("{text}"));
         }
     }
 
@@ -107,12 +106,13 @@ impl Console {
         if stage.phase != phase {
             stage.phase = phase.to_string();
             stage.phase_began = Instant::now();
-            self.bar.set_length(total as u64);
-            self.bar.reset_eta();
+            stage.bar.set_position(0);
+            stage.bar.set_length(total as u64);
+            stage.bar.reset_eta();
         }
-        self.bar.set_position(done as u64);
-        self.bar.set_message(format!("{unit}s  {phase}{}", stage.metric));
-        if self.bar.is_hidden() && !self.quiet && stage.line_written.elapsed() >= LINE_EVERY {
+        stage.bar.set_position(done as u64);
+        stage.bar.set_message(format!("{unit}s  {phase}{}", stage.metric));
+        if self.screen.is_hidden() && !self.quiet && stage.line_written.elapsed() >= LINE_EVERY {
             stage.line_written = Instant::now();
             let rate = done as f64 / stage.phase_began.elapsed().as_secs_f64().max(1e-9);
             let eta = total.saturating_sub(done) as f64 / rate.max(1e-9);
@@ -143,17 +143,27 @@ impl RunObserver for Console {
         stage.phase.clear();
         stage.metric.clear();
         stage.line_written = Instant::now();
-        self.bar.reset();
-        self.bar.set_length(0);
-        self.bar.set_message("");
-        self.bar.set_prefix(label.clone());
+        stage.bar = self.screen.add(ProgressBar::new(0).with_style(style()).with_prefix(label.clone()));
         stage.label = label;
     }
 
     fn finished(&self, step: &Step, report: &StageReport, of: usize) {
+        self.done();
         let how = if report.reused { "reused".into() } else { format!("{:.1} s", report.seconds) };
         self.line(&format!("{}  {how}", label(step, of)));
     }
+}
+
+fn style() -> ProgressStyle {
+    let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        // The first steps tell nothing yet. And nothing is to be done about a terminal that takes no text.
+        if state.elapsed() > Duration::from_secs(1) {
+            let _ = write!(out, "{:.1}/s", state.per_sec());
+        }
+    };
+    ProgressStyle::with_template("{prefix}  {bar:16}  {pos}/{len} {wide_msg} {rate}  ETA {eta}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .with_key("rate", rate)
 }
 
 fn label(step: &Step, of: usize) -> String {
@@ -162,10 +172,10 @@ fn label(step: &Step, of: usize) -> String {
     format!("[{}/{of}] {name}", step.index + 1)
 }
 
-/// Writes log lines without tearing the bar.
-struct AboveBar(ProgressBar);
+/// Writes log lines without tearing the bars.
+struct AboveBars(MultiProgress);
 
-impl Write for AboveBar {
+impl Write for AboveBars {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.suspend(|| std::io::stderr().write(bytes))
     }

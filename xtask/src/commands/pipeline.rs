@@ -54,8 +54,9 @@ impl Arguments {
             return print(&planned(&plan, &reused));
         }
         console.handle_interrupts()?;
-        let report = run::run(&plan, &options, &console)?;
+        let report = run::run(&plan, &options, &console);
         console.done();
+        let report = report?;
         if self.quiet {
             return Ok(());
         }
