@@ -8,7 +8,7 @@ use crate::{Error, Result};
 pub enum Event<'a> {
     /// `done` of `total` units of the current phase are finished.
     Progress {
-        /// What is going on ("unlearn", "epoch 3/10", "triggered images").
+        /// What is going on ("unlearn 1", "recover", "triggered images"); stays the same while `done` counts up.
         phase: &'a str,
         /// Units finished.
         done: usize,

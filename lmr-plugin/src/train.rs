@@ -127,7 +127,7 @@ impl Training {
                 loss_sum += value * size as f64;
                 seen += size;
                 step += 1;
-                run.progress(&format!("{purpose} epoch {epoch}/{epochs}"), step, total, "step");
+                run.progress(purpose, step, total, "step");
                 flow = objective.after_step(step)?;
                 if flow == Flow::Stop {
                     break;
