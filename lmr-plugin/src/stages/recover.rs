@@ -44,10 +44,10 @@ pub struct Recover {
 impl Default for Recover {
     fn default() -> Self {
         Self {
-            epochs: 10,
+            epochs: 20,
             min_steps: 0,
-            lr: 0.003,
-            schedule: Schedule::Constant,
+            lr: 0.01,
+            schedule: Schedule::Cosine,
             momentum: 0.9,
             weight_decay: 0.0,
             batch_size: 128,
