@@ -11,6 +11,7 @@ mod layout;
 mod norm;
 mod pool;
 mod simd;
+mod transpose;
 mod weights;
 
 pub(super) use block::{Layer, basic_block, conv_bn};

@@ -1,8 +1,12 @@
 //! Weights repacked for the gather kernel: panels of a few output channels, depth-major.
 
 use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
 
 use super::geometry::Geometry;
+
+/// Packing fewer floats than this is not worth another thread.
+const MIN_FLOATS: usize = 1 << 14;
 
 /// The output channels that the kernel computes at once.
 #[derive(Clone, Copy, Debug)]
@@ -42,19 +46,35 @@ impl Packed {
     /// Weights for the forward pass: rows are output channels.
     pub fn forward(weight: &[f32], geometry: &Geometry) -> Self {
         let (o, c, taps) = (geometry.o_group(), geometry.c_group(), geometry.taps());
-        Self::new(geometry.config.groups, o, c, taps, |row, i, tap| weight[(row * c + i) * taps + tap])
+        Self::new(geometry.config.groups, o, c, taps, |panel, data| {
+            for r in 0..panel.rows {
+                let row = &weight[(panel.row + r) * c * taps..][..c * taps];
+                for (i, row) in row.chunks_exact(taps).enumerate() {
+                    for (tap, &value) in row.iter().enumerate() {
+                        data[(tap * c + i) * panel.width + r] = value;
+                    }
+                }
+            }
+        })
     }
 
     /// Weights for the gradient with respect to the input: rows are input channels.
     pub fn backward(weight: &[f32], geometry: &Geometry) -> Self {
         let (o, c, taps) = (geometry.o_group(), geometry.c_group(), geometry.taps());
-        Self::new(geometry.config.groups, c, o, taps, |row, i, tap| {
-            weight[((row / c * o + i) * c + row % c) * taps + tap]
+        Self::new(geometry.config.groups, c, o, taps, |panel, data| {
+            for i in 0..o {
+                let rows = &weight[((panel.input + i) * c + panel.row % c) * taps..][..panel.rows * taps];
+                for (r, row) in rows.chunks_exact(taps).enumerate() {
+                    for (tap, &value) in row.iter().enumerate() {
+                        data[(tap * o + i) * panel.width + r] = value;
+                    }
+                }
+            }
         })
     }
 
-    /// `rows` and `depth` are per group; `at(row, i, tap)` takes the row over all groups and `i` within the group.
-    fn new(groups: usize, rows: usize, depth: usize, taps: usize, at: impl Fn(usize, usize, usize) -> f32) -> Self {
+    /// Lays out the panels, `rows` and `depth` being per group, and lets `fill` fill each; it starts as zeros.
+    fn new(groups: usize, rows: usize, depth: usize, taps: usize, fill: impl Fn(&Panel, &mut [f32]) + Sync) -> Self {
         let widest = Arch::new().dispatch(PanelWidth);
         let (mut panels, mut start) = (Vec::new(), 0);
         for group in 0..groups {
@@ -67,14 +87,17 @@ impl Packed {
                 row += taken;
             }
         }
-        let mut data = Vec::with_capacity(start);
+        let mut data = vec![0.0; start];
+        let (mut parts, mut rest) = (Vec::new(), data.as_mut_slice());
         for panel in &panels {
-            for tap in 0..taps {
-                for i in 0..depth {
-                    data.extend((0..panel.width).map(|r| if r < panel.rows { at(panel.row + r, i, tap) } else { 0.0 }));
-                }
-            }
+            let (part, more) = rest.split_at_mut(taps * depth * panel.width);
+            parts.push((panel, part));
+            rest = more;
         }
+        parts
+            .into_par_iter()
+            .with_min_len(1 + MIN_FLOATS / (8 * taps * depth))
+            .for_each(|(panel, part)| fill(panel, part));
         Self { data, panels, depth }
     }
 }

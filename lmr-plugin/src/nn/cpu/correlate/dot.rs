@@ -1,17 +1,16 @@
-//! The gradient with respect to the weights: for every tap, the products of output gradients and inputs summed over
-//! positions and images.
+//! The gradient with respect to the weights as dot products, for few channels.
 //!
-//! Both rows run over images, so a product of two channels is a dot product along vectors; a tile of 4 by 4 channels is
-//! summed in registers over a chunk of positions small enough to stay in the first-level cache.
+//! Rows of both factors run over images, so a product of two channels is a dot product along vectors; a tile of 4 by 4
+//! channels is summed in registers over a patch of positions small enough to stay in the first-level cache.
 
 use pulp::{Arch, MemMask, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::geometry::Geometry;
-use super::simd::load;
+use super::super::geometry::Geometry;
+use super::super::simd::load;
 
 /// Vectors of 16 images that a tile sums before its lanes are added up.
-const CHUNK_VECTORS: usize = 64;
+const CHUNK_VECTORS: usize = 32;
 
 /// Partial gradients may take this many floats together; they are what different threads add to.
 const PARTIAL_FLOATS: usize = 1 << 20;
@@ -241,11 +240,11 @@ unsafe fn add_products<S: Simd, const MR: usize, const NR: usize>(
     let mut columns = [simd.splat_f32s(0.0); NR];
     for (j, column) in columns.iter_mut().enumerate() {
         // SAFETY: the caller's promise.
-        *column = unsafe { load(simd, mask, masked, x.wrapping_add(j * n)) };
+        *column = unsafe { load(simd, mask, masked, x.wrapping_add(j.wrapping_mul(n))) };
     }
     for (i, acc) in acc.iter_mut().enumerate() {
         // SAFETY: the caller's promise.
-        let row = unsafe { load(simd, mask, masked, dy.wrapping_add(i * n)) };
+        let row = unsafe { load(simd, mask, masked, dy.wrapping_add(i.wrapping_mul(n))) };
         for (acc, &column) in acc.iter_mut().zip(&columns) {
             *acc = simd.mul_add_e_f32s(row, column, *acc);
         }
