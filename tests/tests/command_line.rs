@@ -1,4 +1,5 @@
 //! The commands, and where their values come from.
+#![allow(clippy::unwrap_used, reason = "the helpers of these tests fail the test that called them")]
 
 use lmr_tests::Project;
 use rstest::rstest;

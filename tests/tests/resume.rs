@@ -138,3 +138,18 @@ fn a_damaged_folder_heals(#[case] file: &str, #[case] content: Option<&[u8]>, #[
     let log = String::from_utf8(project.read("out/log.jsonl")).unwrap();
     assert!(log.lines().filter(|line| !line.is_empty()).skip(1).all(|line| line.ends_with('}')), "{log}");
 }
+
+/// Weights alone do not make a quantized model; what does is restored from the findings of the finished stage.
+#[test]
+fn a_reused_deployment_measures_the_same() {
+    let project = project();
+    let arguments = ["pipeline", "pipeline.toml", "--out", "out"];
+    finish(&project, &arguments);
+    let expected = project.digests("out");
+    for stage in ["07-purified-int8", "09-purified-pruned"] {
+        fs::remove_file(project.path().join(format!("out/{stage}/outcome.json"))).unwrap();
+    }
+    let again: Vec<String> = finish(&project, &arguments).into_iter().filter(|(_, r)| !r).map(|(n, _)| n).collect();
+    assert_eq!(again, ["purified + int8", "purified + pruned"]);
+    assert_eq!(project.digests("out"), expected);
+}
