@@ -27,8 +27,8 @@ pub struct Training {
     pub schedule: Schedule,
     /// Epochs of linear warm-up.
     pub warmup_epochs: usize,
-    /// Crop and flip; `None` trains on the images as they are.
-    pub augment: Option<Augment>,
+    /// Crop and flip.
+    pub augment: Augment,
     /// Statistics that batch norm normalizes with.
     pub batch_norm: BatchNormMode,
     /// Limit on the global gradient norm.
@@ -107,10 +107,7 @@ impl Training {
                 run.checkpoint()?;
                 let (batch, tail) = rest.split_at(size);
                 rest = tail;
-                let (pixels, labels) = match &self.augment {
-                    Some(augment) => images.augmented_batch(batch, augment, &mut draws, &device)?,
-                    None => images.batch(batch, &device)?,
-                };
+                let (pixels, labels) = images.augmented_batch(batch, &self.augment, &mut draws, &device)?;
                 let x = normalization.apply(&pixels)?;
                 let logits = model.forward(&mut Train { batch_norm: self.batch_norm }, &x)?;
                 let loss = objective.loss(&logits, &labels)?;

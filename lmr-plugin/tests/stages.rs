@@ -3,7 +3,7 @@
 
 use candle_core::{Device, Tensor};
 use lmr_plugin::attacks::Attack;
-use lmr_plugin::data::{CleanSet, Images, Normalization};
+use lmr_plugin::data::{Augment, CleanSet, Images, Normalization};
 use lmr_plugin::model::{Deployed, Model};
 use lmr_plugin::models::{Arch, Classifier, ModelSpec, Stem};
 use lmr_plugin::nn::StateDict;
@@ -54,7 +54,7 @@ fn planted() -> Planted {
 #[once]
 fn attacked() -> StateDict {
     let network = network(0);
-    let attack = Attack { epochs: 6, lr: 0.05, batch_size: 32, augment: None, ..Attack::default() };
+    let attack = Attack { epochs: 6, lr: 0.05, batch_size: 32, augment: Augment::NONE, ..Attack::default() };
     let train = images(640, 1);
     let implanted = attack.implant(network.as_ref(), (&train, &normalization()), &planted(), &Run::quiet(0)).unwrap();
     assert_eq!(implanted.poisoned, 64);
@@ -140,7 +140,7 @@ fn a_given_class_skips_the_estimate(attacked: &StateDict) {
 fn repel_moves_the_head_and_reports_every_epoch(attacked: &StateDict) {
     let model = model(attacked);
     let network = model.full_precision().unwrap();
-    let stage = LogitRepel { epochs: 3, min_steps: 0, batch_size: 32, augment: None, ..LogitRepel::default() };
+    let stage = LogitRepel { epochs: 3, min_steps: 0, batch_size: 32, augment: Augment::NONE, ..LogitRepel::default() };
     let (delta, report) = stage.repel(network, BackdoorClass { class: 1 }, &clean(), &Run::quiet(0)).unwrap();
     assert_eq!(delta.scores.len(), 32);
     assert!(delta.scores.iter().sum::<f32>() > 0.0, "a saved head that shares storage with the model moves with it");

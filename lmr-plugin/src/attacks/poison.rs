@@ -41,8 +41,8 @@ pub struct Attack {
     pub weight_decay: f64,
     /// Images a step.
     pub batch_size: usize,
-    /// Crop and flip; absent means none.
-    pub augment: Option<Augment>,
+    /// Crop and flip; `{ crop-padding = 0, flip = false }` for none.
+    pub augment: Augment,
 }
 
 impl Default for Attack {
@@ -56,7 +56,7 @@ impl Default for Attack {
             momentum: 0.9,
             weight_decay: 5e-4,
             batch_size: 128,
-            augment: Some(Augment::default()),
+            augment: Augment::default(),
         }
     }
 }

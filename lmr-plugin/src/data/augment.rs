@@ -36,6 +36,9 @@ pub(super) struct Draw {
 }
 
 impl Augment {
+    /// Images as they are.
+    pub const NONE: Self = Self { crop_padding: 0, flip: false };
+
     /// Always takes three numbers from `rng`, so one setting does not change what another one draws.
     pub(super) fn draw(&self, rng: &mut Rng) -> Draw {
         // A padding beyond this would only cut out black images; the bound also keeps the arithmetic from overflowing.

@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::faults;
-use crate::data::{CleanSet, Images};
+use crate::data::{Augment, CleanSet, Images};
 use crate::losses;
 use crate::models::{self, Classifier};
 use crate::nn::BatchNormMode;
@@ -195,7 +195,7 @@ impl Estimate {
                 lr,
                 schedule: Schedule::Constant,
                 warmup_epochs: 0,
-                augment: None,
+                augment: Augment::NONE,
                 batch_norm: self.batch_norm,
                 clip_norm: Some(self.clip_norm),
             };

@@ -44,8 +44,8 @@ pub struct LogitRepel {
     pub weight_decay: f64,
     /// Images a step.
     pub batch_size: usize,
-    /// Crop and flip; absent means none.
-    pub augment: Option<Augment>,
+    /// Crop and flip; `{ crop-padding = 0, flip = false }` for none.
+    pub augment: Augment,
     /// Batch norm; use `running` below about 64 clean images.
     pub batch_norm: BatchNormMode,
     /// Limit on the global gradient norm; absent means none.
@@ -69,7 +69,7 @@ impl Default for LogitRepel {
             momentum: 0.9,
             weight_decay: 0.0,
             batch_size: 128,
-            augment: Some(Augment::default()),
+            augment: Augment::default(),
             batch_norm: BatchNormMode::Batch,
             clip_norm: None,
             early_switch: false,

@@ -35,8 +35,8 @@ pub struct Recover {
     pub weight_decay: f64,
     /// Images a step.
     pub batch_size: usize,
-    /// Crop and flip; absent means none.
-    pub augment: Option<Augment>,
+    /// Crop and flip; `{ crop-padding = 0, flip = false }` for none.
+    pub augment: Augment,
     /// Batch norm; use `running` below about 64 clean images.
     pub batch_norm: BatchNormMode,
 }
@@ -51,7 +51,7 @@ impl Default for Recover {
             momentum: 0.9,
             weight_decay: 0.0,
             batch_size: 128,
-            augment: Some(Augment::default()),
+            augment: Augment::default(),
             batch_norm: BatchNormMode::Batch,
         }
     }
