@@ -6,7 +6,6 @@ use rayon::prelude::*;
 
 use super::geometry::Axis;
 use super::layout::Dims;
-use super::output;
 use super::simd::{load, store};
 use super::weights::Packed;
 
@@ -47,19 +46,16 @@ pub(super) struct Gather<'a> {
 }
 
 impl Gather<'_> {
-    /// Computes all positions. With [`Finish::Statistics`], also the sums (and sums of squares) per channel: `2 C`
-    /// floats for every chunk of positions.
-    pub fn run(&self) -> (Vec<f32>, Vec<Vec<f32>>) {
-        assert_eq!(self.input.len(), self.from.len());
-        let mut out = output(self.to.len());
+    /// Fills `out` with all positions. With [`Finish::Statistics`], returns the sums (and sums of squares) per channel:
+    /// `2 C` floats for every chunk of positions.
+    pub fn run(&self, out: &mut [f32]) -> Vec<Vec<f32>> {
+        assert_eq!((self.input.len(), out.len()), (self.from.len(), self.to.len()));
         let positions = self.to.chunk_positions();
         let arch = Arch::new();
-        let sums = out
-            .par_chunks_mut(positions * self.to.position_len())
+        out.par_chunks_mut(positions * self.to.position_len())
             .enumerate()
             .map(|(i, out)| arch.dispatch(Chunk { gather: self, first: i * positions, out }))
-            .collect();
-        (out, sums)
+            .collect()
     }
 }
 
