@@ -80,7 +80,7 @@ impl Forward for Train {
         match self.batch_norm {
             BatchNormMode::Batch => ops::conv_bn_batch(x, layer, residual, activation),
             BatchNormMode::Running => {
-                let (weight, bias) = layer.fold(false)?;
+                let (weight, bias) = layer.folded_with_gradient()?;
                 ops::conv2d(x, &weight, &bias, layer.conv().config(), residual, activation)
             }
         }

@@ -14,7 +14,7 @@ pub(super) fn convolve(
     geometry: &Geometry,
     finish: Finish<'_>,
     out: &mut [f32],
-) -> Vec<Vec<f32>> {
+) -> Vec<Vec<f64>> {
     let weights = &Packed::forward(weight, geometry);
     let axes = geometry.forward_axes();
     Gather { input: x, from: geometry.x, to: geometry.y, axes, weights, kw: geometry.kw, finish }.run(out)

@@ -19,7 +19,7 @@ pub(super) struct Norm {
 
 impl Norm {
     /// From chunks of sums and sums of squares, and `[gamma, beta]`.
-    pub fn new(chunks: &[Vec<f32>], dims: Dims, params: &[f32]) -> Self {
+    pub fn new(chunks: &[Vec<f64>], dims: Dims, params: &[f32]) -> Self {
         let count = dims.count() as f64;
         let totals = add_chunks(chunks, 2 * dims.c);
         let (sum, squares) = totals.split_at(dims.c);
@@ -97,11 +97,11 @@ fn chunk_len(dims: Dims) -> usize {
 }
 
 /// The sums over all chunks, in f64 and in order.
-fn add_chunks(chunks: &[Vec<f32>], len: usize) -> Vec<f64> {
+fn add_chunks<T: Copy + Into<f64>>(chunks: &[Vec<T>], len: usize) -> Vec<f64> {
     let mut totals = vec![0.0; len];
     for chunk in chunks {
         for (total, &value) in totals.iter_mut().zip(chunk) {
-            *total += f64::from(value);
+            *total += value.into();
         }
     }
     totals
