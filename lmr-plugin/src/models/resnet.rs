@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Classifier, ModelSpec};
 use crate::Result;
-use crate::nn::{Activation, BatchNorm2d, Builder, Conv2d, ConvBn, ConvConfig, ConvSpec, Forward, Linear, Params};
+use crate::nn::{
+    Activation, BasicBlock, BatchNorm2d, Builder, Conv2d, ConvBn, ConvConfig, ConvSpec, Forward, Linear, Params,
+};
 
 /// How the network begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -18,13 +20,6 @@ pub enum Stem {
     Cifar,
     /// A 7x7 convolution with stride 2, then 3x3 max-pooling with stride 2: for photographs.
     Imagenet,
-}
-
-/// `relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))`.
-struct BasicBlock {
-    first: ConvBn,
-    second: ConvBn,
-    shortcut: Option<ConvBn>,
 }
 
 /// A residual network.
@@ -42,19 +37,17 @@ fn conv_bn((from, to): (usize, usize), kernel: usize, stride: usize, conv: &Buil
     ConvBn::new(Conv2d::new(&spec, conv)?, BatchNorm2d::new(to, bn)?)
 }
 
-impl BasicBlock {
-    fn new(channels: (usize, usize), stride: usize, b: &Builder) -> Result<Self> {
-        let (from, to) = channels;
-        let first = conv_bn(channels, 3, stride, &b.pp("conv1"), &b.pp("bn1"))?;
-        let second = conv_bn((to, to), 3, 1, &b.pp("conv2"), &b.pp("bn2"))?;
-        let shortcut = if stride != 1 || from != to {
-            let b = b.pp("downsample");
-            Some(conv_bn(channels, 1, stride, &b.pp(0), &b.pp(1))?)
-        } else {
-            None
-        };
-        Ok(Self { first, second, shortcut })
-    }
+fn basic_block(channels: (usize, usize), stride: usize, b: &Builder) -> Result<BasicBlock> {
+    let (from, to) = channels;
+    let first = conv_bn(channels, 3, stride, &b.pp("conv1"), &b.pp("bn1"))?;
+    let second = conv_bn((to, to), 3, 1, &b.pp("conv2"), &b.pp("bn2"))?;
+    let shortcut = if stride != 1 || from != to {
+        let b = b.pp("downsample");
+        Some(conv_bn(channels, 1, stride, &b.pp(0), &b.pp(1))?)
+    } else {
+        None
+    };
+    Ok(BasicBlock { first, second, shortcut })
 }
 
 impl ResNet {
@@ -72,7 +65,7 @@ impl ResNet {
             for block in 0..depth {
                 let stride = if stage > 0 && block == 0 { 2 } else { 1 };
                 let b = b.pp(format!("layer{}", stage + 1)).pp(block);
-                blocks.push(BasicBlock::new((channels, to), stride, &b)?);
+                blocks.push(basic_block((channels, to), stride, &b)?);
                 channels = to;
             }
         }
@@ -95,13 +88,8 @@ impl Classifier for ResNet {
     }
 
     fn convolutions(&self) -> Vec<&Conv2d> {
-        let mut all = vec![self.stem.conv()];
-        for block in &self.blocks {
-            all.push(block.first.conv());
-            all.extend(block.shortcut.as_ref().map(ConvBn::conv));
-            all.push(block.second.conv());
-        }
-        all
+        let blocks = self.blocks.iter().flat_map(BasicBlock::layers);
+        std::iter::once(&self.stem).chain(blocks).map(ConvBn::conv).collect()
     }
 
     fn features(&self, how: &mut dyn Forward, images: &Tensor) -> Result<Tensor> {
@@ -110,9 +98,7 @@ impl Classifier for ResNet {
         if self.spec.stem == Stem::Imagenet {
             x = how.max_pool(&x, 3, 2, 1)?;
         }
-        for block in &self.blocks {
-            x = how.basic_block(&block.first, &block.second, block.shortcut.as_ref(), &x)?;
-        }
+        x = how.basic_blocks(&self.blocks, &x)?;
         how.global_avg_pool(&x)
     }
 }

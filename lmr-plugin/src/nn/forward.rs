@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{Activation, BatchNormMode, ConvBn, Linear, ops};
+use super::{Activation, BasicBlock, BatchNormMode, ConvBn, Linear, ops};
 use crate::Result;
 
 /// An interpreter of a network: it is handed every operation in turn, with the layer that owns the weights.
@@ -25,15 +25,9 @@ pub trait Forward {
         activation: Activation,
     ) -> Result<Tensor>;
 
-    /// `relu(second(relu(first(x))) + shortcut(x))`; without a shortcut, `x` itself is added.
-    fn basic_block(
-        &mut self,
-        first: &ConvBn,
-        second: &ConvBn,
-        shortcut: Option<&ConvBn>,
-        x: &Tensor,
-    ) -> Result<Tensor> {
-        compose_block(self, first, second, shortcut, x)
+    /// Basic blocks, one after the other. The default runs their layers through [`Forward::conv_bn`].
+    fn basic_blocks(&mut self, blocks: &[BasicBlock], x: &Tensor) -> Result<Tensor> {
+        run_blocks(self, blocks, x)
     }
 
     /// Max pooling; padding never wins.
@@ -46,20 +40,18 @@ pub trait Forward {
     fn linear(&mut self, layer: &Linear, x: &Tensor) -> Result<Tensor>;
 }
 
-/// A block as three calls of [`Forward::conv_bn`].
-fn compose_block<F: Forward + ?Sized>(
-    how: &mut F,
-    first: &ConvBn,
-    second: &ConvBn,
-    shortcut: Option<&ConvBn>,
-    x: &Tensor,
-) -> Result<Tensor> {
-    let hidden = how.conv_bn(first, x, None, Activation::Relu)?;
-    let residual = match shortcut {
-        Some(shortcut) => how.conv_bn(shortcut, x, None, Activation::None)?,
-        None => x.clone(),
-    };
-    how.conv_bn(second, &hidden, Some(&residual), Activation::Relu)
+/// Basic blocks as calls of [`Forward::conv_bn`].
+fn run_blocks<F: Forward + ?Sized>(how: &mut F, blocks: &[BasicBlock], x: &Tensor) -> Result<Tensor> {
+    let mut x = x.clone();
+    for block in blocks {
+        let hidden = how.conv_bn(&block.first, &x, None, Activation::Relu)?;
+        let residual = match &block.shortcut {
+            Some(shortcut) => how.conv_bn(shortcut, &x, None, Activation::None)?,
+            None => x,
+        };
+        x = how.conv_bn(&block.second, &hidden, Some(&residual), Activation::Relu)?;
+    }
+    Ok(x)
 }
 
 /// Differentiable: everything is recorded for backward.
@@ -88,25 +80,19 @@ impl Forward for Train {
         match self.batch_norm {
             BatchNormMode::Batch => ops::conv_bn_batch(x, layer, residual, activation),
             BatchNormMode::Running => {
-                let (weight, bias) = layer.fold(false)?;
+                let (weight, bias) = layer.folded_with_gradient()?;
                 ops::conv2d(x, &weight, &bias, layer.conv().config(), residual, activation)
             }
         }
     }
 
-    fn basic_block(
-        &mut self,
-        first: &ConvBn,
-        second: &ConvBn,
-        shortcut: Option<&ConvBn>,
-        x: &Tensor,
-    ) -> Result<Tensor> {
+    fn basic_blocks(&mut self, blocks: &[BasicBlock], x: &Tensor) -> Result<Tensor> {
         if self.batch_norm == BatchNormMode::Batch
-            && let Some(y) = ops::basic_block_batch(x, first, second, shortcut)?
+            && let Some(y) = ops::basic_blocks_batch(x, blocks)?
         {
             return Ok(y);
         }
-        compose_block(self, first, second, shortcut, x)
+        run_blocks(self, blocks, x)
     }
 
     fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {

@@ -1,6 +1,7 @@
 //! Trainable layers, and the seam between the portable path and the fast CPU path.
 
 mod batch_norm;
+mod block;
 mod conv;
 mod conv_bn;
 mod cpu;
@@ -13,6 +14,7 @@ mod path;
 mod portable;
 
 pub use batch_norm::BatchNorm2d;
+pub use block::BasicBlock;
 pub use conv::{Conv2d, ConvConfig, ConvSpec};
 pub use conv_bn::ConvBn;
 pub use forward::{Eval, Forward, Train};

@@ -6,7 +6,7 @@
 use candle_core::Tensor;
 
 use super::batch_norm::Moments;
-use super::{Activation, ConvBn, ConvConfig, Path, cpu, portable};
+use super::{Activation, BasicBlock, ConvBn, ConvConfig, Path, cpu, portable};
 use crate::{Error, Result};
 
 /// Whether `x` is in the layout of the CPU kernels.
@@ -127,24 +127,29 @@ pub(super) fn conv_bn_batch(
     Ok(y)
 }
 
-/// `relu(second(relu(first(x))) + shortcut(x))` with the batch's own statistics, in one operation, where the path has it.
-pub(super) fn basic_block_batch(
-    x: &Tensor,
-    first: &ConvBn,
-    second: &ConvBn,
-    shortcut: Option<&ConvBn>,
-) -> Result<Option<Tensor>> {
-    if Path::of(x) != Path::Cpu || !is_blocked(x) {
+/// Basic blocks one after the other with the batch's own statistics, in one operation; `None` where the path has none.
+pub(super) fn basic_blocks_batch(x: &Tensor, blocks: &[BasicBlock]) -> Result<Option<Tensor>> {
+    if Path::of(x) != Path::Cpu || !is_blocked(x) || blocks.is_empty() {
         return Ok(None);
     }
-    let layers = [Some(first), Some(second), shortcut];
-    check_batch(x, first)?;
-    let betas = layers.iter().flatten().map(|layer| shifted_beta(layer)).collect::<Result<Vec<_>>>()?;
-    let third = shortcut.zip(betas.get(2)).map(|(layer, beta)| cpu_layer(layer, beta));
-    let (y, moments) = cpu::basic_block(x, cpu_layer(first, &betas[0]), cpu_layer(second, &betas[1]), third)?;
-    for (layer, moments) in layers.into_iter().zip(moments) {
-        if let (Some(layer), Some(moments)) = (layer, moments) {
-            track(layer, moments)?;
+    check_batch(x, &blocks[0].first)?;
+    let betas = blocks.iter().map(|block| {
+        let shortcut = block.shortcut.as_ref().map(shifted_beta).transpose()?;
+        Ok((shifted_beta(&block.first)?, shifted_beta(&block.second)?, shortcut))
+    });
+    let betas = betas.collect::<Result<Vec<_>>>()?;
+    let layers = blocks.iter().zip(&betas).map(|(block, (first, second, shortcut))| cpu::Block {
+        first: cpu_layer(&block.first, first),
+        second: cpu_layer(&block.second, second),
+        shortcut: block.shortcut.as_ref().zip(shortcut.as_ref()).map(|(layer, beta)| cpu_layer(layer, beta)),
+    });
+    let (y, seen) = cpu::basic_blocks(x, &layers.collect::<Vec<_>>())?;
+    for (block, moments) in blocks.iter().zip(seen) {
+        let layers = [Some(&block.first), Some(&block.second), block.shortcut.as_ref()];
+        for (layer, moments) in layers.into_iter().zip(moments) {
+            if let (Some(layer), Some(moments)) = (layer, moments) {
+                track(layer, moments)?;
+            }
         }
     }
     Ok(Some(y))

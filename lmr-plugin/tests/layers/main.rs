@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod paths;
 mod reference;
 mod threads;
 
@@ -319,6 +320,31 @@ fn many_channels_agree_with_plain_loops() {
         check_convolution(&case);
         check_batch_norm(&case);
     }
+}
+
+/// A mean far from 0 must not drown the variance.
+#[test]
+fn variance_is_exact_far_from_zero() {
+    let case = Case {
+        x: [20, 1, 9, 9],
+        weight: [1, 1, 1, 1],
+        config: Config { stride: 1, padding: 0, dilation: 1, groups: 1 },
+        relu: false,
+        residual: false,
+        portable: false,
+        strided: false,
+        internal: true,
+        seed: 5,
+    };
+    let one = |v: f64| Images { dims: [1; 4], data: vec![v] };
+    let layer = layer(&case, &one(1.0), &one(1.0), &one(0.0));
+    let mut x = case.random("x", case.x);
+    x.data.iter_mut().for_each(|v| *v = f64::from((*v + 1000.0) as f32));
+    Train::default().conv_bn(&layer, &tensor(&x), None, Activation::None).unwrap();
+    let (mean, var) = reference::moments(&x);
+    let count = x.data.len() as f64;
+    assert_close("running mean", layer.bn().running_mean(), &[0.1 * mean[0]]);
+    assert_close("running var", layer.bn().running_var(), &[0.9 + 0.1 * var[0] * count / (count - 1.0)]);
 }
 
 #[test]

@@ -22,7 +22,9 @@ struct Convolution {
 impl Convolution {
     fn run(&self, x: &[f32], weight: &[f32], residual: Option<&[f32]>) -> (CpuStorage, Shape) {
         let finish = Finish::Activate { bias: self.bias.as_deref(), residual, relu: self.relu };
-        blocked(convolve(x, weight, &self.geometry, finish).0, self.geometry.y)
+        let mut y = vec![0.0; self.geometry.y.len()];
+        convolve(x, weight, &self.geometry, finish, &mut y);
+        blocked(y, self.geometry.y)
     }
 }
 
@@ -103,7 +105,9 @@ impl CustomOp3 for Biased {
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let finish = Finish::Activate { bias: Some(slice(b, lb)?), residual: None, relu: false };
-        Ok(blocked(convolve(slice(x, lx)?, slice(w, lw)?, &self.0, finish).0, self.0.y))
+        let mut y = vec![0.0; self.0.y.len()];
+        convolve(slice(x, lx)?, slice(w, lw)?, &self.0, finish, &mut y);
+        Ok(blocked(y, self.0.y))
     }
 
     fn bwd(
@@ -118,7 +122,11 @@ impl CustomOp3 for Biased {
         with_slice(dy, |dy| {
             let dx = match x.track_op() {
                 true => {
-                    let dx = with_slice(weight, |weight| Ok(input_gradient(dy, weight, geometry, None)))?;
+                    let mut dx = vec![0.0; geometry.x.len()];
+                    with_slice(weight, |weight| {
+                        input_gradient(dy, weight, geometry, None, &mut dx);
+                        Ok(())
+                    })?;
                     Some(tensor(dx, &geometry.x.shape())?)
                 }
                 false => None,
@@ -128,6 +136,18 @@ impl CustomOp3 for Biased {
             Ok((dx, Some(tensor(dw, weight.dims())?), Some(tensor(db, bias.dims())?)))
         })
     }
+}
+
+/// `dy` where `y > 0`, else 0.
+pub(super) fn masked(dy: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let mut out = vec![0.0; y.elem_count()];
+    with_slice(dy, |dy| {
+        with_slice(y, |y| {
+            norm::mask(dy, y, &mut out);
+            Ok(())
+        })
+    })?;
+    tensor(out, y.dims())
 }
 
 /// `max(x, 0)` with gradient 0 at 0.
@@ -144,8 +164,7 @@ impl CustomOp1 for Relu {
     }
 
     fn bwd(&self, _: &Tensor, y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let dx = with_slice(dy, |dy| with_slice(y, |y| Ok(norm::mask(dy, y))))?;
-        Ok(Some(tensor(dx, y.dims())?))
+        Ok(Some(masked(dy, y)?))
     }
 }
 

@@ -6,7 +6,6 @@ use rayon::prelude::*;
 
 use super::geometry::Axis;
 use super::layout::Dims;
-use super::output;
 use super::simd::{load, store};
 use super::weights::Packed;
 
@@ -47,19 +46,16 @@ pub(super) struct Gather<'a> {
 }
 
 impl Gather<'_> {
-    /// Computes all positions. With [`Finish::Statistics`], also the sums (and sums of squares) per channel: `2 C`
-    /// floats for every chunk of positions.
-    pub fn run(&self) -> (Vec<f32>, Vec<Vec<f32>>) {
-        assert_eq!(self.input.len(), self.from.len());
-        let mut out = output(self.to.len());
+    /// Fills `out` with all positions. With [`Finish::Statistics`], returns the sums and then the sums of squares per
+    /// channel, for every chunk of positions.
+    pub fn run(&self, out: &mut [f32]) -> Vec<Vec<f64>> {
+        assert_eq!((self.input.len(), out.len()), (self.from.len(), self.to.len()));
         let positions = self.to.chunk_positions();
         let arch = Arch::new();
-        let sums = out
-            .par_chunks_mut(positions * self.to.position_len())
+        out.par_chunks_mut(positions * self.to.position_len())
             .enumerate()
             .map(|(i, out)| arch.dispatch(Chunk { gather: self, first: i * positions, out }))
-            .collect();
-        (out, sums)
+            .collect()
     }
 }
 
@@ -71,15 +67,16 @@ struct Chunk<'a, 'b> {
 }
 
 impl WithSimd for Chunk<'_, '_> {
-    type Output = Vec<f32>;
+    type Output = Vec<f64>;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
-        let Gather { from, to, finish, .. } = *self.gather;
-        let mut sums = match finish {
-            Finish::Statistics => vec![simd.splat_f32s(0.0); 2 * to.c],
+    fn with_simd<S: Simd>(self, simd: S) -> Vec<f64> {
+        let Gather { to, finish, .. } = *self.gather;
+        let mut statistics = match finish {
+            Finish::Statistics => vec![Statistics::new(simd); to.c],
             _ => Vec::new(),
         };
+        let values = self.out.len() / to.c;
         let mut segments = Vec::new();
         let mut blocks = Vec::new();
         for (i, out) in self.out.chunks_exact_mut(to.position_len()).enumerate() {
@@ -91,7 +88,7 @@ impl WithSimd for Chunk<'_, '_> {
             position_product(simd, self.gather, &segments, &blocks, out);
             match finish {
                 Finish::Store => {}
-                Finish::Statistics => add_statistics(simd, out, from.n, &mut sums),
+                Finish::Statistics => add_statistics(simd, out, to.n, i == 0, &mut statistics),
                 Finish::Activate { bias, residual, relu } => {
                     let len = to.position_len();
                     let residual = residual.map(|r| &r[position * len..][..len]);
@@ -99,7 +96,8 @@ impl WithSimd for Chunk<'_, '_> {
                 }
             }
         }
-        sums.into_iter().map(|v| simd.reduce_sum_f32s(v)).collect()
+        let (sums, squares): (Vec<_>, Vec<_>) = statistics.iter().map(|s| s.totals(simd, values)).unzip();
+        sums.into_iter().chain(squares).collect()
     }
 }
 
@@ -255,20 +253,50 @@ impl<S: Simd> Tile<'_, S> {
     }
 }
 
-/// Adds a position's values and their squares to the first and the second half of `sums`.
+/// Sums of one channel over a chunk, of differences from its first value: squares of the values themselves would lose the
+/// variance of a channel that is far from 0.
+#[derive(Clone, Copy)]
+struct Statistics<S: Simd> {
+    pivot: f32,
+    sum: S::f32s,
+    squares: S::f32s,
+}
+
+impl<S: Simd> Statistics<S> {
+    #[inline(always)]
+    fn new(simd: S) -> Self {
+        Self { pivot: 0.0, sum: simd.splat_f32s(0.0), squares: simd.splat_f32s(0.0) }
+    }
+
+    /// The sum of `count` values and of their squares.
+    #[inline(always)]
+    fn totals(&self, simd: S, count: usize) -> (f64, f64) {
+        let (pivot, count) = (f64::from(self.pivot), count as f64);
+        let (sum, squares) = (f64::from(simd.reduce_sum_f32s(self.sum)), f64::from(simd.reduce_sum_f32s(self.squares)));
+        (sum + count * pivot, squares + 2.0 * pivot * sum + count * pivot * pivot)
+    }
+}
+
+/// Adds a position's values; the `first` of a chunk sets the pivots.
 #[inline(always)]
-fn add_statistics<S: Simd>(simd: S, out: &[f32], n: usize, sums: &mut [S::f32s]) {
-    let (sum, squares) = sums.split_at_mut(sums.len() / 2);
-    for ((row, sum), square) in out.chunks_exact(n).zip(sum).zip(squares) {
-        let (vectors, rest) = S::as_simd_f32s(row);
-        for &v in vectors {
-            *sum = simd.add_f32s(*sum, v);
-            *square = simd.mul_add_e_f32s(v, v, *square);
+fn add_statistics<S: Simd>(simd: S, out: &[f32], n: usize, first: bool, statistics: &mut [Statistics<S>]) {
+    let rest = simd.mask_between_m32s(0, (n % S::F32_LANES) as u32).mask();
+    for (row, statistics) in out.chunks_exact(n).zip(statistics) {
+        if first {
+            statistics.pivot = row[0];
         }
-        if !rest.is_empty() {
-            let v = simd.partial_load_f32s(rest);
-            *sum = simd.add_f32s(*sum, v);
-            *square = simd.mul_add_e_f32s(v, v, *square);
+        let pivot = simd.splat_f32s(statistics.pivot);
+        let mut add = |difference| {
+            statistics.sum = simd.add_f32s(statistics.sum, difference);
+            statistics.squares = simd.mul_add_e_f32s(difference, difference, statistics.squares);
+        };
+        let (vectors, tail) = S::as_simd_f32s(row);
+        for &v in vectors {
+            add(simd.sub_f32s(v, pivot));
+        }
+        if !tail.is_empty() {
+            let difference = simd.sub_f32s(simd.partial_load_f32s(tail), pivot);
+            add(simd.select_f32s(rest, difference, simd.splat_f32s(0.0)));
         }
     }
 }

@@ -9,7 +9,6 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::access::{blocked, slice};
-use super::output;
 
 /// Dimensions of a blocked activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +86,7 @@ fn blocked_dims(b: usize, c: usize, h: usize, w: usize) -> Dims {
 /// `[B,C,H,W]` to blocked.
 fn to_blocked(x: &[f32], dims: Dims) -> Vec<f32> {
     let Dims { h, w, c, n, .. } = dims;
-    let mut out = output(dims.len());
+    let mut out = vec![0.0; dims.len()];
     out.par_chunks_mut(w * c * n).enumerate().for_each(|(row, out)| {
         let (g, y) = (row / h, row % h);
         for image in 0..n {
@@ -105,7 +104,7 @@ fn to_blocked(x: &[f32], dims: Dims) -> Vec<f32> {
 /// Blocked to `[B,C,H,W]`.
 fn to_planes(x: &[f32], dims: Dims) -> Vec<f32> {
     let Dims { h, w, c, n, .. } = dims;
-    let mut out = output(dims.len());
+    let mut out = vec![0.0; dims.len()];
     out.par_chunks_mut(h * w).enumerate().for_each(|(plane, out)| {
         let (image, channel) = (plane / c, plane % c);
         let from = image / n * h * w * c * n + channel * n + image % n;

@@ -5,7 +5,6 @@ use rayon::prelude::*;
 
 use super::super::BatchNorm2d;
 use super::layout::Dims;
-use super::output;
 use super::simd::{get, put};
 
 /// Batch norm of one batch as `z · scale + shift`.
@@ -18,18 +17,9 @@ pub(super) struct Norm {
     shift: Vec<f32>,
 }
 
-/// The gradient behind the activation.
-#[derive(Clone, Copy)]
-pub(super) enum Grad<'a> {
-    /// As it is: there is no ReLU, or it is behind it already.
-    Plain(&'a [f32]),
-    /// To be masked by a ReLU whose input was the batch norm's output.
-    Relu(&'a [f32]),
-}
-
 impl Norm {
     /// From chunks of sums and sums of squares, and `[gamma, beta]`.
-    pub fn new(chunks: &[Vec<f32>], dims: Dims, params: &[f32]) -> Self {
+    pub fn new(chunks: &[Vec<f64>], dims: Dims, params: &[f32]) -> Self {
         let count = dims.count() as f64;
         let totals = add_chunks(chunks, 2 * dims.c);
         let (sum, squares) = totals.split_at(dims.c);
@@ -43,23 +33,42 @@ impl Norm {
         Self { mean: narrow(&mean), var: narrow(&var), scale: narrow(&scale), inv_std, shift }
     }
 
-    /// `relu(z · scale + shift + residual)`.
-    pub fn apply(&self, z: &[f32], dims: Dims, residual: Option<&[f32]>, relu: bool) -> Vec<f32> {
-        let mut out = output(dims.len());
+    /// Fills `out` with `relu(z · scale + shift + residual)`.
+    pub fn apply(&self, z: &[f32], dims: Dims, residual: Option<&[f32]>, relu: bool, out: &mut [f32]) {
         let (arch, len) = (Arch::new(), chunk_len(dims));
         out.par_chunks_mut(len)
             .enumerate()
             .for_each(|(i, out)| arch.dispatch(Apply { norm: self, z, residual, relu, dims, begin: i * len, out }));
-        out
     }
 
-    /// The gradient with respect to `z`, and those of `[gamma, beta]`.
-    pub fn backward(&self, z: &[f32], dims: Dims, grad: Grad<'_>) -> (Vec<f32>, Vec<f32>) {
+    /// Fills `dz` with the gradient with respect to `z` and returns those of `[gamma, beta]`.
+    pub fn backward(&self, z: &[f32], dims: Dims, grad: &[f32], dz: &mut [f32]) -> Vec<f32> {
+        let (totals, linear) = self.backward_terms(z, dims, grad, false);
+        let (arch, len) = (Arch::new(), chunk_len(dims));
+        dz.par_chunks_mut(len).enumerate().for_each(|(i, dz)| {
+            let (grad, relu) = (Some(grad), false);
+            arch.dispatch(Input { norm: self, grad, relu, z, linear: &linear, dims, begin: i * len, dz });
+        });
+        totals
+    }
+
+    /// [`Norm::backward`] in place; with `relu`, the gradient is that behind a ReLU on the batch norm's output.
+    pub fn backward_in_place(&self, z: &[f32], dims: Dims, grad: &mut [f32], relu: bool) -> Vec<f32> {
+        let (totals, linear) = self.backward_terms(z, dims, grad, relu);
+        let (arch, len) = (Arch::new(), chunk_len(dims));
+        grad.par_chunks_mut(len).enumerate().for_each(|(i, dz)| {
+            arch.dispatch(Input { norm: self, grad: None, relu, z, linear: &linear, dims, begin: i * len, dz });
+        });
+        totals
+    }
+
+    /// The gradients of `[gamma, beta]`, and that of `z` as a function of the gradient.
+    fn backward_terms(&self, z: &[f32], dims: Dims, grad: &[f32], relu: bool) -> (Vec<f32>, Linear) {
         let (arch, len) = (Arch::new(), chunk_len(dims));
         let chunks: Vec<Vec<f32>> = z
             .par_chunks(len)
             .enumerate()
-            .map(|(i, z)| arch.dispatch(Sums { norm: self, grad, z, dims, begin: i * len }))
+            .map(|(i, z)| arch.dispatch(Sums { norm: self, grad, relu, z, dims, begin: i * len }))
             .collect();
         let totals = add_chunks(&chunks, 2 * dims.c);
         let (sum, product) = totals.split_at(dims.c);
@@ -68,17 +77,19 @@ impl Norm {
         let slope: Vec<f64> = (0..dims.c)
             .map(|c| -f64::from(self.scale[c]) * self.inv_std[c] * self.inv_std[c] * product[c] / count)
             .collect();
-        let offset: Vec<f32> = (0..dims.c)
+        let offset = (0..dims.c)
             .map(|c| (-f64::from(self.scale[c]) * sum[c] / count - slope[c] * f64::from(self.mean[c])) as f32)
             .collect();
-        let slope: Vec<f32> = slope.iter().map(|&s| s as f32).collect();
-        let mut dz = output(dims.len());
-        dz.par_chunks_mut(len).enumerate().for_each(|(i, dz)| {
-            arch.dispatch(Input { norm: self, grad, z, slope: &slope, offset: &offset, dims, begin: i * len, dz });
-        });
         let dgamma = product.iter().zip(&self.inv_std).map(|(p, s)| (p * s) as f32);
-        (dz, dgamma.chain(sum.iter().map(|&s| s as f32)).collect())
+        let totals = dgamma.chain(sum.iter().map(|&s| s as f32)).collect();
+        (totals, Linear { slope: slope.iter().map(|&s| s as f32).collect(), offset })
     }
+}
+
+/// `g · scale + z · slope + offset` per channel.
+struct Linear {
+    slope: Vec<f32>,
+    offset: Vec<f32>,
 }
 
 fn chunk_len(dims: Dims) -> usize {
@@ -86,11 +97,11 @@ fn chunk_len(dims: Dims) -> usize {
 }
 
 /// The sums over all chunks, in f64 and in order.
-fn add_chunks(chunks: &[Vec<f32>], len: usize) -> Vec<f64> {
+fn add_chunks<T: Copy + Into<f64>>(chunks: &[Vec<T>], len: usize) -> Vec<f64> {
     let mut totals = vec![0.0; len];
     for chunk in chunks {
         for (total, &value) in totals.iter_mut().zip(chunk) {
-            *total += f64::from(value);
+            *total += value.into();
         }
     }
     totals
@@ -129,26 +140,20 @@ impl WithSimd for Apply<'_> {
     }
 }
 
-impl Grad<'_> {
-    /// A vector of the gradient, given the same vector of `z`.
-    #[inline(always)]
-    fn load<S: Simd>(self, simd: S, at: usize, len: usize, z: S::f32s, scale: S::f32s, shift: S::f32s) -> S::f32s {
-        match self {
-            Grad::Plain(g) => get(simd, &g[..len], at),
-            Grad::Relu(dy) => {
-                // The very expression of the forward pass, so that its sign is the same.
-                let before = simd.mul_add_e_f32s(z, scale, shift);
-                let zero = simd.splat_f32s(0.0);
-                simd.select_f32s(simd.greater_than_f32s(before, zero), get(simd, &dy[..len], at), zero)
-            }
-        }
-    }
+/// `grad` where the batch norm's output is positive, else 0.
+#[inline(always)]
+fn behind_relu<S: Simd>(simd: S, grad: S::f32s, z: S::f32s, scale: S::f32s, shift: S::f32s) -> S::f32s {
+    // The very expression of the forward pass, so that its sign is the same.
+    let before = simd.mul_add_e_f32s(z, scale, shift);
+    let zero = simd.splat_f32s(0.0);
+    simd.select_f32s(simd.greater_than_f32s(before, zero), grad, zero)
 }
 
 /// Per channel the sums of `g` and of `g · (z - mean)`.
 struct Sums<'a> {
     norm: &'a Norm,
-    grad: Grad<'a>,
+    grad: &'a [f32],
+    relu: bool,
     z: &'a [f32],
     dims: Dims,
     begin: usize,
@@ -159,18 +164,22 @@ impl WithSimd for Sums<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
-        let Self { norm, grad, z, dims: Dims { c, n, .. }, begin } = self;
+        let Self { norm, grad, relu, z, dims: Dims { c, n, .. }, begin } = self;
         let mut sums = vec![simd.splat_f32s(0.0); 2 * c];
         let (sums, products) = sums.split_at_mut(c);
         for (row, z) in z.chunks_exact(n).enumerate() {
             let (first, channel) = (begin + row * n, row % c);
             let (scale, shift) = (simd.splat_f32s(norm.scale[channel]), simd.splat_f32s(norm.shift[channel]));
             let mean = simd.splat_f32s(norm.mean[channel]);
+            let grad = &grad[first..first + n];
             let (mut sum, mut product) = (sums[channel], products[channel]);
             for at in (0..n).step_by(S::F32_LANES) {
                 let z = get(simd, z, at);
                 // Lanes beyond the row are 0 here.
-                let g = grad.load(simd, first + at, first + n, z, scale, shift);
+                let mut g = get(simd, grad, at);
+                if relu {
+                    g = behind_relu(simd, g, z, scale, shift);
+                }
                 sum = simd.add_f32s(sum, g);
                 product = simd.mul_add_e_f32s(g, simd.sub_f32s(z, mean), product);
             }
@@ -180,13 +189,13 @@ impl WithSimd for Sums<'_> {
     }
 }
 
-/// `g · scale + z · slope + offset`.
+/// The gradient with respect to `z`; in place unless there is `grad`.
 struct Input<'a> {
     norm: &'a Norm,
-    grad: Grad<'a>,
+    grad: Option<&'a [f32]>,
+    relu: bool,
     z: &'a [f32],
-    slope: &'a [f32],
-    offset: &'a [f32],
+    linear: &'a Linear,
     dims: Dims,
     begin: usize,
     dz: &'a mut [f32],
@@ -197,33 +206,47 @@ impl WithSimd for Input<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { norm, grad, z, slope, offset, dims: Dims { c, n, .. }, begin, dz } = self;
+        let Self { norm, grad, relu, z, linear, dims: Dims { c, n, .. }, begin, dz } = self;
         for (row, dz) in dz.chunks_exact_mut(n).enumerate() {
             let (first, channel) = (begin + row * n, row % c);
             let (scale, shift) = (simd.splat_f32s(norm.scale[channel]), simd.splat_f32s(norm.shift[channel]));
-            let (slope, offset) = (simd.splat_f32s(slope[channel]), simd.splat_f32s(offset[channel]));
+            let (slope, offset) = (simd.splat_f32s(linear.slope[channel]), simd.splat_f32s(linear.offset[channel]));
             let z = &z[first..first + n];
+            let grad = grad.map(|g| &g[first..first + n]);
             for at in (0..n).step_by(S::F32_LANES) {
                 let z = get(simd, z, at);
-                let g = grad.load(simd, first + at, first + n, z, scale, shift);
+                let mut g = get(simd, grad.unwrap_or(dz), at);
+                if relu {
+                    g = behind_relu(simd, g, z, scale, shift);
+                }
                 put(simd, dz, at, simd.mul_add_e_f32s(g, scale, simd.mul_add_e_f32s(z, slope, offset)));
             }
         }
     }
 }
 
-/// `dy` where `y > 0`, else 0.
-pub(super) fn mask(dy: &[f32], y: &[f32]) -> Vec<f32> {
-    const LEN: usize = 1 << 14;
-    let (arch, mut out) = (Arch::new(), output(dy.len()));
-    out.par_chunks_mut(LEN).zip(dy.par_chunks(LEN).zip(y.par_chunks(LEN))).for_each(|(out, (dy, y))| {
-        arch.dispatch(Mask { dy, y, out });
-    });
-    out
+/// Fills `out` with `dy` where `y > 0`, else 0.
+pub(super) fn mask(dy: &[f32], y: &[f32], out: &mut [f32]) {
+    let arch = Arch::new();
+    out.par_chunks_mut(MASK_LEN)
+        .zip(y.par_chunks(MASK_LEN).zip(dy.par_chunks(MASK_LEN)))
+        .for_each(|(out, (y, dy))| arch.dispatch(Mask { dy: Some(dy), y, out }));
 }
 
+/// [`mask`] in place.
+pub(super) fn mask_in_place(dy: &mut [f32], y: &[f32]) {
+    let arch = Arch::new();
+    dy.par_chunks_mut(MASK_LEN)
+        .zip(y.par_chunks(MASK_LEN))
+        .for_each(|(out, y)| arch.dispatch(Mask { dy: None, y, out }));
+}
+
+/// Floats that one task masks.
+const MASK_LEN: usize = 1 << 14;
+
+/// In place unless there is `dy`.
 struct Mask<'a> {
-    dy: &'a [f32],
+    dy: Option<&'a [f32]>,
     y: &'a [f32],
     out: &'a mut [f32],
 }
@@ -236,7 +259,8 @@ impl WithSimd for Mask<'_> {
         let zero = simd.splat_f32s(0.0);
         for at in (0..self.out.len()).step_by(S::F32_LANES) {
             let positive = simd.greater_than_f32s(get(simd, self.y, at), zero);
-            put(simd, self.out, at, simd.select_f32s(positive, get(simd, self.dy, at), zero));
+            let dy = get(simd, self.dy.unwrap_or(self.out), at);
+            put(simd, self.out, at, simd.select_f32s(positive, dy, zero));
         }
     }
 }

@@ -7,7 +7,6 @@ use rayon::prelude::*;
 
 use super::access::{blocked, slice, tensor, with_slice};
 use super::layout::Dims;
-use super::output;
 
 /// Max pooling; keeps which tap of each window won.
 struct MaxPool {
@@ -37,7 +36,7 @@ impl MaxPool {
     /// The maxima, and the taps (in reading order) of the first maximum of each window.
     fn forward(&self, input: &[f32]) -> (Vec<f32>, Vec<u8>) {
         let len = self.y.position_len();
-        let mut out = output(self.y.len());
+        let mut out = vec![0.0; self.y.len()];
         let mut winners = vec![0u8; self.y.len()];
         out.par_chunks_mut(len).zip(winners.par_chunks_mut(len)).enumerate().for_each(|(position, (out, winners))| {
             out.fill(f32::NEG_INFINITY);
@@ -57,7 +56,7 @@ impl MaxPool {
     /// The gradient with respect to the input.
     fn backward(&self, dy: &[f32], winners: &[u8]) -> Vec<f32> {
         let len = self.y.position_len();
-        let mut dx = output(self.x.len());
+        let mut dx = vec![0.0; self.x.len()];
         // Windows overlap, so each block of images is one task.
         let (block_x, block_y) = (self.x.h * self.x.w * len, self.y.h * self.y.w);
         dx.par_chunks_mut(block_x).enumerate().for_each(|(g, dx)| {
@@ -98,7 +97,7 @@ fn average(x: &[f32], dims: Dims) -> Vec<f32> {
 /// The gradient of [`average`].
 fn average_backward(dy: &[f32], dims: Dims) -> Vec<f32> {
     let Dims { h, w, c, n, .. } = dims;
-    let mut dx = output(dims.len());
+    let mut dx = vec![0.0; dims.len()];
     let scale = 1.0 / (h * w) as f32;
     dx.par_chunks_mut(c * n).enumerate().for_each(|(position, dx)| {
         let block = position / (h * w);

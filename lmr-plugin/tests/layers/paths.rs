@@ -1,0 +1,67 @@
+//! Both paths compute the same for whole networks: logits and all gradients, that of the images included.
+
+use candle_core::{Device, Tensor, Var};
+use lmr_plugin::models::{Arch, Classifier, ModelSpec, Stem};
+use lmr_plugin::nn::{BatchNormMode, Train, with_portable_path};
+use lmr_plugin::rng;
+use rand::RngExt;
+use rstest::rstest;
+
+struct Pass {
+    logits: Tensor,
+    /// Of the images, then of every parameter.
+    grads: Vec<Tensor>,
+    /// Of an inference pass after the training pass.
+    inference: Tensor,
+}
+
+fn pass(model: &dyn Classifier, images: &Var, batch_norm: BatchNormMode) -> Pass {
+    let logits = model.forward(&mut Train { batch_norm }, images).unwrap();
+    // A loss without symmetry, so that no gradient vanishes behind batch norm.
+    let weights = Tensor::arange(0f32, logits.elem_count() as f32, &Device::Cpu).unwrap().cos().unwrap();
+    let loss = (logits.sqr().unwrap() * weights.reshape(logits.shape()).unwrap()).unwrap().sum_all().unwrap();
+    let store = loss.backward().unwrap();
+    let vars = std::iter::once(images).chain(model.params().trainable().map(|(_, var)| var));
+    let grads = vars.map(|var| store.get(var).unwrap().clone()).collect();
+    Pass { logits, grads, inference: model.logits(images).unwrap() }
+}
+
+fn assert_close(what: &str, a: &Tensor, b: &Tensor) {
+    let norm = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+    let (distance, size) = (norm(&(a - b).unwrap()), norm(b));
+    assert!(distance <= 1e-4 * size, "{what}: {distance} apart, of {size}");
+}
+
+#[rstest]
+#[case(Stem::Cifar, 5, 13)]
+#[case(Stem::Cifar, 33, 8)]
+#[case(Stem::Imagenet, 3, 65)]
+fn both_paths_train_the_same(
+    #[case] stem: Stem,
+    #[case] batch: usize,
+    #[case] size: usize,
+    #[values(BatchNormMode::Batch, BatchNormMode::Running)] batch_norm: BatchNormMode,
+) {
+    let spec = ModelSpec { arch: Arch::Resnet18, stem, width: 6, classes: 4, channels: 2 };
+    let mut random = rng::stream(7, "images");
+    let pixels: Vec<f32> = (0..batch * 2 * size * size).map(|_| random.random::<f32>() - 0.5).collect();
+    let images = Tensor::from_vec(pixels, (batch, 2, size, size), &Device::Cpu).unwrap();
+    let images = Var::from_tensor(&images).unwrap();
+    let fresh = || spec.fresh(rng::stream(7, "init"), &Device::Cpu).unwrap();
+    let (fast, portable) = (fresh(), fresh());
+    let a = pass(&*fast, &images, batch_norm);
+    let b = with_portable_path(|| pass(&*portable, &images, batch_norm));
+    assert_close("logits", &a.logits, &b.logits);
+    assert_close("inference", &a.inference, &b.inference);
+    let names = std::iter::once("images").chain(fast.params().trainable().map(|(name, _)| name));
+    for ((name, a), b) in names.zip(&a.grads).zip(&b.grads) {
+        assert_close(name, a, b);
+    }
+    for ((name, a), b) in
+        fast.params().state_dict().unwrap().iter().zip(portable.params().state_dict().unwrap().values())
+    {
+        if a.dtype().is_float() {
+            assert_close(name, a, b);
+        }
+    }
+}
