@@ -8,6 +8,7 @@ mod gather;
 mod geometry;
 mod layer;
 mod layout;
+mod links;
 mod norm;
 mod pool;
 mod scratch;
