@@ -55,6 +55,19 @@ fn run_blocks<F: Forward + ?Sized>(how: &mut F, blocks: &[BasicBlock], x: &Tenso
 }
 
 /// Differentiable: everything is recorded for backward.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use lmr_plugin::{models::{Arch, ModelSpec, Stem}, nn::Train, rng};
+///
+/// let spec = ModelSpec { arch: Arch::Resnet18, stem: Stem::Cifar, width: 8, classes: 10, channels: 1 };
+/// let model = spec.fresh(rng::stream(0, "init"), &Device::Cpu)?;
+/// let images = Tensor::zeros((4, 1, 28, 28), DType::F32, &Device::Cpu)?;
+/// let loss = model.forward(&mut Train::default(), &images)?.sqr()?.mean_all()?;
+/// let gradients = loss.backward()?;
+/// assert!(model.params().trainable().all(|(_, var)| gradients.get(var).is_some()));
+/// # Ok::<(), lmr_plugin::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Train {
     /// Which statistics batch norm normalizes with.

@@ -19,7 +19,7 @@ thread_local! {
 
 impl Path {
     /// The path for a layer whose input is `x`.
-    pub(crate) fn of(x: &Tensor) -> Self {
+    pub fn of(x: &Tensor) -> Self {
         let native = x.device().is_cpu() && x.dtype() == DType::F32;
         if native && !FORCED_PORTABLE.get() { Self::Cpu } else { Self::Portable }
     }

@@ -11,9 +11,10 @@ use super::access::{blocked, slice, tensor, with_slice};
 use super::geometry::Geometry;
 use super::layer::{Trace, backward, forward};
 use super::layout::Dims;
+use super::links::Parameters;
 use super::norm;
 use super::scratch::Scratch;
-use super::single::{Layer, Stash, keep, kept, moments};
+use super::single::{Layer, Stash, keep, kept, moments, of_layer};
 
 /// `relu(second(relu(first(x))) + shortcut(x))`; without a shortcut, `x` itself is added.
 #[derive(Clone, Copy)]
@@ -42,30 +43,20 @@ struct Kept {
     y: Option<Scratch>,
 }
 
-fn params_len(geometry: &Geometry) -> usize {
-    geometry.weight_len() + 2 * geometry.y.c
-}
-
 impl Plan {
-    fn params_len(&self) -> usize {
-        [Some(&self.first), Some(&self.second), self.shortcut.as_ref()].into_iter().flatten().map(params_len).sum()
+    fn layers(&self) -> usize {
+        2 + usize::from(self.shortcut.is_some())
     }
 
-    /// The parameters of first, second and shortcut.
-    fn split<'a>(&self, params: &'a [f32]) -> [&'a [f32]; 3] {
-        let (first, rest) = params.split_at(params_len(&self.first));
-        let (second, shortcut) = rest.split_at(params_len(&self.second));
-        [first, second, shortcut]
-    }
-
-    fn forward(&self, x: &[f32], params: &[f32], y: &mut [f32]) -> Kept {
-        let [p1, p2, p3] = self.split(params);
+    /// `parameters` are those of first, second and shortcut.
+    fn forward(&self, x: &[f32], parameters: &[&[f32]], y: &mut [f32]) -> Kept {
+        let [p1, p2] = [0, 1].map(|i| of_layer(parameters, i));
         let mut hidden = Scratch::take(self.first.y.len());
         let first = forward(x, p1, &self.first, None, true, &mut hidden);
         let (second, shortcut) = match &self.shortcut {
             Some(shortcut) => {
                 let mut residual = Scratch::take(shortcut.y.len());
-                let trace = forward(x, p3, shortcut, None, false, &mut residual);
+                let trace = forward(x, of_layer(parameters, 2), shortcut, None, false, &mut residual);
                 (forward(&hidden, p2, &self.second, Some(&residual), true, y), Some(trace))
             }
             None => (forward(&hidden, p2, &self.second, Some(x), true, y), None),
@@ -75,42 +66,47 @@ impl Plan {
 
     /// From the gradient of the output in `work.grad`: the gradient of the input, left in `work.grad`, or in `dx` if
     /// that is given, and those of the parameters.
-    fn backward(&self, x: &[f32], params: &[f32], kept: &Kept, work: &mut Work, down: Down<'_>) -> Vec<f32> {
-        let [p1, p2, p3] = self.split(params);
+    fn backward(
+        &self,
+        x: &[f32],
+        parameters: &[&[f32]],
+        kept: &Kept,
+        work: &mut Work,
+        down: Down<'_>,
+    ) -> Vec<Vec<f32>> {
+        let weight = |i: usize| of_layer(parameters, i)[0];
         let Self { first, second, shortcut } = self;
         let Work { grad, other, hidden } = work;
         let (y_len, hidden_len) = (second.y.len(), first.y.len());
 
         let (g, dz) = (&grad[..y_len], &mut other[..y_len]);
-        let daffine2 = kept.second.norm.backward(&kept.second.z, second.y, g, dz);
+        let [dgamma2, dbeta2] = kept.second.norm.backward(&kept.second.z, second.y, g, dz);
         let dhidden = &mut hidden[..hidden_len];
-        let dw2 = backward(&kept.hidden, p2, second, dz, Some(dhidden), None);
+        let dweight2 = backward(&kept.hidden, weight(1), second, dz, Some(dhidden), None);
 
-        let mut dparams3 = Vec::new();
+        let mut of_shortcut = Vec::new();
         if let (Some(shortcut), Some(trace)) = (shortcut, &kept.shortcut) {
             let g = &mut grad[..y_len];
-            let daffine = trace.norm.backward_in_place(&trace.z, shortcut.y, g, false);
+            let [dgamma, dbeta] = trace.norm.backward_in_place(&trace.z, shortcut.y, g, false);
             let around = (!matches!(down, Down::Nowhere)).then(|| &mut other[..x.len()]);
-            dparams3 = backward(x, p3, shortcut, g, around, None);
-            dparams3.extend(daffine);
+            of_shortcut = vec![backward(x, weight(2), shortcut, g, around, None), dgamma, dbeta];
             std::mem::swap(grad, other);
         }
         // Now `grad` holds what reaches `x` around the two layers.
-        let daffine1 = kept.first.norm.backward_in_place(&kept.first.z, first.y, dhidden, true);
+        let [dgamma1, dbeta1] = kept.first.norm.backward_in_place(&kept.first.z, first.y, dhidden, true);
         let around = Some(&grad[..x.len()]);
-        let mut dparams = match down {
-            Down::Nowhere => backward(x, p1, first, dhidden, None, None),
-            Down::To(dx) => backward(x, p1, first, dhidden, Some(dx), around),
+        let dweight1 = match down {
+            Down::Nowhere => backward(x, weight(0), first, dhidden, None, None),
+            Down::To(dx) => backward(x, weight(0), first, dhidden, Some(dx), around),
             Down::Work => {
-                let dparams = backward(x, p1, first, dhidden, Some(&mut other[..x.len()]), around);
+                let dweight = backward(x, weight(0), first, dhidden, Some(&mut other[..x.len()]), around);
                 std::mem::swap(grad, other);
-                dparams
+                dweight
             }
         };
-        for more in [daffine1, dw2, daffine2, dparams3] {
-            dparams.extend(more);
-        }
-        dparams
+        let mut gradients = vec![dweight1, dgamma1, dbeta1, dweight2, dgamma2, dbeta2];
+        gradients.extend(of_shortcut);
+        gradients
     }
 }
 
@@ -133,6 +129,7 @@ struct Work {
 
 struct Chain {
     plans: Vec<Plan>,
+    parameters: Parameters,
     stash: Stash<Vec<Kept>>,
 }
 
@@ -141,29 +138,34 @@ impl CustomOp2 for Chain {
         "basic-blocks"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, p: &CpuStorage, lp: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (x, mut params) = (slice(x, lx)?, slice(p, lp)?);
-        let Some((last, others)) = self.plans.split_last() else { bail!("a chain of blocks is empty") };
-        let mut blocks: Vec<Kept> = Vec::new();
-        for plan in others {
-            let (own, rest) = params.split_at(plan.params_len());
-            let mut y = Scratch::take(plan.second.y.len());
-            let input = blocks.last().and_then(|b| b.y.as_deref()).unwrap_or(x);
-            let kept = plan.forward(input, own, &mut y);
-            blocks.push(Kept { y: Some(y), ..kept });
-            params = rest;
-        }
-        let mut y = vec![0.0; last.second.y.len()];
-        let input = blocks.last().and_then(|b| b.y.as_deref()).unwrap_or(x);
-        blocks.push(last.forward(input, params, &mut y));
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = slice(x, lx)?;
+        let Some(last) = self.plans.last().map(|plan| plan.second.y) else { bail!("a chain of blocks is empty") };
+        let mut out = vec![0.0; last.len()];
+        let blocks = self.parameters.with(|mut parameters| {
+            let mut blocks: Vec<Kept> = Vec::new();
+            for (i, plan) in self.plans.iter().enumerate() {
+                let (own, rest) = parameters.split_at(3 * plan.layers());
+                parameters = rest;
+                let input = blocks.last().and_then(|b| b.y.as_deref()).unwrap_or(x);
+                if i + 1 < self.plans.len() {
+                    let mut y = Scratch::take(plan.second.y.len());
+                    let kept = plan.forward(input, own, &mut y);
+                    blocks.push(Kept { y: Some(y), ..kept });
+                } else {
+                    let kept = plan.forward(input, own, &mut out);
+                    blocks.push(kept);
+                }
+            }
+            Ok(blocks)
+        })?;
         keep(&self.stash, blocks)?;
-        Ok(blocked(y, last.second.y))
+        Ok(blocked(out, last))
     }
 
-    fn bwd(&self, x: &Tensor, params: &Tensor, y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(&self, x: &Tensor, _: &Tensor, y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let blocks = kept(&self.stash)?;
         let mut dx = x.track_op().then(|| vec![0.0; x.elem_count()]);
-        let mut dparams = vec![0.0; params.elem_count()];
         let most = self.plans.iter().map(|p| p.first.x.len().max(p.first.y.len())).fold(y.elem_count(), usize::max);
         let mut work = Work { grad: Scratch::take(most), other: Scratch::take(most), hidden: Scratch::take(most) };
         with_slice(y, |y| {
@@ -172,20 +174,19 @@ impl CustomOp2 for Chain {
                 Ok(())
             })
         })?;
+        let mut gradients = Vec::new();
         with_slice(x, |x| {
-            with_slice(params, |params| {
-                let mut end = params.len();
+            self.parameters.with(|mut parameters| {
                 for (i, (plan, block)) in self.plans.iter().zip(blocks).enumerate().rev() {
-                    let begin = end - plan.params_len();
-                    let (own, target) = (&params[begin..end], &mut dparams[begin..end]);
-                    end = begin;
+                    let (rest, own) = parameters.split_at(parameters.len() - 3 * plan.layers());
+                    parameters = rest;
                     let before = i.checked_sub(1).and_then(|i| blocks[i].y.as_deref());
                     let down = match (before, dx.as_deref_mut()) {
                         (Some(_), _) => Down::Work,
                         (None, Some(dx)) => Down::To(dx),
                         (None, None) => Down::Nowhere,
                     };
-                    target.copy_from_slice(&plan.backward(before.unwrap_or(x), own, block, &mut work, down));
+                    gradients.push(plan.backward(before.unwrap_or(x), own, block, &mut work, down));
                     if let Some(y) = before {
                         norm::mask_in_place(&mut work.grad[..y.len()], y);
                     }
@@ -193,14 +194,15 @@ impl CustomOp2 for Chain {
                 Ok(())
             })
         })?;
-        Ok((dx.map(|dx| tensor(dx, x.dims())).transpose()?, Some(tensor(dparams, params.dims())?)))
+        let links = self.parameters.resolve(gradients.into_iter().rev().flatten().collect())?;
+        Ok((dx.map(|dx| tensor(dx, x.dims())).transpose()?, Some(links)))
     }
 }
 
 /// Basic blocks one after the other on a blocked activation, with the batch's statistics; differentiable. Also what the
 /// first, the second and the shortcut layer of every block saw.
 pub(in super::super) fn basic_blocks(x: &Tensor, blocks: &[Block<'_>]) -> Result<(Tensor, Vec<[Option<Moments>; 3]>)> {
-    let (mut plans, mut params, mut dims) = (Vec::new(), Vec::new(), Dims::of(x)?);
+    let (mut plans, mut parameters, mut dims) = (Vec::new(), Vec::new(), Dims::of(x)?);
     for block in blocks {
         let first = block.first.geometry(dims)?;
         let second = block.second.geometry(first.y)?;
@@ -209,14 +211,15 @@ pub(in super::super) fn basic_blocks(x: &Tensor, blocks: &[Block<'_>]) -> Result
             bail!("the residual of a block does not fit its output of {:?}", second.y.shape());
         }
         for layer in [Some(block.first), Some(block.second), block.shortcut].into_iter().flatten() {
-            params.extend(layer.params()?);
+            parameters.extend(layer.parameters());
         }
         dims = second.y;
         plans.push(Plan { first, second, shortcut });
     }
     let stash = Stash::default();
-    let op = Chain { plans: plans.clone(), stash: stash.clone() };
-    let y = x.contiguous()?.apply_op2(&Tensor::cat(&params, 0)?, op)?;
+    let (parameters, links) = Parameters::new(&parameters)?;
+    let op = Chain { plans: plans.clone(), parameters, stash: stash.clone() };
+    let y = x.contiguous()?.apply_op2(&links, op)?;
     let mut seen = Vec::new();
     for (plan, kept) in plans.iter().zip(kept(&stash)?) {
         let shortcut = kept.shortcut.as_ref().zip(plan.shortcut.as_ref()).map(|(t, g)| moments(t, g)).transpose()?;

@@ -38,19 +38,18 @@ pub(super) struct Trace {
     pub norm: Norm,
 }
 
-/// Fills `y` with `relu(batch_norm(conv(x)) + residual)` by the batch's statistics; `params` are `[weight, gamma, beta]`.
+/// Fills `y` with `relu(batch_norm(conv(x)) + residual)` by the batch's statistics; parameters are weight, gamma and beta.
 pub(super) fn forward(
     x: &[f32],
-    params: &[f32],
+    [weight, gamma, beta]: [&[f32]; 3],
     geometry: &Geometry,
     residual: Option<&[f32]>,
     relu: bool,
     y: &mut [f32],
 ) -> Trace {
-    let (weight, affine) = params.split_at(geometry.weight_len());
     let mut z = Scratch::take(geometry.y.len());
     let sums = convolve(x, weight, geometry, Finish::Statistics, &mut z);
-    let norm = Norm::new(&sums, geometry.y, affine);
+    let norm = Norm::new(&sums, geometry.y, gamma, beta);
     norm.apply(&z, geometry.y, residual, relu, y);
     Trace { z, norm }
 }
@@ -59,14 +58,14 @@ pub(super) fn forward(
 /// weight.
 pub(super) fn backward(
     x: &[f32],
-    params: &[f32],
+    weight: &[f32],
     geometry: &Geometry,
     dz: &[f32],
     dx: Option<&mut [f32]>,
     more: Option<&[f32]>,
 ) -> Vec<f32> {
     if let Some(dx) = dx {
-        input_gradient(dz, &params[..geometry.weight_len()], geometry, more, dx);
+        input_gradient(dz, weight, geometry, more, dx);
     }
     weight_gradient(x, dz, geometry)
 }

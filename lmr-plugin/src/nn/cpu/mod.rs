@@ -9,6 +9,7 @@ mod geometry;
 mod grid;
 mod layer;
 mod layout;
+mod links;
 mod norm;
 mod pool;
 mod scratch;

@@ -18,12 +18,11 @@ pub(super) struct Norm {
 }
 
 impl Norm {
-    /// From chunks of sums and sums of squares, and `[gamma, beta]`.
-    pub fn new(chunks: &[Vec<f64>], dims: Dims, params: &[f32]) -> Self {
+    /// From chunks of sums and sums of squares.
+    pub fn new(chunks: &[Vec<f64>], dims: Dims, gamma: &[f32], beta: &[f32]) -> Self {
         let count = dims.count() as f64;
         let totals = add_chunks(chunks, 2 * dims.c);
         let (sum, squares) = totals.split_at(dims.c);
-        let (gamma, beta) = params.split_at(dims.c);
         let mean: Vec<f64> = sum.iter().map(|s| s / count).collect();
         let var: Vec<f64> = squares.iter().zip(&mean).map(|(s, m)| (s / count - m * m).max(0.0)).collect();
         let inv_std: Vec<f64> = var.iter().map(|v| 1.0 / (v + BatchNorm2d::EPS).sqrt()).collect();
@@ -41,8 +40,8 @@ impl Norm {
             .for_each(|(i, out)| arch.dispatch(Apply { norm: self, z, residual, relu, dims, begin: i * len, out }));
     }
 
-    /// Fills `dz` with the gradient with respect to `z` and returns those of `[gamma, beta]`.
-    pub fn backward(&self, z: &[f32], dims: Dims, grad: &[f32], dz: &mut [f32]) -> Vec<f32> {
+    /// Fills `dz` with the gradient with respect to `z` and returns those of gamma and beta.
+    pub fn backward(&self, z: &[f32], dims: Dims, grad: &[f32], dz: &mut [f32]) -> [Vec<f32>; 2] {
         let (totals, linear) = self.backward_terms(z, dims, grad, false);
         let (arch, len) = (Arch::new(), chunk_len(dims));
         dz.par_chunks_mut(len).enumerate().for_each(|(i, dz)| {
@@ -53,7 +52,7 @@ impl Norm {
     }
 
     /// [`Norm::backward`] in place; with `relu`, the gradient is that behind a ReLU on the batch norm's output.
-    pub fn backward_in_place(&self, z: &[f32], dims: Dims, grad: &mut [f32], relu: bool) -> Vec<f32> {
+    pub fn backward_in_place(&self, z: &[f32], dims: Dims, grad: &mut [f32], relu: bool) -> [Vec<f32>; 2] {
         let (totals, linear) = self.backward_terms(z, dims, grad, relu);
         let (arch, len) = (Arch::new(), chunk_len(dims));
         grad.par_chunks_mut(len).enumerate().for_each(|(i, dz)| {
@@ -62,8 +61,8 @@ impl Norm {
         totals
     }
 
-    /// The gradients of `[gamma, beta]`, and that of `z` as a function of the gradient.
-    fn backward_terms(&self, z: &[f32], dims: Dims, grad: &[f32], relu: bool) -> (Vec<f32>, Linear) {
+    /// The gradients of gamma and beta, and that of `z` as a function of the gradient.
+    fn backward_terms(&self, z: &[f32], dims: Dims, grad: &[f32], relu: bool) -> ([Vec<f32>; 2], Linear) {
         let (arch, len) = (Arch::new(), chunk_len(dims));
         let chunks: Vec<Vec<f32>> = z
             .par_chunks(len)
@@ -80,9 +79,9 @@ impl Norm {
         let offset = (0..dims.c)
             .map(|c| (-f64::from(self.scale[c]) * sum[c] / count - slope[c] * f64::from(self.mean[c])) as f32)
             .collect();
-        let dgamma = product.iter().zip(&self.inv_std).map(|(p, s)| (p * s) as f32);
-        let totals = dgamma.chain(sum.iter().map(|&s| s as f32)).collect();
-        (totals, Linear { slope: slope.iter().map(|&s| s as f32).collect(), offset })
+        let dgamma = product.iter().zip(&self.inv_std).map(|(p, s)| (p * s) as f32).collect();
+        let dbeta = sum.iter().map(|&s| s as f32).collect();
+        ([dgamma, dbeta], Linear { slope: slope.iter().map(|&s| s as f32).collect(), offset })
     }
 }
 

@@ -1,7 +1,4 @@
 //! A layer with batch norm as a Candle operation with a hand-written gradient.
-//!
-//! Candle's operations have at most three arguments, so a layer's parameters come flattened in one tensor, `[weight,
-//! gamma, beta]`, which autograd takes apart again.
 
 use std::sync::{Arc, OnceLock};
 
@@ -14,6 +11,7 @@ use super::conv::{check, masked};
 use super::geometry::Geometry;
 use super::layer::{Trace, backward, forward};
 use super::layout::Dims;
+use super::links::Parameters;
 use super::scratch::Scratch;
 
 /// A convolution with batch norm.
@@ -25,15 +23,15 @@ pub(in super::super) struct Layer<'a> {
     pub config: &'a ConvConfig,
 }
 
-impl Layer<'_> {
+impl<'a> Layer<'a> {
     pub(super) fn geometry(&self, x: Dims) -> Result<Geometry> {
         let geometry = Geometry::new(x, self.weight.dims4()?.into(), *self.config)?;
         check(geometry.y, None, &[self.gamma, self.beta])?;
         Ok(geometry)
     }
 
-    pub(super) fn params(&self) -> Result<[Tensor; 3]> {
-        Ok([self.weight.flatten_all()?, self.gamma.clone(), self.beta.clone()])
+    pub(super) fn parameters(&self) -> [&'a Tensor; 3] {
+        [self.weight, self.gamma, self.beta]
     }
 }
 
@@ -60,32 +58,36 @@ pub(super) fn kept<T>(stash: &Stash<T>) -> Result<&T> {
 /// One layer, with or without a residual.
 struct Single {
     geometry: Geometry,
+    parameters: Parameters,
     relu: bool,
     stash: Stash<Trace>,
 }
 
+/// The parameters of the `i`-th layer: weight, gamma, beta.
+pub(super) fn of_layer<'a>(parameters: &[&'a [f32]], i: usize) -> [&'a [f32]; 3] {
+    [parameters[3 * i], parameters[3 * i + 1], parameters[3 * i + 2]]
+}
+
 impl Single {
-    fn forward(&self, x: &[f32], params: &[f32], residual: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
+    fn forward(&self, x: &[f32], residual: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
         let mut y = vec![0.0; self.geometry.y.len()];
-        keep(&self.stash, forward(x, params, &self.geometry, residual, self.relu, &mut y))?;
+        let trace = self
+            .parameters
+            .with(|parameters| Ok(forward(x, of_layer(parameters, 0), &self.geometry, residual, self.relu, &mut y)))?;
+        keep(&self.stash, trace)?;
         Ok(blocked(y, self.geometry.y))
     }
 
-    /// Gradients of input and parameters, from that of the output in `grad`; `relu` if it is yet to be masked.
-    fn backward(
-        &self,
-        x: &Tensor,
-        params: &Tensor,
-        mut grad: Scratch,
-        relu: bool,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    /// Gradients of input and links, from that of the output in `grad`; `relu` if it is yet to be masked.
+    fn backward(&self, x: &Tensor, mut grad: Scratch, relu: bool) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (geometry, trace) = (&self.geometry, kept(&self.stash)?);
         let mut dx = x.track_op().then(|| vec![0.0; geometry.x.len()]);
-        let daffine = trace.norm.backward_in_place(&trace.z, geometry.y, &mut grad, relu);
-        let mut dparams =
-            with_slice(x, |x| with_slice(params, |p| Ok(backward(x, p, geometry, &grad, dx.as_deref_mut(), None))))?;
-        dparams.extend(daffine);
-        Ok((dx.map(|dx| tensor(dx, x.dims())).transpose()?, Some(tensor(dparams, params.dims())?)))
+        let [dgamma, dbeta] = trace.norm.backward_in_place(&trace.z, geometry.y, &mut grad, relu);
+        let dweight = with_slice(x, |x| {
+            self.parameters.with(|p| Ok(backward(x, of_layer(p, 0)[0], geometry, &grad, dx.as_deref_mut(), None)))
+        })?;
+        let links = self.parameters.resolve(vec![dweight, dgamma, dbeta])?;
+        Ok((dx.map(|dx| tensor(dx, x.dims())).transpose()?, Some(links)))
     }
 }
 
@@ -103,12 +105,12 @@ impl CustomOp2 for Single {
         "conv-bn"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, p: &CpuStorage, lp: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.forward(slice(x, lx)?, slice(p, lp)?, None)
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.forward(slice(x, lx)?, None)
     }
 
-    fn bwd(&self, x: &Tensor, params: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        self.backward(x, params, copy(dy)?, self.relu)
+    fn bwd(&self, x: &Tensor, _: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        self.backward(x, copy(dy)?, self.relu)
     }
 }
 
@@ -121,25 +123,25 @@ impl CustomOp3 for Single {
         &self,
         x: &CpuStorage,
         lx: &Layout,
-        p: &CpuStorage,
-        lp: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
         r: &CpuStorage,
         lr: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        self.forward(slice(x, lx)?, slice(p, lp)?, Some(slice(r, lr)?))
+        self.forward(slice(x, lx)?, Some(slice(r, lr)?))
     }
 
     fn bwd(
         &self,
         x: &Tensor,
-        params: &Tensor,
+        _: &Tensor,
         _: &Tensor,
         y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let dresidual = if self.relu { masked(dy, y)? } else { dy.contiguous()? };
-        let (dx, dparams) = self.backward(x, params, copy(&dresidual)?, false)?;
-        Ok((dx, dparams, Some(dresidual)))
+        let (dx, links) = self.backward(x, copy(&dresidual)?, false)?;
+        Ok((dx, links, Some(dresidual)))
     }
 }
 
@@ -153,11 +155,11 @@ pub(in super::super) fn conv_bn(
     let geometry = layer.geometry(Dims::of(x)?)?;
     check(geometry.y, residual, &[])?;
     let stash = Stash::default();
-    let op = Single { geometry, relu, stash: stash.clone() };
-    let (x, params) = (x.contiguous()?, Tensor::cat(&layer.params()?, 0)?);
+    let (parameters, links) = Parameters::new(&layer.parameters())?;
+    let (x, op) = (x.contiguous()?, Single { geometry, parameters, relu, stash: stash.clone() });
     let y = match residual {
-        Some(residual) => x.apply_op3(&params, &residual.contiguous()?, op),
-        None => x.apply_op2(&params, op),
+        Some(residual) => x.apply_op3(&links, &residual.contiguous()?, op),
+        None => x.apply_op2(&links, op),
     }?;
     Ok((y, moments(kept(&stash)?, &geometry)?))
 }
