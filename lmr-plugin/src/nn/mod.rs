@@ -26,8 +26,8 @@
 //!
 //! # Why so
 //!
-//! Measured on one core of a Zen 5 server whose peak is 240 GFLOP/s, batch 128, 3x3 kernels; "nominal" counts the products
-//! with padding as well.
+//! Measured on one core of a Zen 5 server whose peak is 240 GFLOP/s, batch 128, 3x3 kernels. The machine was busy: figures
+//! per kernel are the best of many runs, figures per step CPU time. "Nominal" counts the products with padding as well.
 //!
 //! - Leaving out padding saves 4 % of the products on 32x32 images, 31 % on 4x4. Convolving padded planes as one long row,
 //!   the usual way to vectorize NCHW, adds 6 % and 56 % instead, and moves every activation in and out of its layout.
@@ -35,19 +35,19 @@
 //!   89 to 97 % of the peak in products that count. Nothing short of fewer products (Winograd) can speed it up much.
 //!   16 channels at 32x32 reach 193.
 //! - Iterating over images outside and panels inside, with less depth per block so that rows stay in the first-level
-//!   cache, lost 3 to 13 %: the second level keeps up.
+//!   cache, gained nothing and lost up to 15 %: the second level keeps up.
 //! - Dot products gave 160 nominal GFLOP/s for weight gradients of 64 channels at 8x8, where outer products give 215.
 //!   With few channels the transposition does not pay: 8 to 8 channels at 28x28 take 0.8 ms by dot products and 1.7 ms by
-//!   outer products, 3 to 64 at 32x32 take 6 and 10 ms. Transposing in registers (0.06 ns per float) instead of through
+//!   outer products, 3 to 64 at 32x32 take 6 and 10 ms (with the bias and Candle's part). Transposing in registers (0.06 ns per float) instead of through
 //!   the compiler's shuffles (0.2 ns) is what made outer products win.
 //! - One Candle operation per layer took 252 ms of CPU time for a training step of ResNet-18 of width 16 at 32x32; one for
 //!   all residual blocks takes 150 ms. The difference is Candle's adding up of gradients in fresh tensors, and the kernel
 //!   clearing fresh pages.
-//! - Depthwise convolutions run through the same kernels with most of a tile idle, and still take 1.3 ms forward and 8 ms
-//!   backward for 192 channels at 16x16, batch 32, against 310 and 1300 ms in Candle: no kernel of their own yet.
+//! - Depthwise convolutions run through the same kernels with most of a tile idle, and still take only 1.3 ms forward and
+//!   8 ms backward for 192 channels at 16x16, batch 32: no kernel of their own yet.
 //!
-//! Not tried: Winograd's F(2x2, 3x3), which in this layout needs no shuffles and would leave 44 % of the products, at a
-//! loss for 16 channels and fewer.
+//! Not tried: Winograd's F(2x2, 3x3), which in this layout needs no shuffles and would leave 44 % of the products. With 16
+//! channels and fewer its transforms would cost about what it saves.
 
 mod batch_norm;
 mod block;

@@ -1,8 +1,7 @@
 //! A chain of basic blocks as one Candle operation with a hand-written gradient.
 //!
 //! One operation rather than one per layer, because Candle adds up the gradient of every operation's output in a fresh
-//! tensor, and because what passes between the blocks can then live in reused buffers: together a third of a step of a
-//! narrow network.
+//! tensor, and because what passes between the blocks can then live in reused buffers.
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
