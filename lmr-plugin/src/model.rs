@@ -60,7 +60,7 @@ impl Model {
         &self.device
     }
 
-    /// Logits `f32[B,K]` for pixels `f32[B,C,H,W]` in [0,1], computed by the form the model is in.
+    /// Logits `f32[B,K]` for pixels `f32[B,C,H,W]` in `[0,1]`, computed by the form the model is in.
     pub fn logits(&self, pixels: &Tensor) -> Result<Tensor> {
         let x = self.normalization.apply(pixels)?;
         match &self.deployed {

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 
 const BATCH: usize = 256;
 
-/// Logits of every image, `f32[N,K]` on the CPU. `forward` maps pixels `f32[B,C,H,W]` in [0,1] to logits; with a
+/// Logits of every image, `f32[N,K]` on the CPU. `forward` maps pixels `f32[B,C,H,W]` in `[0,1]` to logits; with a
 /// `trigger`, every image carries it. Logits that are not finite are refused: a largest one would mean nothing.
 pub fn logits(
     forward: &dyn Fn(&Tensor) -> Result<Tensor>,

@@ -185,6 +185,10 @@ impl Integer<'_> {
 }
 
 impl Forward for Integer<'_> {
+    fn input(&mut self, x: &Tensor) -> Result<Tensor> {
+        Eval.input(x)
+    }
+
     fn conv_bn(
         &mut self,
         layer: &ConvBn,
@@ -221,6 +225,10 @@ struct Collect {
 }
 
 impl Forward for Collect {
+    fn input(&mut self, x: &Tensor) -> Result<Tensor> {
+        Eval.input(x)
+    }
+
     fn conv_bn(
         &mut self,
         layer: &ConvBn,

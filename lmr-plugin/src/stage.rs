@@ -6,7 +6,7 @@
 //!
 //! What a stage needs and gives are types. A pipeline in the wrong order is refused while it is planned, and a stage
 //! that should not know the attack cannot name it: [`Stage::Sees`] must be [`CleanOnly`] for every stage but those that
-//! this crate clears for [`Truth`](crate::truth::Truth).
+//! this crate clears for [`Truth`].
 //!
 //! ```compile_fail
 //! use lmr_plugin::stage::{Context, ModelUse, Outcome, Stage};

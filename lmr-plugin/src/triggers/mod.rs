@@ -1,4 +1,4 @@
-//! Triggers τ(x): pure functions of an image batch in [0,1]. Each is one file.
+//! Triggers τ(x): pure functions of an image batch in `[0,1]`. Each is one file.
 
 mod blend;
 mod patch;
@@ -18,7 +18,7 @@ use crate::nn::StateDict;
 
 /// τ: what an attacker does to an image.
 pub trait Trigger: Send + Sync {
-    /// τ(x) for pixels `f32[B,C,H,W]` in [0,1], before normalization; the result stays in [0,1] and keeps the shape.
+    /// τ(x) for pixels `f32[B,C,H,W]` in `[0,1]`, before normalization; the result stays there and keeps the shape.
     fn apply(&self, pixels: &Tensor) -> Result<Tensor>;
 
     /// Everything needed to apply it again: tensors by name.
