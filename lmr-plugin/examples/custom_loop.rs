@@ -75,7 +75,7 @@ fn main() -> Result<()> {
     // The purification: each call is a stage, and each returns what the next one needs.
     let network = model.full_precision()?;
     let estimated = Estimate::default().estimate(network, &clean, &run)?;
-    println!("backdoor class {} (gap {:.2}, votes {:?})", estimated.class, estimated.gap, estimated.votes);
+    println!("backdoor class {}, collapse {:.2}, votes {:?}", estimated.class, estimated.collapse, estimated.votes);
     let class = BackdoorClass { class: estimated.class };
     let (delta, _) = LogitRepel::default().repel(network, class, &clean, &run)?;
     let pruned = DeltaPrune::default().prune(network, &delta)?;

@@ -44,12 +44,17 @@ fn write(page: &mut String, plan: &Plan, inputs: &Inputs, report: &Report, folde
             report.data.test
         )?;
     }
-    if let Some((class, scores)) = report.estimated() {
+    if let Some(estimated) = report.estimated() {
         let names = &plan.dataset.descriptor().classes;
         let name = |class: usize| names.get(class).map_or("?", String::as_str);
-        writeln!(page, "## Estimated class\n\n{class} ({}), by the highest score:\n", name(class))?;
+        let class = estimated.class as usize;
+        writeln!(page, "## Estimated class\n\n{class} ({}). {}", name(class), estimated.verdict())?;
+        for reason in &estimated.low_confidence {
+            writeln!(page, "Low confidence: {reason}.")?;
+        }
+        writeln!(page)?;
         writeln!(page, "| class | | score |\n|---:|---|---:|")?;
-        for (class, score) in scores.iter().enumerate() {
+        for (class, score) in estimated.scores.iter().enumerate() {
             writeln!(page, "| {class} | {} | {score:.4} |", name(class))?;
         }
         writeln!(page)?;

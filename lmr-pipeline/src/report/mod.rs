@@ -4,6 +4,8 @@ mod markdown;
 
 use std::collections::BTreeMap;
 
+use lmr_plugin::stage::Stage;
+use lmr_plugin::stages::{Estimate, Estimated};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -127,12 +129,10 @@ impl Report {
         self.stages.iter().filter_map(Measurement::of).collect()
     }
 
-    /// The class that the last stage which looked for one found, and its score for every class.
-    pub fn estimated(&self) -> Option<(usize, Vec<f64>)> {
-        self.stages.iter().rev().find_map(|stage| {
-            let scores = stage.outcome.get("scores")?.as_array()?.iter().filter_map(Value::as_f64).collect();
-            Some((usize::try_from(stage.outcome.get("class")?.as_u64()?).ok()?, scores))
-        })
+    /// What the last `estimate` found.
+    pub fn estimated(&self) -> Option<Estimated> {
+        let stage = self.stages.iter().rev().find(|stage| stage.kind == Estimate::KIND)?;
+        serde_json::from_value(stage.outcome.clone()).ok()
     }
 }
 

@@ -99,9 +99,10 @@ fn summary(plan: &Plan, report: &Report) -> String {
         }
         lines.push(table.to_string());
     }
-    if let Some((class, _)) = report.estimated() {
+    if let Some(estimated) = report.estimated() {
+        let class = estimated.class as usize;
         let name = plan.dataset.descriptor().classes.get(class).map_or("?", String::as_str);
-        lines.push(format!("estimated backdoor class: {class} ({name})"));
+        lines.push(format!("estimated backdoor class: {class} ({name}). {}", estimated.verdict()));
     }
     lines.join("\n")
 }

@@ -79,7 +79,7 @@ fn print(text: &str) -> anyhow::Result<()> {
 
 /// One run in one line.
 fn line(report: &Report) -> String {
-    let class = report.estimated().map_or("-".into(), |(class, _)| class.to_string());
+    let class = report.estimated().map_or("-".into(), |found| format!("{} ({:.2})", found.class, found.collapse));
     let measured: Vec<String> = report
         .measurements()
         .iter()
@@ -114,9 +114,12 @@ fn summary(reports: &[Report]) -> anyhow::Result<String> {
             cell(column(|m| m.ta)?, <[f64]>::first),
         ]);
     }
-    let classes: Vec<String> =
-        reports.iter().filter_map(Report::estimated).map(|(class, _)| class.to_string()).collect();
-    Ok(format!("{table}\nestimated classes: {}", classes.join(" ")))
+    let classes: Vec<String> = reports
+        .iter()
+        .filter_map(Report::estimated)
+        .map(|found| format!("{} ({:.2})", found.class, found.collapse))
+        .collect();
+    Ok(format!("{table}\nestimated classes (collapse): {}", classes.join(" ")))
 }
 
 /// The middle of ascending values, the mean of two middle ones.
