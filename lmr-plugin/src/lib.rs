@@ -1,4 +1,29 @@
 //! Backdoor purification for image classifiers on Candle.
+//!
+//! Everything here works on tensors: no files, no network, no configuration format, nothing printed. Every stage is a
+//! config struct with a typed method, to be called from any training loop:
+//!
+//! ```no_run
+//! # use lmr_plugin::{data::CleanSet, models::Classifier, run::Run, stages::*, Result};
+//! # fn purify(network: &dyn Classifier, clean: &CleanSet) -> Result<()> {
+//! let run = Run::quiet(0);
+//! let class = BackdoorClass { class: Estimate::default().estimate(network, clean, &run)?.class };
+//! let (delta, _) = LogitRepel::default().repel(network, class, clean, &run)?;
+//! let pruned = DeltaPrune::default().prune(network, &delta)?;
+//! Recover::default().recover(network, &pruned, clean, &run)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | module | what is there |
+//! |---|---|
+//! | [`stages`], [`attacks`] | what purifies, deploys and measures a model; what implants a backdoor |
+//! | [`stage`], [`truth`] | what a stage is; who may see the attack |
+//! | [`losses`], [`optim`], [`train`] | the losses of the method, SGD, the one training loop |
+//! | [`models`], [`nn`] | architectures; trainable layers with a portable and a fast CPU path |
+//! | [`data`], [`triggers`] | images, clean sets, augmentation; τ(x) |
+//! | [`model`], [`quantization`], [`predict`] | a model and the form it is in; inference over images |
+//! | [`run`], [`rng`] | seed, progress, cancellation; random streams |
 
 pub mod attacks;
 pub mod data;

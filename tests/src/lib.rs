@@ -49,6 +49,7 @@ name = "received"
 [[stage]]
 kind = "estimate"
 max-steps = 20
+stop-accuracy = 0.1
 
 [[stage]]
 kind = "logit-repel"

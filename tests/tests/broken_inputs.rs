@@ -48,7 +48,7 @@ fn explained(run: &Finished, code: i32, fragments: &[&str]) {
 #[case::unknown_stage("kind = \"estimate\"", "kind = \"estimat\"", &["stage[1].kind: unknown stage \"estimat\"; did you mean `estimate`?"])]
 #[case::no_kind("kind = \"estimate\"", "", &["stage[1].kind: missing"])]
 #[case::kind_of_wrong_type("kind = \"estimate\"", "kind = 3", &["stage[1].kind: expected a name in quotes, found 3"])]
-#[case::order("[[stage]]\nkind = \"estimate\"\nmax-steps = 20", "", &["stage[1] (logit-repel): needs `backdoor-class`; put a stage of kind `estimate` before it"])]
+#[case::order("[[stage]]\nkind = \"estimate\"\nmax-steps = 20\nstop-accuracy = 0.1", "", &["stage[1] (logit-repel): needs `backdoor-class`; put a stage of kind `estimate` before it"])]
 #[case::other_branch("kind = \"recover\"", "kind = \"recover\"\nfrom = \"received\"", &["stage[4] (recover): needs `pruned-columns`, which `delta-prune` gives", "check `from`"])]
 #[case::duplicate_name("name = \"purified\"", "name = \"received\"", &["stage[5] (evaluate).name: stage[0] is called `received` too"])]
 #[case::unknown_from("from = \"purify\"", "from = \"purfy\"", &["stage[6] (quantize).from: no earlier stage is called `purfy`; did you mean `purify`?"])]
