@@ -1,5 +1,6 @@
 //! One file a command.
 
+mod bench;
 mod pipeline;
 mod repeat;
 mod schema;
@@ -15,6 +16,9 @@ pub enum Command {
     Pipeline(pipeline::Arguments),
     /// Runs a pipeline with several seeds and prints median and worst of what it measures.
     Repeat(repeat::Arguments),
+    /// Measures speed.
+    #[command(subcommand)]
+    Bench(bench::Arguments),
     /// Writes the JSON Schema of pipeline files, with which editors complete and check them.
     Schema(schema::Arguments),
     /// Lists every kind of stage and trigger with its options and their defaults.
@@ -27,6 +31,7 @@ impl Command {
         match self {
             Self::Pipeline(arguments) => arguments.run(),
             Self::Repeat(arguments) => arguments.run(),
+            Self::Bench(arguments) => arguments.run(),
             Self::Schema(arguments) => arguments.run(),
             Self::Stages => stages::run(),
         }

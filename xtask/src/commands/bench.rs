@@ -1,0 +1,126 @@
+//! `cargo xtask bench`.
+
+use std::io::Write;
+use std::time::Instant;
+
+use anyhow::Context;
+use candle_core::{Device, Tensor};
+use clap::{Subcommand, ValueEnum};
+use lmr_plugin::losses;
+use lmr_plugin::models::{Arch, Classifier, ModelSpec, Stem};
+use lmr_plugin::nn::Train;
+use lmr_plugin::optim::Sgd;
+use lmr_plugin::rng;
+use rand::RngExt;
+
+/// What to time.
+#[derive(Subcommand)]
+pub enum Arguments {
+    /// Times training or inference steps on random colour images and prints one line of JSON.
+    Step(Step),
+}
+
+/// The step to time.
+#[derive(clap::Args)]
+pub struct Step {
+    /// The architecture.
+    #[arg(long, value_enum, default_value = "resnet18")]
+    arch: ArchName,
+    /// Channels of the first stage.
+    #[arg(long, default_value_t = 64)]
+    width: usize,
+    /// Images a step.
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..=65536))]
+    batch: u32,
+    /// Height and width of an image; up to 64 the network begins with the CIFAR stem.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(8..=1024))]
+    image_size: u32,
+    /// Number of classes.
+    #[arg(long, default_value_t = 10)]
+    classes: usize,
+    /// A training step (forward, backward, SGD) or inference.
+    #[arg(long, value_enum, default_value = "train")]
+    mode: Mode,
+    /// Timed steps, after one that is not.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: u32,
+    /// Threads to compute with; all cores if absent.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ArchName {
+    Resnet18,
+    Resnet34,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Mode {
+    Train,
+    Eval,
+}
+
+impl Arguments {
+    /// Times it.
+    pub fn run(self) -> anyhow::Result<()> {
+        let Self::Step(step) = self;
+        step.run()
+    }
+}
+
+impl Step {
+    fn run(&self) -> anyhow::Result<()> {
+        if let Some(threads) = self.threads {
+            rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global().context("starting threads")?;
+        }
+        let arch = match self.arch {
+            ArchName::Resnet18 => Arch::Resnet18,
+            ArchName::Resnet34 => Arch::Resnet34,
+        };
+        let stem = if self.image_size <= 64 { Stem::Cifar } else { Stem::Imagenet };
+        let spec = ModelSpec { arch, stem, width: self.width, classes: self.classes, channels: 3 };
+        let model = spec.fresh(rng::stream(0, "init"), &Device::Cpu)?;
+        let mut random = rng::stream(0, "bench");
+        let (batch, size) = (self.batch as usize, self.image_size as usize);
+        let pixels: Vec<f32> = (0..batch * 3 * size * size).map(|_| random.random::<f32>() - 0.5).collect();
+        let images = Tensor::from_vec(pixels, (batch, 3, size, size), &Device::Cpu)?;
+        let labels: Vec<u32> = (0..batch).map(|_| random.random_range(0..self.classes as u32)).collect();
+        let labels = Tensor::new(labels, &Device::Cpu)?;
+        let mut sgd = Sgd::new(model.params(), 0.9, 5e-4)?;
+
+        let mut rates = Vec::new();
+        for i in 0..=self.steps {
+            let clock = Instant::now();
+            match self.mode {
+                Mode::Train => train(model.as_ref(), &mut sgd, &images, &labels)?,
+                Mode::Eval => drop(model.logits(&images)?),
+            }
+            if i > 0 {
+                rates.push(batch as f64 / clock.elapsed().as_secs_f64());
+            }
+        }
+        rates.sort_by(f64::total_cmp);
+        let (median, best) = (rates[rates.len() / 2], rates[rates.len() - 1]);
+        let line = serde_json::json!({
+            "img_per_s": (median * 100.0).round() / 100.0,
+            "best": (best * 100.0).round() / 100.0,
+            "peak_rss_mb": peak_rss_mb(),
+        });
+        Ok(writeln!(std::io::stdout(), "{line}")?)
+    }
+}
+
+fn train(model: &dyn Classifier, sgd: &mut Sgd, images: &Tensor, labels: &Tensor) -> anyhow::Result<()> {
+    let logits = model.forward(&mut Train::default(), images)?;
+    let loss = losses::cross_entropy(&logits, labels)?.mean_all()?;
+    sgd.step(&loss.backward()?, 0.01, None)?;
+    Ok(())
+}
+
+/// The most memory this process has held; null where the system does not say.
+fn peak_rss_mb() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? / 1024)
+}
