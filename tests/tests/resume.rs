@@ -13,7 +13,7 @@ use rstest::rstest;
 
 /// Training stages long enough that a kill comes in their middle.
 const SLOW: &[&str] =
-    &["--set", "stage.estimate.votes=9", "--set", "stage.logit-repel.epochs=40", "--set", "stage.recover.epochs=40"];
+    &["--set", "stage.estimate.votes=9", "--set", "stage.logit-repel.epochs=120", "--set", "stage.recover.epochs=120"];
 
 fn project() -> Project {
     Project::new(env!("CARGO_BIN_EXE_lmr-under-test"))
@@ -75,9 +75,11 @@ fn killed_in_every_stage() {
         if project.path().join(format!("killed/{folder}/outcome.json")).exists() {
             continue;
         }
-        let killed = interrupt(&project, &killed, stage, folder, "-KILL");
-        assert_eq!(killed.code, None, "{stage} was not killed: {}", killed.stderr);
-        assert!(!project.path().join("killed/report.json").exists(), "a report of a run that did not end");
+        let run = interrupt(&project, &killed, stage, folder, "-KILL");
+        // On a busy machine the last kill may meet a run that has written its report, or has just ended.
+        let over = project.path().join("killed/09-purified-pruned/outcome.json").exists();
+        assert!(over || run.code.is_none(), "{stage} was not killed: {}", run.stderr);
+        assert!(over || !project.path().join("killed/report.json").exists(), "a report of a run that did not end");
     }
     let reused = finish(&project, &killed);
     let before = |name: &str| reused.iter().take_while(|(stage, _)| stage != name).all(|(_, reused)| *reused);
@@ -88,7 +90,7 @@ fn killed_in_every_stage() {
 #[test]
 fn killed_in_an_attack() {
     let project = project();
-    let arguments = ["pipeline", "attack.toml", "--set", "stage.attack.epochs=60"];
+    let arguments = ["pipeline", "attack.toml", "--set", "stage.attack.epochs=150"];
     let expected = undisturbed(&project, &arguments);
     let killed = [&arguments[..], &["--out", "killed"]].concat();
     interrupt(&project, &killed, "attack", "00-attack", "-KILL");
