@@ -40,10 +40,10 @@ pub struct Estimate {
     pub batch_size: usize,
     /// Limit on the global gradient norm, above 0; ascent has no minimum to settle in.
     pub clip_norm: f64,
-    /// Batch norm during the ascent. `running` names the wrong class more often.
+    /// Batch norm during the ascent; only `batch` has been measured.
     pub batch_norm: BatchNormMode,
-    /// Anti-learning ends as soon as accuracy on the clean images is at or below this, in (0, 1). Driving it all the
-    /// way to chance destroys the evidence.
+    /// Anti-learning ends as soon as accuracy on the clean images is at or below this, in (0, 1). The paper goes near
+    /// chance; only the default has been measured.
     pub stop_accuracy: f64,
     /// Steps after which the learning rate is tripled and the ascent starts over, at most twice.
     pub max_steps: usize,

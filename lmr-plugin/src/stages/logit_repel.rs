@@ -47,12 +47,12 @@ pub struct LogitRepel {
     pub batch_size: usize,
     /// Crop and flip; `{ crop-padding = 0, flip = false }` for none.
     pub augment: Augment,
-    /// Batch norm; use `running` below about 64 clean images.
+    /// Batch norm; `running` is meant for clean sets too small for statistics of their own (not measured).
     pub batch_norm: BatchNormMode,
     /// Limit on the global gradient norm; absent means none.
     pub clip_norm: Option<f64>,
     /// Ends the phase after the first epoch in which accuracy on clean images of class c is near chance
-    /// (Algorithm 1). Off by default: it fires before the margins have grown, and the backdoor comes back.
+    /// (Algorithm 1). Off by default; in the one trial made here it did not fire.
     pub early_switch: bool,
 }
 

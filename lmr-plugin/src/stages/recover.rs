@@ -37,7 +37,7 @@ pub struct Recover {
     pub batch_size: usize,
     /// Crop and flip; `{ crop-padding = 0, flip = false }` for none.
     pub augment: Augment,
-    /// Batch norm; use `running` below about 64 clean images.
+    /// Batch norm; `running` is meant for clean sets too small for statistics of their own (not measured).
     pub batch_norm: BatchNormMode,
 }
 
