@@ -1,7 +1,8 @@
 //! Stochastic gradient descent with momentum and weight decay, and learning-rate schedules.
 
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, DType, InplaceOp2, InplaceOp3, Layout, Tensor, Var};
+use candle_core::{CpuStorage, DType, InplaceOp2, InplaceOp3, Layout, Storage, Tensor, Var};
+use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -64,7 +65,7 @@ impl Sgd {
                 Some(keep) => (grad * keep)?,
                 None => grad.contiguous()?,
             };
-            squares += f64::from(grad.sqr()?.sum_all()?.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+            squares += sum_of_squares(&grad)?;
             picked.push(grad);
         }
         let norm = squares.sqrt();
@@ -81,6 +82,22 @@ impl Sgd {
         }
         Ok(norm)
     }
+}
+
+/// Elements that one thread works on at a time, and whose sum is rounded as one.
+const CHUNK: usize = 1 << 15;
+
+/// The sum of the squares of all elements.
+fn sum_of_squares(t: &Tensor) -> Result<f64> {
+    let (storage, layout) = t.storage_and_layout();
+    if let Storage::Cpu(storage) = &*storage
+        && t.dtype() == DType::F32
+    {
+        let of_chunk = |chunk: &[f32]| chunk.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
+        let sums: Vec<f64> = dense(storage, layout)?.par_chunks(CHUNK).map(of_chunk).collect();
+        return Ok(sums.iter().sum());
+    }
+    Ok(f64::from(t.sqr()?.sum_all()?.to_dtype(DType::F32)?.to_scalar::<f32>()?))
 }
 
 #[derive(Clone, Copy)]
@@ -126,9 +143,13 @@ impl InplaceOp3 for UpdateVelocity {
         let Rule { scale, momentum, weight_decay, .. } = self.0;
         let (scale, momentum, weight_decay) = (scale as f32, momentum as f32, weight_decay as f32);
         let (g, w) = (dense(g, g_layout)?, dense(w, w_layout)?);
-        for ((v, &g), &w) in dense_mut(v, v_layout)?.iter_mut().zip(g).zip(w) {
-            *v = momentum * *v + (scale * g + weight_decay * w);
-        }
+        dense_mut(v, v_layout)?.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK).zip(w.par_chunks(CHUNK))).for_each(
+            |(v, (g, w))| {
+                for ((v, &g), &w) in v.iter_mut().zip(g).zip(w) {
+                    *v = momentum * *v + (scale * g + weight_decay * w);
+                }
+            },
+        );
         Ok(())
     }
 }
@@ -148,9 +169,12 @@ impl InplaceOp2 for UpdateWeight {
         v_layout: &Layout,
     ) -> candle_core::Result<()> {
         let lr = self.0.lr as f32;
-        for (w, &v) in dense_mut(w, w_layout)?.iter_mut().zip(dense(v, v_layout)?) {
-            *w -= lr * v;
-        }
+        let v = dense(v, v_layout)?;
+        dense_mut(w, w_layout)?.par_chunks_mut(CHUNK).zip(v.par_chunks(CHUNK)).for_each(|(w, v)| {
+            for (w, &v) in w.iter_mut().zip(v) {
+                *w -= lr * v;
+            }
+        });
         Ok(())
     }
 }

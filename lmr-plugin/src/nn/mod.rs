@@ -66,6 +66,7 @@ pub use batch_norm::BatchNorm2d;
 pub use block::BasicBlock;
 pub use conv::{Conv2d, ConvConfig, ConvSpec};
 pub use conv_bn::ConvBn;
+pub use cpu::{Pass, Trial};
 pub use forward::{Eval, Forward, Train};
 pub use grid::Grid;
 pub use linear::Linear;

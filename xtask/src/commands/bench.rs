@@ -1,5 +1,7 @@
 //! `cargo xtask bench`.
 
+mod ops;
+
 use std::io::Write;
 use std::time::Instant;
 
@@ -18,6 +20,8 @@ use rand::RngExt;
 pub enum Arguments {
     /// Times training or inference steps on random colour images and prints one line of JSON.
     Step(Step),
+    /// Times every convolution of a ResNet-18, pass by pass, on the CPU.
+    Ops(ops::Ops),
 }
 
 /// The step to time.
@@ -64,16 +68,26 @@ enum Mode {
 impl Arguments {
     /// Times it.
     pub fn run(self) -> anyhow::Result<()> {
-        let Self::Step(step) = self;
-        step.run()
+        match self {
+            Self::Step(step) => step.run(),
+            Self::Ops(ops) => ops.run(),
+        }
+    }
+}
+
+/// Limits the threads to compute with.
+fn start_threads(threads: Option<u16>) -> anyhow::Result<()> {
+    match threads {
+        Some(threads) => {
+            rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global().context("starting threads")
+        }
+        None => Ok(()),
     }
 }
 
 impl Step {
     fn run(&self) -> anyhow::Result<()> {
-        if let Some(threads) = self.threads {
-            rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global().context("starting threads")?;
-        }
+        start_threads(self.threads)?;
         let arch = match self.arch {
             ArchName::Resnet18 => Arch::Resnet18,
             ArchName::Resnet34 => Arch::Resnet34,

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::super::ConvConfig;
 use super::access::{blocked, slice, tensor, with_slice};
 use super::correlate::weight_gradient;
-use super::gather::Finish;
+use super::finish::Finish;
 use super::geometry::Geometry;
 use super::layer::{convolve, input_gradient};
 use super::layout::Dims;
@@ -131,9 +131,15 @@ impl CustomOp3 for Biased {
                 }
                 false => None,
             };
-            let dw = with_slice(x, |x| Ok(weight_gradient(x, dy, geometry)))?;
-            let db = norm::channel_sums(dy, geometry.y);
-            Ok((dx, Some(tensor(dw, weight.dims())?), Some(tensor(db, bias.dims())?)))
+            let dw = match weight.track_op() {
+                true => Some(with_slice(x, |x| tensor(weight_gradient(x, dy, geometry), weight.dims()))?),
+                false => None,
+            };
+            let db = match bias.track_op() {
+                true => Some(tensor(norm::channel_sums(dy, geometry.y), bias.dims())?),
+                false => None,
+            };
+            Ok((dx, dw, db))
         })
     }
 }

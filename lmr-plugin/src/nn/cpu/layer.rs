@@ -1,11 +1,13 @@
 //! Convolution, batch norm, residual and ReLU as one layer, forward and backward, over plain slices.
 
 use super::correlate::weight_gradient;
-use super::gather::{Finish, Gather};
+use super::finish::Finish;
+use super::gather::Gather;
 use super::geometry::Geometry;
 use super::norm::Norm;
 use super::scratch::Scratch;
 use super::weights::Packed;
+use super::winograd;
 
 /// Fills `out` with a convolution; see [`Gather::run`] for what it returns.
 pub(super) fn convolve(
@@ -15,6 +17,9 @@ pub(super) fn convolve(
     finish: Finish<'_>,
     out: &mut [f32],
 ) -> Vec<Vec<f64>> {
+    if winograd::suits(geometry) {
+        return winograd::convolve(x, weight, geometry, finish, out);
+    }
     let weights = &Packed::forward(weight, geometry);
     let axes = geometry.forward_axes();
     Gather { input: x, from: geometry.x, to: geometry.y, axes, weights, kw: geometry.kw, finish }.run(out)
@@ -22,12 +27,16 @@ pub(super) fn convolve(
 
 /// Fills `dx` with the gradient with respect to a convolution's input, plus `more`.
 pub(super) fn input_gradient(dz: &[f32], weight: &[f32], geometry: &Geometry, more: Option<&[f32]>, dx: &mut [f32]) {
-    let weights = &Packed::backward(weight, geometry);
-    let axes = geometry.backward_axes();
     let finish = match more {
         Some(_) => Finish::Activate { bias: None, residual: more, relu: false },
         None => Finish::Store,
     };
+    if winograd::suits(geometry) {
+        winograd::input_gradient(dz, weight, geometry, finish, dx);
+        return;
+    }
+    let weights = &Packed::backward(weight, geometry);
+    let axes = geometry.backward_axes();
     Gather { input: dz, from: geometry.y, to: geometry.x, axes, weights, kw: geometry.kw, finish }.run(dx);
 }
 

@@ -33,6 +33,12 @@ impl Dims {
         }
     }
 
+    /// Those of an `f32[B,C,H,W]` image batch.
+    pub fn of_batch(b: usize, c: usize, h: usize, w: usize) -> Self {
+        let (g, n) = split_batch(b);
+        Self { g, h, w, c, n }
+    }
+
     pub fn shape(&self) -> [usize; 5] {
         [self.g, self.h, self.w, self.c, self.n]
     }
@@ -75,12 +81,6 @@ fn split_batch(batch: usize) -> (usize, usize) {
     };
     let blocks = (1..=batch).filter(|g| batch.is_multiple_of(*g)).map(|g| (g, batch / g));
     blocks.min_by(|a, b| cost(a.1).total_cmp(&cost(b.1))).unwrap_or((1, batch))
-}
-
-/// The blocked dimensions of an `f32[B,C,H,W]` image batch.
-fn blocked_dims(b: usize, c: usize, h: usize, w: usize) -> Dims {
-    let (g, n) = split_batch(b);
-    Dims { g, h, w, c, n }
 }
 
 /// `[B,C,H,W]` to blocked.
@@ -128,7 +128,7 @@ impl CustomOp1 for Enter {
 
     fn cpu_fwd(&self, x: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
         let (b, c, h, w) = l.shape().dims4()?;
-        let dims = blocked_dims(b, c, h, w);
+        let dims = Dims::of_batch(b, c, h, w);
         Ok(blocked(to_blocked(slice(x, l)?, dims), dims))
     }
 
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn leaving_undoes_entering() {
-        let dims = blocked_dims(6, 3, 4, 5);
+        let dims = Dims::of_batch(6, 3, 4, 5);
         let x: Vec<f32> = (0..dims.len()).map(|i| i as f32).collect();
         assert_eq!(to_planes(&to_blocked(&x, dims), dims), x);
     }

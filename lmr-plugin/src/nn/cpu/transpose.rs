@@ -1,5 +1,7 @@
 //! Transposition in registers.
 
+use std::ops::Range;
+
 use pulp::Simd;
 
 use super::simd::{get, put};
@@ -7,18 +9,25 @@ use super::simd::{get, put};
 /// More lanes than any vector has.
 const MAX_LANES: usize = 16;
 
-/// `to[i][j] = from[j][i]`, where rows of `from` have `n` floats and rows of `to` are `stride` apart. Columns of `to` up to
-/// the next whole vector are filled with 0; `stride` leaves room for them.
+/// `to[i][j] = from[j][columns.start + i]`, where rows of `from` have `n` floats and rows of `to` are `stride` apart.
+/// Columns of `to` up to the next whole vector are filled with 0; `stride` leaves room for them.
 #[inline(always)]
-pub(super) fn transpose<S: Simd>(simd: S, from: &[f32], n: usize, to: &mut [f32], stride: usize) {
+pub(super) fn transpose<S: Simd>(
+    simd: S,
+    from: &[f32],
+    n: usize,
+    columns: Range<usize>,
+    to: &mut [f32],
+    stride: usize,
+) {
     let lanes = S::F32_LANES;
     let rows = from.len() / n;
     for row in (0..rows).step_by(lanes) {
-        for column in (0..n).step_by(lanes) {
+        for column in (0..columns.len()).step_by(lanes) {
             let mut tile = [simd.splat_f32s(0.0); MAX_LANES];
             for (i, vector) in tile.iter_mut().enumerate().take(lanes) {
                 if row + i < rows {
-                    *vector = get(simd, &from[(row + i) * n..][..n], column);
+                    *vector = get(simd, &from[(row + i) * n..][columns.start..columns.end], column);
                 }
             }
             exchange::<S, 1>(simd, &mut tile);
@@ -26,7 +35,7 @@ pub(super) fn transpose<S: Simd>(simd: S, from: &[f32], n: usize, to: &mut [f32]
             exchange::<S, 4>(simd, &mut tile);
             exchange::<S, 8>(simd, &mut tile);
             for (i, &vector) in tile.iter().enumerate().take(lanes) {
-                if column + i < n {
+                if column + i < columns.len() {
                     put(simd, &mut to[(column + i) * stride + row..][..lanes], 0, vector);
                 }
             }
@@ -62,6 +71,7 @@ mod tests {
     struct Job<'a> {
         from: &'a [f32],
         n: usize,
+        columns: Range<usize>,
         to: &'a mut [f32],
         stride: usize,
     }
@@ -71,22 +81,23 @@ mod tests {
 
         #[inline(always)]
         fn with_simd<S: Simd>(self, simd: S) {
-            transpose(simd, self.from, self.n, self.to, self.stride);
+            transpose(simd, self.from, self.n, self.columns, self.to, self.stride);
         }
     }
 
     proptest! {
         #[test]
-        fn transposes(rows in 1usize..40, n in 1usize..40) {
+        fn transposes(rows in 1usize..40, n in 1usize..40, cut in 0usize..40, more in 0usize..40) {
+            let columns = cut % n..n - more % (n - cut % n);
             let from: Vec<f32> = (1..=rows * n).map(|i| i as f32).collect();
             let stride = rows.next_multiple_of(MAX_LANES);
             for scalar in [false, true] {
-                let mut to = vec![0.0; n * stride];
-                let job = Job { from: &from, n, to: &mut to, stride };
+                let mut to = vec![0.0; columns.len() * stride];
+                let job = Job { from: &from, n, columns: columns.clone(), to: &mut to, stride };
                 if scalar { job.with_simd(Scalar::new()) } else { Arch::new().dispatch(job) }
                 for (i, to) in to.chunks_exact(stride).enumerate() {
                     for (j, &to) in to.iter().enumerate() {
-                        prop_assert_eq!(to, if j < rows { from[j * n + i] } else { 0.0 });
+                        prop_assert_eq!(to, if j < rows { from[j * n + columns.start + i] } else { 0.0 });
                     }
                 }
             }

@@ -4,6 +4,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::geometry::Geometry;
+use super::scratch::Scratch;
 
 /// Packing fewer floats than this is not worth another thread.
 const MIN_FLOATS: usize = 1 << 14;
@@ -25,7 +26,7 @@ pub(super) struct Panel {
 
 /// Packed weights: in a panel, `[tap][input channel][width]`.
 pub(super) struct Packed {
-    pub data: Vec<f32>,
+    pub data: Scratch,
     pub panels: Vec<Panel>,
     /// Input channels per tap.
     pub depth: usize,
@@ -73,8 +74,14 @@ impl Packed {
         })
     }
 
-    /// Lays out the panels, `rows` and `depth` being per group, and lets `fill` fill each; it starts as zeros.
-    fn new(groups: usize, rows: usize, depth: usize, taps: usize, fill: impl Fn(&Panel, &mut [f32]) + Sync) -> Self {
+    /// Lays out the panels, `rows` and `depth` being per group, and lets `fill` fill the rows of each; the surplus is zero.
+    pub fn new(
+        groups: usize,
+        rows: usize,
+        depth: usize,
+        taps: usize,
+        fill: impl Fn(&Panel, &mut [f32]) + Sync,
+    ) -> Self {
         let widest = Arch::new().dispatch(PanelWidth);
         let (mut panels, mut start) = (Vec::new(), 0);
         for group in 0..groups {
@@ -87,17 +94,19 @@ impl Packed {
                 row += taken;
             }
         }
-        let mut data = vec![0.0; start];
-        let (mut parts, mut rest) = (Vec::new(), data.as_mut_slice());
+        let mut data = Scratch::take(start);
+        let (mut parts, mut rest) = (Vec::new(), &mut data[..]);
         for panel in &panels {
             let (part, more) = rest.split_at_mut(taps * depth * panel.width);
             parts.push((panel, part));
             rest = more;
         }
-        parts
-            .into_par_iter()
-            .with_min_len(1 + MIN_FLOATS / (8 * taps * depth))
-            .for_each(|(panel, part)| fill(panel, part));
+        parts.into_par_iter().with_min_len(1 + MIN_FLOATS / (8 * taps * depth)).for_each(|(panel, part)| {
+            if panel.rows < panel.width {
+                part.fill(0.0);
+            }
+            fill(panel, part);
+        });
         Self { data, panels, depth }
     }
 }

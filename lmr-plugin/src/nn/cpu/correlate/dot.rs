@@ -32,7 +32,7 @@ struct Run {
 }
 
 /// `dW [O,C/groups,kh,kw]` for a gradient `dy` with respect to the convolution's output.
-pub(super) fn weight_gradient(x: &[f32], dy: &[f32], geometry: &Geometry) -> Vec<f32> {
+pub(in super::super) fn weight_gradient(x: &[f32], dy: &[f32], geometry: &Geometry) -> Vec<f32> {
     assert_eq!((x.len(), dy.len()), (geometry.x.len(), geometry.y.len()));
     let patches = patches(geometry);
     let (c, taps, o) = (geometry.c_group(), geometry.taps(), geometry.y.c);

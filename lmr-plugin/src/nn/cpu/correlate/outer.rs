@@ -19,7 +19,7 @@ const DEPTH: usize = 128;
 const PARTIAL_FLOATS: usize = 1 << 20;
 
 /// `dW [O,C/groups,kh,kw]` for a gradient `dy` with respect to the convolution's output.
-pub(super) fn weight_gradient(x: &[f32], dy: &[f32], geometry: &Geometry) -> Vec<f32> {
+pub(in super::super) fn weight_gradient(x: &[f32], dy: &[f32], geometry: &Geometry) -> Vec<f32> {
     assert_eq!((x.len(), dy.len()), (geometry.x.len(), geometry.y.len()));
     let (c, taps, o_group) = (geometry.c_group(), geometry.taps(), geometry.o_group());
     let lines = geometry.y.g * geometry.y.h;
@@ -91,7 +91,7 @@ impl WithSimd for Task<'_> {
                 for column in left..right {
                     let at = (line * to.w + column) * to.position_len() + self.first * n;
                     let out = &mut transposed[(column - left) * n * padded..];
-                    transpose(simd, &self.dy[at..][..self.channels * n], n, out, padded);
+                    transpose(simd, &self.dy[at..][..self.channels * n], n, 0..n, out, padded);
                 }
                 for tap in 0..taps {
                     let Some((from_column, len, x)) = self.source_run(line, left..right, tap) else { continue };
@@ -109,7 +109,7 @@ impl WithSimd for Task<'_> {
         let rows = taps * c;
         let stride = rows.next_multiple_of(S::F32_LANES);
         let mut turned = vec![0.0; padded * stride];
-        transpose(simd, &sums, padded, &mut turned, stride);
+        transpose(simd, &sums, padded, 0..padded, &mut turned, stride);
         turned.chunks_exact(stride).take(self.channels).flat_map(|row| &row[..rows]).copied().collect()
     }
 }
@@ -130,17 +130,17 @@ impl Task<'_> {
 /// Positions whose products are summed: input rows (of `n` images each), `rows_step` floats from position to position,
 /// and transposed gradients, one after the other.
 #[derive(Clone, Copy)]
-struct Run<'a> {
-    rows: &'a [f32],
-    rows_step: usize,
-    dy: &'a [f32],
-    len: usize,
-    n: usize,
+pub(in super::super) struct Run<'a> {
+    pub rows: &'a [f32],
+    pub rows_step: usize,
+    pub dy: &'a [f32],
+    pub len: usize,
+    pub n: usize,
 }
 
 /// Adds the products of `rows` input rows and `padded` output channels to `sums`.
 #[inline(always)]
-fn add_products<S: Simd>(simd: S, run: Run<'_>, rows: usize, padded: usize, sums: &mut [f32]) {
+pub(in super::super) fn add_products<S: Simd>(simd: S, run: Run<'_>, rows: usize, padded: usize, sums: &mut [f32]) {
     let wide = S::REGISTER_COUNT >= 32;
     let vectors = padded / S::F32_LANES;
     let mut vector = 0;
