@@ -1,14 +1,12 @@
-//! Convolutions of ResNet-18 at widths 16 and 64 on 32x32 images, batch 128: forward, and with both gradients.
+//! The convolutions of ResNet-18 at widths 16 and 64 on 32x32 images, batch 128, pass by pass.
 //!
-//! `cargo bench -p lmr-plugin`; throughput is in nominal multiply-adds.
+//! `cargo bench -p lmr-plugin --profile dev` (that profile is optimized, and compiled already); throughput is in
+//! multiply-adds of a direct sum.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::hint::black_box;
-
-use candle_core::{DType, Device, Tensor, Var};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use lmr_plugin::nn::{Activation, ConvConfig, conv2d, conv2d_inference, to_internal};
+use lmr_plugin::nn::{ConvConfig, Pass, Trial};
 
 const BATCH: usize = 128;
 
@@ -28,25 +26,14 @@ const SHAPES: [(usize, usize, usize, usize, usize); 10] = [
 
 fn convolutions(criterion: &mut Criterion) {
     for (c, o, side, kernel, stride) in SHAPES {
-        let random = |dims: &[usize], std: f32| Tensor::randn(0.0, std, dims, &Device::Cpu).unwrap();
-        let x = Var::from_tensor(&to_internal(&random(&[BATCH, c, side, side], 1.0)).unwrap()).unwrap();
-        let weight = Var::from_tensor(&random(&[o, c, kernel, kernel], 0.1)).unwrap();
-        let bias = Var::zeros(o, DType::F32, &Device::Cpu).unwrap();
         let config = ConvConfig { stride, padding: kernel / 2, ..ConvConfig::default() };
-
+        let mut trial = Trial::new([BATCH, c, side, side], [o, c, kernel, kernel], config).unwrap();
         let mut group = criterion.benchmark_group("conv");
-        let positions = side.div_ceil(stride).pow(2);
-        group.sample_size(10).throughput(Throughput::Elements((BATCH * positions * c * o * kernel * kernel) as u64));
+        group.sample_size(10).throughput(Throughput::Elements((trial.flops() / 2.0) as u64));
         let name = format!("{c}-{o}-{side}x{side}-k{kernel}-s{stride}");
-        group.bench_function(BenchmarkId::new("forward", &name), |b| {
-            b.iter(|| conv2d_inference(black_box(&x), &weight, None, &config, None, Activation::None).unwrap());
-        });
-        group.bench_function(BenchmarkId::new("forward-backward", &name), |b| {
-            b.iter(|| {
-                let y = conv2d(black_box(&x), &weight, &bias, &config, None, Activation::None).unwrap();
-                y.backward().unwrap()
-            });
-        });
+        for (pass, id) in [(Pass::Forward, "forward"), (Pass::Input, "input"), (Pass::Weights, "weights")] {
+            group.bench_function(BenchmarkId::new(id, &name), |b| b.iter(|| trial.run(pass)));
+        }
         group.finish();
     }
 }

@@ -46,3 +46,15 @@ pub(super) fn put<S: Simd>(simd: S, row: &mut [f32], at: usize, value: S::f32s) 
         None => simd.partial_store_f32s(rest, value),
     }
 }
+
+/// Asks for the cache line at `at`, which will be needed soon; any address will do.
+#[inline(always)]
+pub(super) fn prefetch(at: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch reads nothing and never faults, and every x86-64 has it.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}

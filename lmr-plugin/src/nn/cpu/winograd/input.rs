@@ -5,7 +5,7 @@ use std::ops::Range;
 use pulp::Simd;
 
 use super::super::layout::Dims;
-use super::super::simd::{load, store};
+use super::super::simd::{load, prefetch, store};
 use super::transform::{IN, both, input};
 
 /// Room for the 36 factors of a tile: `[factor][channel][image]`, images padded to whole vectors with 0.
@@ -74,6 +74,8 @@ pub(super) fn transform_input<S: Simd>(
             |i, j, vector| {
                 let (first, step) = rows[i][j];
                 let at = first.wrapping_add(channel * step + vector * lanes);
+                // The next channel: there are more streams than the hardware foresees.
+                prefetch(at.wrapping_add(step));
                 // SAFETY: the row is one of the channels of a position inside `x`, or `nothing`, which both have the images
                 // of this vector, or its unmasked ones, as the assertion and the slices above say.
                 unsafe { load(simd, mask, rest != lanes && vector + 1 == vectors, at) }

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::super::correlate::outer::{Run, add_products};
 use super::super::geometry::Geometry;
 use super::super::scratch::Workspace;
-use super::super::simd::{get, put};
+use super::super::simd::{get, prefetch, put};
 use super::super::transpose::transpose;
 use super::input::{Factors, transform_input};
 use super::tiling::Tiling;
@@ -16,7 +16,7 @@ use super::transform::{IN, OUT, both, gradient, weight_gradient as to_weights};
 
 /// Output channels, input channels and images of one step.
 const BLOCK: usize = 64;
-const IMAGES: usize = 64;
+const IMAGES: usize = 128;
 
 /// Taps of the kernel.
 const TAPS: usize = 9;
@@ -107,6 +107,10 @@ impl WithSimd for Task<'_> {
                     turned[..factors.n * padded].fill(0.0);
                     if let Some(position) = target {
                         let at = position * tiling.to.position_len() + outputs.start * n;
+                        // The next position of the tile's row.
+                        for line in (0..outputs.len() * n).step_by(16) {
+                            prefetch(dy.as_ptr().wrapping_add(at + tiling.to.position_len() + line));
+                        }
                         transpose(simd, &dy[at..][..outputs.len() * n], n, images.clone(), turned, padded);
                     }
                 }
