@@ -15,7 +15,8 @@
 //!
 //! | Operation | Algorithm | File |
 //! |---|---|---|
-//! | convolution, and its gradient with respect to the input | per position, a matrix product of packed weights with the rows that the taps gather; taps on padding are left out | `gather.rs` |
+//! | 3x3 convolution with stride 1, from 8 channels to 8 and more: forward and both gradients | Winograd's F(4x4, 3x3): 36 products where a direct sum needs 144 | `winograd/` |
+//! | any other convolution, and its gradient with respect to the input | per position, a matrix product of packed weights with the rows that the taps gather; taps on padding are left out | `gather.rs` |
 //! | gradient with respect to the weights, 12 output channels and more | outer products: output gradients transposed in registers, inputs broadcast | `correlate/outer.rs` |
 //! | the same, fewer channels, and depthwise | dot products along the images | `correlate/dot.rs` |
 //! | batch norm, residual, ReLU | statistics while a convolution's rows are in the cache; one pass forward, two backward | `norm.rs` |
@@ -26,28 +27,37 @@
 //!
 //! # Why so
 //!
-//! Measured on one core of a Zen 5 server whose peak is 240 GFLOP/s, batch 128, 3x3 kernels. The machine was busy: figures
-//! per kernel are the best of many runs, figures per step CPU time. "Nominal" counts the products with padding as well.
+//! Measured on one core of a Zen 5 server whose peak is 250 GFLOP/s, batch 128, 3x3 kernels, other work on the machine.
+//! GFLOP/s count a direct sum, products with padding included, so Winograd's can exceed the peak. `cargo xtask bench ops`
+//! prints the table for any width, `cargo bench -p lmr-plugin --profile dev` times the same passes with criterion.
 //!
-//! - Leaving out padding saves 4 % of the products on 32x32 images, 31 % on 4x4. Convolving padded planes as one long row,
-//!   the usual way to vectorize NCHW, adds 6 % and 56 % instead, and moves every activation in and out of its layout.
-//! - The gather kernel reaches 235 nominal GFLOP/s for 64 channels at 32x32, 254 for 128 at 16x16 and 311 for 512 at 4x4:
-//!   89 to 97 % of the peak in products that count. Nothing short of fewer products (Winograd) can speed it up much.
-//!   16 channels at 32x32 reach 193.
-//! - Iterating over images outside and panels inside, with less depth per block so that rows stay in the first-level
-//!   cache, gained nothing and lost up to 15 %: the second level keeps up.
-//! - Dot products gave 160 nominal GFLOP/s for weight gradients of 64 channels at 8x8, where outer products give 215.
-//!   With few channels the transposition does not pay: 8 to 8 channels at 28x28 take 0.8 ms by dot products and 1.7 ms by
-//!   outer products, 3 to 64 at 32x32 take 6 and 10 ms (with the bias and Candle's part). Transposing in registers (0.06 ns per float) instead of through
-//!   the compiler's shuffles (0.2 ns) is what made outer products win.
+//! | Layer | direct forward | Winograd forward | input | weights |
+//! |---|---|---|---|---|
+//! | 16 to 16, 32x32 | 193 | 260 | 255 | 150 |
+//! | 64 to 64, 32x32 | 235 | 490 | 515 | 430 |
+//! | 128 to 128, 16x16 | 254 | 660 | 660 | 440 |
+//! | 256 to 256, 8x8 | | 555 | 560 | 440 |
+//! | 512 to 512, 4x4 | 311 | 395 | 410 | 415 |
+//!
+//! - Winograd with the points 0, ±√2, ±1/√2 and infinity is off by twice as much as a direct sum (root mean square over
+//!   random values, 16 to 512 channels); with the usual points 0, ±1, ±2 by five times as much. F(2x2, 3x3) is as exact as
+//!   a direct sum, but does nearly twice the products for transforms that cost the same.
+//! - What bounds it: with 64 channels at 32x32 the transforms, which read every input 2.25 times; with 512 channels at
+//!   4x4 the weights, which become four times as large. The transforms work a column at a time: neighbouring positions lie
+//!   so far apart (32 KiB) that 36 streams at once evict each other from the first-level cache, which cost 1.6 times the
+//!   time of the whole layer. Asking for the next channel in advance gained another 7 to 12 %.
+//! - Blocks of fewer images, so that transformed inputs stay in the second-level cache, read the weights more often and
+//!   lost 10 % (64 images, 64 channels) to 50 % (16 images, 512 channels).
+//! - Direct kernels: leaving out padding saves 4 % of the products on 32x32 images, 31 % on 4x4. Convolving padded planes as
+//!   one long row, the usual way to vectorize NCHW, adds 6 % and 56 % instead, and moves every activation in and out of its
+//!   layout. They reach 89 to 97 % of the peak in products that count.
+//! - Dot products gave 160 GFLOP/s for weight gradients of 64 channels at 8x8, where direct outer products give 215. With
+//!   few channels the transposition does not pay: 8 to 8 channels at 28x28 take 0.8 ms by dot products and 1.7 ms by outer
+//!   products. Transposing in registers (0.06 ns per float) instead of through the compiler's shuffles (0.2 ns) is what made
+//!   outer products win.
 //! - One Candle operation per layer took 252 ms of CPU time for a training step of ResNet-18 of width 16 at 32x32; one for
 //!   all residual blocks takes 150 ms. The difference is Candle's adding up of gradients in fresh tensors, and the kernel
-//!   clearing fresh pages.
-//! - Depthwise convolutions run through the same kernels with most of a tile idle, and still take only 1.3 ms forward and
-//!   8 ms backward for 192 channels at 16x16, batch 32: no kernel of their own yet.
-//!
-//! Not tried: Winograd's F(2x2, 3x3), which in this layout needs no shuffles and would leave 44 % of the products. With 16
-//! channels and fewer its transforms would cost about what it saves.
+//!   clearing fresh pages. For the same reason the program's allocator keeps freed pages for ten seconds.
 
 mod batch_norm;
 mod block;
