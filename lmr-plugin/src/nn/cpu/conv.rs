@@ -1,16 +1,44 @@
 //! Convolutions as Candle operations with hand-written gradients.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use super::super::ConvConfig;
+use super::super::{Activation, ConvConfig};
 use super::access::{blocked, slice, tensor, with_slice};
-use super::correlate::weight_gradient;
+use super::activation::activate;
 use super::gather::Finish;
 use super::geometry::Geometry;
-use super::layer::{convolve, input_gradient};
 use super::layout::Dims;
-use super::norm;
+use super::{correlate, depthwise, layer, norm};
+
+/// Fills `out` with a convolution by the kernel that suits it; see [`layer::convolve`].
+pub(super) fn convolve(
+    x: &[f32],
+    weight: &[f32],
+    geometry: &Geometry,
+    finish: Finish<'_>,
+    out: &mut [f32],
+) -> Vec<Vec<f64>> {
+    match depthwise::applies(geometry) {
+        true => depthwise::convolve(x, weight, geometry, finish, out),
+        false => layer::convolve(x, weight, geometry, finish, out),
+    }
+}
+
+/// Fills `dx` with the gradient with respect to a convolution's input, plus `more`.
+pub(super) fn input_gradient(dz: &[f32], weight: &[f32], geometry: &Geometry, more: Option<&[f32]>, dx: &mut [f32]) {
+    match depthwise::applies(geometry) {
+        true => depthwise::input_gradient(dz, weight, geometry, more, dx),
+        false => layer::input_gradient(dz, weight, geometry, more, dx),
+    }
+}
+
+/// The gradient with respect to a convolution's weight.
+pub(super) fn weight_gradient(x: &[f32], dz: &[f32], geometry: &Geometry) -> Vec<f32> {
+    match depthwise::applies(geometry) {
+        true => depthwise::weight_gradient(x, dz, geometry),
+        false => correlate::weight_gradient(x, dz, geometry),
+    }
+}
 
 /// `activation(conv(x) + bias + residual)`.
 struct Convolution {
@@ -150,24 +178,6 @@ pub(super) fn masked(dy: &Tensor, y: &Tensor) -> Result<Tensor> {
     tensor(out, y.dims())
 }
 
-/// `max(x, 0)` with gradient 0 at 0.
-struct Relu;
-
-impl CustomOp1 for Relu {
-    fn name(&self) -> &'static str {
-        "relu"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let y = slice(x, l)?.par_iter().map(|&x| if x < 0.0 { 0.0 } else { x }).collect();
-        Ok((CpuStorage::F32(y), l.shape().clone()))
-    }
-
-    fn bwd(&self, _: &Tensor, y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(masked(dy, y)?))
-    }
-}
-
 /// `activation(conv(x) + bias + residual)` of blocked activations; differentiable.
 pub(in super::super) fn conv2d(
     x: &Tensor,
@@ -184,5 +194,5 @@ pub(in super::super) fn conv2d(
         Some(residual) => (y + residual)?,
         None => y,
     };
-    if relu { y.apply_op1(Relu) } else { Ok(y) }
+    if relu { activate(&y, Activation::Relu) } else { Ok(y) }
 }
