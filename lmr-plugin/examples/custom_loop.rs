@@ -16,7 +16,7 @@ use candle_nn::{Optimizer, SGD};
 use flate2::read::GzDecoder;
 use lmr_plugin::data::{CleanSet, Images, Normalization, stratified_split};
 use lmr_plugin::model::Model;
-use lmr_plugin::models::{Arch, ModelSpec, Stem};
+use lmr_plugin::models::{Arch, ModelSpec};
 use lmr_plugin::nn::Train;
 use lmr_plugin::rng;
 use lmr_plugin::run::Run;
@@ -32,7 +32,7 @@ fn main() -> Result<()> {
     let run = Run::quiet(0);
 
     // A model from somewhere, and what its card says about it.
-    let spec = ModelSpec { arch: Arch::Resnet18, stem: Stem::Cifar, width: 16, classes: 10, channels: 1 };
+    let spec = ModelSpec { width: Some(16), channels: 1, ..ModelSpec::new(Arch::Resnet18, 10) };
     let weights = candle_core::safetensors::load(root.join("configs/quickstart/model.safetensors"), &device)?;
     let normalization = Normalization { mean: vec![0.2860], std: vec![0.3530] };
     let model = Model::new(spec.load(weights.into_iter().collect(), &device)?, normalization.clone(), device.clone());

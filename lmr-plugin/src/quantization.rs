@@ -2,7 +2,9 @@
 //!
 //! Weights: batch norm is folded into the convolution first, then `q = clip(round(W/s), −2^(b−1), 2^(b−1)−1)` with
 //! `s = max|W| / (2^(b−1) − ½)`, symmetric, ties to even. Activations: 8-bit affine, one range a tensor, at the input,
-//! after every folded convolution (and its ReLU), after every residual sum (and its ReLU) and after the head.
+//! after every folded convolution and every linear layer (with what follows: ReLU, GELU), after batch norm and layer norm
+//! of their own, after attention, after every residual sum (and its ReLU). Softmax inside of attention stays in f32, as do
+//! the class token and the positions.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::CleanSet;
 use crate::models::Classifier;
-use crate::nn::{Activation, ConvBn, Eval, Forward, Grid, Linear, conv2d_inference};
+use crate::nn::{
+    Activation, BatchNorm2d, Conv2d, ConvBn, Eval, Forward, Grid, LayerNorm, Linear, PatchEmbedding, Weighted,
+};
 use crate::predict;
 use crate::run::Run;
 use crate::stage::Finding;
@@ -86,7 +90,7 @@ impl Quantized {
         let mut collect = Collect { scheme: self.scheme, layers: BTreeMap::new() };
         let spec = model.spec();
         // Layers are found by running the network once: no list of them to keep in step with the architecture.
-        let side = 32;
+        let side = spec.example_side();
         let probe =
             Tensor::zeros((1, spec.channels, side, side), candle_core::DType::F32, model.head().weight().device())?;
         model.forward(&mut collect, &probe)?;
@@ -133,6 +137,15 @@ impl<I: Forward, F: FnMut(&Tensor, usize) -> Result<Tensor>> Tap<I, F> {
     }
 }
 
+impl<I: Forward, F: FnMut(&Tensor, usize) -> Result<Tensor>> Tap<I, F> {
+    /// An activation point for the sum, and one for what follows it.
+    fn sum(&mut self, y: Tensor, residual: &Tensor, activation: Activation) -> Result<Tensor> {
+        let sum = (self.point(y)? + residual)?;
+        let y = activation.apply(&sum)?;
+        self.point(y)
+    }
+}
+
 impl<I: Forward, F: FnMut(&Tensor, usize) -> Result<Tensor>> Forward for Tap<I, F> {
     fn input(&mut self, x: &Tensor) -> Result<Tensor> {
         let x = self.inner.input(x)?;
@@ -146,29 +159,57 @@ impl<I: Forward, F: FnMut(&Tensor, usize) -> Result<Tensor>> Forward for Tap<I, 
         residual: Option<&Tensor>,
         activation: Activation,
     ) -> Result<Tensor> {
-        let Some(residual) = residual else {
-            let y = self.inner.conv_bn(layer, x, None, activation)?;
-            return self.point(y);
-        };
-        let y = self.inner.conv_bn(layer, x, None, Activation::None)?;
-        let sum = (self.point(y)? + residual)?;
-        let y = match activation {
-            Activation::None => sum,
-            Activation::Relu => sum.relu()?,
-        };
+        let alone = if residual.is_some() { Activation::None } else { activation };
+        let y = self.inner.conv_bn(layer, x, None, alone)?;
+        match residual {
+            Some(residual) => self.sum(y, residual, activation),
+            None => self.point(y),
+        }
+    }
+
+    fn conv(
+        &mut self,
+        layer: &Conv2d,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let alone = if residual.is_some() { Activation::None } else { activation };
+        let y = self.inner.conv(layer, x, None, alone)?;
+        match residual {
+            Some(residual) => self.sum(y, residual, activation),
+            None => self.point(y),
+        }
+    }
+
+    fn batch_norm(&mut self, layer: &BatchNorm2d, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        let y = self.inner.batch_norm(layer, x, activation)?;
         self.point(y)
     }
 
-    fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
-        self.inner.max_pool(x, kernel, stride, padding)
+    fn linear(&mut self, layer: &Linear, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        let y = self.inner.linear(layer, x, activation)?;
+        self.point(y)
     }
 
-    fn global_avg_pool(&mut self, x: &Tensor) -> Result<Tensor> {
-        self.inner.global_avg_pool(x)
+    fn embed(&mut self, layer: &PatchEmbedding, images: &Tensor) -> Result<Tensor> {
+        let images = self.point(images.clone())?;
+        let y = self.inner.embed(layer, &images)?;
+        self.point(y)
     }
 
-    fn linear(&mut self, layer: &Linear, x: &Tensor) -> Result<Tensor> {
-        let y = self.inner.linear(layer, x)?;
+    fn layer_norm(&mut self, layer: &LayerNorm, x: &Tensor) -> Result<Tensor> {
+        let y = self.inner.layer_norm(layer, x)?;
+        self.point(y)
+    }
+
+    fn attend(&mut self, qkv: &Tensor, heads: usize) -> Result<Tensor> {
+        let y = self.inner.attend(qkv, heads)?;
+        self.point(y)
+    }
+
+    fn add(&mut self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        let y = self.inner.add(x, y)?;
         self.point(y)
     }
 }
@@ -178,43 +219,10 @@ struct Integer<'a> {
     layers: &'a BTreeMap<String, (Tensor, Option<Tensor>)>,
 }
 
-impl Integer<'_> {
-    fn layer(&self, name: &str) -> Result<&(Tensor, Option<Tensor>)> {
-        self.layers.get(name).ok_or_else(|| Error::invalid(format!("layer `{name}` was not quantized")))
-    }
-}
-
 impl Forward for Integer<'_> {
-    fn input(&mut self, x: &Tensor) -> Result<Tensor> {
-        Eval.input(x)
-    }
-
-    fn conv_bn(
-        &mut self,
-        layer: &ConvBn,
-        x: &Tensor,
-        residual: Option<&Tensor>,
-        activation: Activation,
-    ) -> Result<Tensor> {
-        let (weight, bias) = self.layer(layer.conv().name())?;
-        conv2d_inference(x, weight, bias.as_ref(), layer.conv().config(), residual, activation)
-    }
-
-    fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
-        Eval.max_pool(x, kernel, stride, padding)
-    }
-
-    fn global_avg_pool(&mut self, x: &Tensor) -> Result<Tensor> {
-        Eval.global_avg_pool(x)
-    }
-
-    fn linear(&mut self, layer: &Linear, x: &Tensor) -> Result<Tensor> {
-        let (weight, bias) = self.layer(layer.name())?;
-        let y = x.matmul(&weight.t()?)?;
-        Ok(match bias {
-            Some(bias) => y.broadcast_add(bias)?,
-            None => y,
-        })
+    fn weights(&mut self, layer: Weighted<'_>) -> Result<(Tensor, Option<Tensor>)> {
+        let rounded = self.layers.get(layer.name());
+        rounded.cloned().ok_or_else(|| Error::invalid(format!("layer `{}` was not quantized", layer.name())))
     }
 }
 
@@ -225,35 +233,12 @@ struct Collect {
 }
 
 impl Forward for Collect {
-    fn input(&mut self, x: &Tensor) -> Result<Tensor> {
-        Eval.input(x)
-    }
-
-    fn conv_bn(
-        &mut self,
-        layer: &ConvBn,
-        x: &Tensor,
-        residual: Option<&Tensor>,
-        activation: Activation,
-    ) -> Result<Tensor> {
+    fn weights(&mut self, layer: Weighted<'_>) -> Result<(Tensor, Option<Tensor>)> {
         let (weight, bias) = layer.folded()?;
-        self.layers.insert(layer.conv().name().to_string(), (round_weight(&weight, self.scheme)?, Some(bias)));
-        Eval.conv_bn(layer, x, residual, activation)
-    }
-
-    fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
-        Eval.max_pool(x, kernel, stride, padding)
-    }
-
-    fn global_avg_pool(&mut self, x: &Tensor) -> Result<Tensor> {
-        Eval.global_avg_pool(x)
-    }
-
-    fn linear(&mut self, layer: &Linear, x: &Tensor) -> Result<Tensor> {
-        let weight = round_weight(&layer.weight().as_tensor().detach(), self.scheme)?;
-        let bias = layer.bias().map(|b| b.as_tensor().detach().copy()).transpose()?;
-        self.layers.insert(layer.name().to_string(), (weight, bias));
-        Eval.linear(layer, x)
+        // A deep copy: the model may train on, its quantized form stays.
+        let kept = (round_weight(&weight, self.scheme)?, bias.as_ref().map(Tensor::copy).transpose()?);
+        self.layers.insert(layer.name().to_string(), kept);
+        Ok((weight, bias))
     }
 }
 

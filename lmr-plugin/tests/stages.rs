@@ -42,7 +42,7 @@ fn normalization() -> Normalization {
 }
 
 fn network(seed: u64) -> Box<dyn Classifier> {
-    let spec = ModelSpec { arch: Arch::Resnet18, stem: Stem::Cifar, width: 4, classes: CLASSES, channels: 1 };
+    let spec = ModelSpec { width: Some(4), channels: 1, ..ModelSpec::new(Arch::Resnet18, CLASSES) };
     spec.fresh(rng::stream(seed, "weights"), &Device::Cpu).unwrap()
 }
 
@@ -190,13 +190,66 @@ fn filters_are_pruned_exactly(attacked: &StateDict, #[case] ratio: f64, #[case] 
     let layers = StructuredPrune { ratio }.prune(network).unwrap();
     assert_eq!(layers.len(), 20, "17 convolutions and 3 shortcuts");
     assert_eq!(layers[0].pruned.len(), of_four);
-    for (layer, conv) in layers.iter().zip(network.convolutions()) {
-        assert_eq!(layer.layer, conv.name());
-        let norms = conv.weight().as_tensor().abs().unwrap().flatten_from(1).unwrap().sum(1).unwrap();
+    for (layer, conv) in layers.iter().zip(network.prunable()) {
+        assert_eq!(layer.layer, conv.name);
+        let norms = conv.weight.as_tensor().abs().unwrap().flatten_from(1).unwrap().sum(1).unwrap();
         for (filter, norm) in norms.to_vec1::<f32>().unwrap().iter().enumerate() {
             assert_eq!(layer.pruned.contains(&filter), *norm == 0.0);
         }
     }
+}
+
+/// One step of every stage that trains, and every deployed form, on 32x32 images.
+#[rstest]
+#[case::preact(ModelSpec { width: Some(4), ..ModelSpec::new(Arch::PreactResnet18, CLASSES) })]
+#[case::vgg(ModelSpec { width: Some(4), ..ModelSpec::new(Arch::Vgg16, CLASSES) })]
+#[case::vgg_imagenet(ModelSpec { width: Some(2), stem: Some(Stem::Imagenet), ..ModelSpec::new(Arch::Vgg16Bn, CLASSES) })]
+#[case::mobilenet(ModelSpec { width_multiplier: Some(0.25), ..ModelSpec::new(Arch::MobilenetV2, CLASSES) })]
+#[case::vit(ModelSpec {
+    width: Some(12), depth: Some(2), image_size: Some(32), patch_size: Some(8), ..ModelSpec::new(Arch::VitTiny, CLASSES)
+})]
+fn every_architecture_goes_through_the_stages(#[case] spec: ModelSpec) {
+    let spec = ModelSpec { channels: 1, ..spec };
+    let mut rng = rng::stream(1, "pixels");
+    let pixels = (0..16 * 32 * 32).map(|_| rng.random()).collect();
+    let labels = (0..16).map(|i| i % CLASSES as u32).collect();
+    let clean = CleanSet::new(Images::new(pixels, labels, [1, 32, 32], CLASSES).unwrap(), normalization()).unwrap();
+    let run = Run::quiet(0);
+    let network = spec.fresh(rng::stream(3, "weights"), &Device::Cpu).unwrap();
+    let repel = LogitRepel { epochs: 1, batch_size: 8, ..LogitRepel::default() };
+    let (delta, _) = repel.repel(&*network, BackdoorClass { class: 1 }, &clean, &run).unwrap();
+    let pruned = DeltaPrune { ratio: 0.3 }.prune(&*network, &delta).unwrap();
+    Recover { epochs: 1, batch_size: 8, ..Recover::default() }.recover(&*network, &pruned, &clean, &run).unwrap();
+    let mut model = Model::new(network, normalization(), Device::Cpu);
+    let (x, _) = clean.images.batch(&[0, 1, 2], &Device::Cpu).unwrap();
+    let exact = model.logits(&x).unwrap();
+    let form = Quantize::default().quantize(model.network(), &clean, &run).unwrap();
+    model.deploy(Deployed::Quantized(form));
+    let norm = |t: Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+    let (size, error) = (norm(exact.clone()), norm((model.logits(&x).unwrap() - exact).unwrap()));
+    assert!(error > 0.0 && error < 0.5 * size, "{error} of {size}");
+    let layers = StructuredPrune { ratio: 0.5 }.prune(model.network()).unwrap();
+    for (layer, prunable) in layers.iter().zip(model.network().prunable()) {
+        assert!(2 * layer.pruned.len() >= layer.filters - 1, "{}", layer.layer);
+        for &unit in &layer.pruned {
+            let largest =
+                |t: Tensor| t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+            assert_eq!(largest(prunable.weight.get(unit).unwrap()), 0.0);
+            assert!(prunable.bias.is_none_or(|bias| largest(bias.narrow(0, unit, 1).unwrap()) == 0.0));
+        }
+    }
+    assert!(
+        model
+            .network()
+            .logits(&x)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap()
+            .iter()
+            .all(|v| v.is_finite())
+    );
 }
 
 #[rstest]

@@ -2,25 +2,11 @@
 //! torchvision's names.
 
 use candle_core::Tensor;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
-use super::{Classifier, ModelSpec};
+use super::spec::{Options, given};
+use super::{Classifier, ModelSpec, Prunable, Stem, conv_bn};
 use crate::Result;
-use crate::nn::{
-    Activation, BasicBlock, BatchNorm2d, Builder, Conv2d, ConvBn, ConvConfig, ConvSpec, Forward, Linear, Params,
-};
-
-/// How the network begins.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Stem {
-    /// A 3x3 convolution with stride 1 and no pooling: for images of up to about 64x64.
-    #[default]
-    Cifar,
-    /// A 7x7 convolution with stride 2, then 3x3 max-pooling with stride 2: for photographs.
-    Imagenet,
-}
+use crate::nn::{Activation, BasicBlock, Builder, ConvBn, Forward, Linear, Params};
 
 /// A residual network.
 pub struct ResNet {
@@ -29,12 +15,6 @@ pub struct ResNet {
     blocks: Vec<BasicBlock>,
     head: Linear,
     params: Params,
-}
-
-fn conv_bn((from, to): (usize, usize), kernel: usize, stride: usize, conv: &Builder, bn: &Builder) -> Result<ConvBn> {
-    let config = ConvConfig { stride, padding: kernel / 2, ..ConvConfig::default() };
-    let spec = ConvSpec { in_channels: from, out_channels: to, kernel: (kernel, kernel), bias: false, config };
-    ConvBn::new(Conv2d::new(&spec, conv)?, BatchNorm2d::new(to, bn)?)
 }
 
 fn basic_block(channels: (usize, usize), stride: usize, b: &Builder) -> Result<BasicBlock> {
@@ -51,17 +31,20 @@ fn basic_block(channels: (usize, usize), stride: usize, b: &Builder) -> Result<B
 }
 
 impl ResNet {
+    pub(super) const OPTIONS: Options = Options { stem: Some(Stem::Cifar), width: Some(64), ..Options::NONE };
+
     /// A network with `depths` blocks in its stages: `[2, 2, 2, 2]` is ResNet-18.
     pub fn new(spec: &ModelSpec, depths: &[usize], b: &Builder) -> Result<Self> {
-        let (kernel, stride) = match spec.stem {
+        let (kernel, stride) = match given(spec.stem, "stem")? {
             Stem::Cifar => (3, 1),
             Stem::Imagenet => (7, 2),
         };
-        let stem = conv_bn((spec.channels, spec.width), kernel, stride, &b.pp("conv1"), &b.pp("bn1"))?;
-        let mut channels = spec.width;
+        let width = given(spec.width, "width")?;
+        let stem = conv_bn((spec.channels, width), kernel, stride, &b.pp("conv1"), &b.pp("bn1"))?;
+        let mut channels = width;
         let mut blocks = Vec::new();
         for (stage, &depth) in depths.iter().enumerate() {
-            let to = spec.width << stage;
+            let to = width << stage;
             for block in 0..depth {
                 let stride = if stage > 0 && block == 0 { 2 } else { 1 };
                 let b = b.pp(format!("layer{}", stage + 1)).pp(block);
@@ -87,15 +70,15 @@ impl Classifier for ResNet {
         &self.head
     }
 
-    fn convolutions(&self) -> Vec<&Conv2d> {
+    fn prunable(&self) -> Vec<Prunable<'_>> {
         let blocks = self.blocks.iter().flat_map(BasicBlock::layers);
-        std::iter::once(&self.stem).chain(blocks).map(ConvBn::conv).collect()
+        std::iter::once(&self.stem).chain(blocks).map(|layer| layer.conv().into()).collect()
     }
 
     fn features(&self, how: &mut dyn Forward, images: &Tensor) -> Result<Tensor> {
         let x = how.input(images)?;
         let mut x = how.conv_bn(&self.stem, &x, None, Activation::Relu)?;
-        if self.spec.stem == Stem::Imagenet {
+        if self.spec.stem == Some(Stem::Imagenet) {
             x = how.max_pool(&x, 3, 2, 1)?;
         }
         x = how.basic_blocks(&self.blocks, &x)?;

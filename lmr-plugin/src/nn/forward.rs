@@ -2,18 +2,82 @@
 
 use candle_core::Tensor;
 
-use super::{Activation, BasicBlock, BatchNormMode, ConvBn, Linear, ops};
+use super::{
+    Activation, BasicBlock, BatchNorm2d, BatchNormMode, Conv2d, ConvBn, LayerNorm, Linear, PatchEmbedding, Trunk, ops,
+};
 use crate::Result;
+
+/// A layer with weights.
+#[derive(Clone, Copy, Debug)]
+pub enum Weighted<'a> {
+    /// A convolution with the batch norm behind it.
+    ConvBn(&'a ConvBn),
+    /// A convolution.
+    Conv(&'a Conv2d),
+    /// A fully connected layer.
+    Linear(&'a Linear),
+}
+
+impl Weighted<'_> {
+    /// The full name.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::ConvBn(layer) => layer.conv().name(),
+            Self::Conv(layer) => layer.name(),
+            Self::Linear(layer) => layer.name(),
+        }
+    }
+
+    /// Weight and bias with batch norm folded in, detached from everything.
+    pub fn folded(&self) -> Result<(Tensor, Option<Tensor>)> {
+        let (weight, bias) = match self {
+            Self::ConvBn(layer) => {
+                let (weight, bias) = layer.folded()?;
+                return Ok((weight, Some(bias)));
+            }
+            Self::Conv(layer) => (layer.weight(), layer.bias()),
+            Self::Linear(layer) => (layer.weight(), layer.bias()),
+        };
+        Ok((weight.as_detached_tensor(), bias.map(|bias| bias.as_detached_tensor())))
+    }
+
+    /// As [`Weighted::folded`], but differentiable.
+    fn folded_with_gradient(&self) -> Result<(Tensor, Option<Tensor>)> {
+        let (weight, bias) = match self {
+            Self::ConvBn(layer) => {
+                let (weight, bias) = layer.folded_with_gradient()?;
+                return Ok((weight, Some(bias)));
+            }
+            Self::Conv(layer) => (layer.weight(), layer.bias()),
+            Self::Linear(layer) => (layer.weight(), layer.bias()),
+        };
+        Ok((weight.as_tensor().clone(), bias.map(|bias| bias.as_tensor().clone())))
+    }
+}
 
 /// An interpreter of a network: it is handed every operation in turn, with the layer that owns the weights.
 ///
+/// Without any override it infers: running statistics are folded into the convolutions and nothing is recorded.
+///
 /// Images are `f32[B,C,H,W]`. What [`Forward::input`] makes of them, and what the layers up to
-/// [`Forward::global_avg_pool`] pass on, is the interpreter's own affair: [`Train`] and [`Eval`] return a layout of five
-/// dimensions on the CPU. They accept images everywhere and answer them with images.
+/// [`Forward::global_avg_pool`] or [`Forward::flatten`] pass on, is the interpreter's own affair: [`Train`] and [`Eval`]
+/// return a layout of five dimensions on the CPU. They accept images everywhere and answer them with images.
+///
+/// Tokens, from [`Forward::embed`] to [`Forward::class_token`], are `f32[B,T,D]`, or a layout of four dimensions.
 pub trait Forward {
-    /// The network's input, before the first layer.
+    /// What of a tensor an operation sees: by default a copy that backward does not follow.
+    fn recorded(&self, x: &Tensor) -> Tensor {
+        x.detach()
+    }
+
+    /// The weight and the bias that a layer computes with.
+    fn weights(&mut self, layer: Weighted<'_>) -> Result<(Tensor, Option<Tensor>)> {
+        layer.folded()
+    }
+
+    /// The network's input, before the first convolution.
     fn input(&mut self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.clone())
+        ops::to_internal(&self.recorded(x))
     }
 
     /// `activation(batch_norm(conv(x)) + residual)`.
@@ -23,21 +87,97 @@ pub trait Forward {
         x: &Tensor,
         residual: Option<&Tensor>,
         activation: Activation,
-    ) -> Result<Tensor>;
+    ) -> Result<Tensor> {
+        let (weight, bias) = self.weights(Weighted::ConvBn(layer))?;
+        ops::conv2d_inference(x, &weight, bias.as_ref(), layer.conv().config(), residual, activation)
+    }
+
+    /// `activation(conv(x) + residual)`.
+    fn conv(
+        &mut self,
+        layer: &Conv2d,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let (weight, bias) = self.weights(Weighted::Conv(layer))?;
+        ops::conv2d_inference(x, &weight, bias.as_ref(), layer.config(), residual, activation)
+    }
+
+    /// `activation(batch_norm(x))`, where a convolution follows rather than precedes.
+    fn batch_norm(&mut self, layer: &BatchNorm2d, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        let (scale, shift) = layer.scale_shift(true)?;
+        ops::scale_shift(&self.recorded(x), &scale, &shift, activation)
+    }
 
     /// Basic blocks, one after the other. The default runs their layers through [`Forward::conv_bn`].
     fn basic_blocks(&mut self, blocks: &[BasicBlock], x: &Tensor) -> Result<Tensor> {
         run_blocks(self, blocks, x)
     }
 
+    /// The convolutional part of a network. The default runs its nodes one by one.
+    fn trunk(&mut self, trunk: &Trunk, x: &Tensor) -> Result<Tensor> {
+        trunk.run(self, x)
+    }
+
     /// Max pooling; padding never wins.
-    fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor>;
+    fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+        ops::max_pool2d(&self.recorded(x), kernel, stride, padding)
+    }
+
+    /// Average pooling; padding counts as zeros.
+    fn avg_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+        ops::avg_pool2d(&self.recorded(x), kernel, stride, padding)
+    }
+
+    /// Averages windows that cover the image evenly, so that `size` (height, width) is left.
+    fn adaptive_avg_pool(&mut self, x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
+        ops::adaptive_avg_pool2d(&self.recorded(x), size)
+    }
 
     /// The mean over space: `f32[B,C]`.
-    fn global_avg_pool(&mut self, x: &Tensor) -> Result<Tensor>;
+    fn global_avg_pool(&mut self, x: &Tensor) -> Result<Tensor> {
+        ops::global_avg_pool(&self.recorded(x))
+    }
 
-    /// `x · Wᵀ + b` for `f32[B,D]`: `f32[B,K]`.
-    fn linear(&mut self, layer: &Linear, x: &Tensor) -> Result<Tensor>;
+    /// Images as rows: `f32[B,C·H·W]`.
+    fn flatten(&mut self, x: &Tensor) -> Result<Tensor> {
+        Ok(ops::to_images(&self.recorded(x))?.flatten_from(1)?)
+    }
+
+    /// `activation(x · Wᵀ + b)` for `f32[B,D]` or tokens.
+    fn linear(&mut self, layer: &Linear, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        let (weight, bias) = self.weights(Weighted::Linear(layer))?;
+        ops::linear(&self.recorded(x), &weight, bias.as_ref(), activation)
+    }
+
+    /// Tokens from the network's input: those of the patches behind the class token, with the positions added.
+    fn embed(&mut self, layer: &PatchEmbedding, images: &Tensor) -> Result<Tensor> {
+        let (weight, bias) = self.weights(Weighted::Conv(layer.conv()))?;
+        let (class, position) = (self.recorded(layer.class()), self.recorded(layer.position()));
+        ops::embed(&self.recorded(images), (&weight, bias.as_ref()), &class, &position)
+    }
+
+    /// Layer normalization of every token.
+    fn layer_norm(&mut self, layer: &LayerNorm, x: &Tensor) -> Result<Tensor> {
+        let (weight, bias) = (self.recorded(layer.weight()), self.recorded(layer.bias()));
+        ops::layer_norm(&self.recorded(x), &weight, &bias, layer.eps())
+    }
+
+    /// `softmax(q · kᵀ / √d) · v` per head; the `3·D` features of a token are q, k and v, each head after head.
+    fn attend(&mut self, qkv: &Tensor, heads: usize) -> Result<Tensor> {
+        ops::attend(&self.recorded(qkv), heads)
+    }
+
+    /// The sum of two activations of the same layout.
+    fn add(&mut self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        Ok((self.recorded(x) + self.recorded(y))?)
+    }
+
+    /// The first token of every image: `f32[B,D]`.
+    fn class_token(&mut self, x: &Tensor) -> Result<Tensor> {
+        ops::class_token(&self.recorded(x))
+    }
 }
 
 /// Basic blocks as calls of [`Forward::conv_bn`].
@@ -58,9 +198,9 @@ fn run_blocks<F: Forward + ?Sized>(how: &mut F, blocks: &[BasicBlock], x: &Tenso
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
-/// use lmr_plugin::{models::{Arch, ModelSpec, Stem}, nn::Train, rng};
+/// use lmr_plugin::{models::{Arch, ModelSpec}, nn::Train, rng};
 ///
-/// let spec = ModelSpec { arch: Arch::Resnet18, stem: Stem::Cifar, width: 8, classes: 10, channels: 1 };
+/// let spec = ModelSpec { width: Some(8), channels: 1, ..ModelSpec::new(Arch::Resnet18, 10) };
 /// let model = spec.fresh(rng::stream(0, "init"), &Device::Cpu)?;
 /// let images = Tensor::zeros((4, 1, 28, 28), DType::F32, &Device::Cpu)?;
 /// let loss = model.forward(&mut Train::default(), &images)?.sqr()?.mean_all()?;
@@ -78,9 +218,15 @@ pub struct Train {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Eval;
 
+impl Forward for Eval {}
+
 impl Forward for Train {
-    fn input(&mut self, x: &Tensor) -> Result<Tensor> {
-        ops::to_internal(x)
+    fn recorded(&self, x: &Tensor) -> Tensor {
+        x.clone()
+    }
+
+    fn weights(&mut self, layer: Weighted<'_>) -> Result<(Tensor, Option<Tensor>)> {
+        layer.folded_with_gradient()
     }
 
     fn conv_bn(
@@ -99,6 +245,30 @@ impl Forward for Train {
         }
     }
 
+    fn conv(
+        &mut self,
+        layer: &Conv2d,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let bias = match layer.bias() {
+            Some(bias) => bias.as_tensor().clone(),
+            None => Tensor::zeros(layer.out_channels(), layer.weight().dtype(), layer.weight().device())?,
+        };
+        ops::conv2d(x, layer.weight(), &bias, layer.config(), residual, activation)
+    }
+
+    fn batch_norm(&mut self, layer: &BatchNorm2d, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        match self.batch_norm {
+            BatchNormMode::Batch => ops::batch_norm_batch(x, layer, activation),
+            BatchNormMode::Running => {
+                let (scale, shift) = layer.scale_shift(false)?;
+                ops::scale_shift(x, &scale, &shift, activation)
+            }
+        }
+    }
+
     fn basic_blocks(&mut self, blocks: &[BasicBlock], x: &Tensor) -> Result<Tensor> {
         if self.batch_norm == BatchNormMode::Batch
             && let Some(y) = ops::basic_blocks_batch(x, blocks)?
@@ -108,44 +278,12 @@ impl Forward for Train {
         run_blocks(self, blocks, x)
     }
 
-    fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
-        ops::max_pool2d(x, kernel, stride, padding)
-    }
-
-    fn global_avg_pool(&mut self, x: &Tensor) -> Result<Tensor> {
-        ops::global_avg_pool(x)
-    }
-
-    fn linear(&mut self, layer: &Linear, x: &Tensor) -> Result<Tensor> {
-        layer.apply(x, false)
-    }
-}
-
-impl Forward for Eval {
-    fn input(&mut self, x: &Tensor) -> Result<Tensor> {
-        ops::to_internal(&x.detach())
-    }
-
-    fn conv_bn(
-        &mut self,
-        layer: &ConvBn,
-        x: &Tensor,
-        residual: Option<&Tensor>,
-        activation: Activation,
-    ) -> Result<Tensor> {
-        let (weight, bias) = layer.folded()?;
-        ops::conv2d_inference(x, &weight, Some(&bias), layer.conv().config(), residual, activation)
-    }
-
-    fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
-        ops::max_pool2d(&x.detach(), kernel, stride, padding)
-    }
-
-    fn global_avg_pool(&mut self, x: &Tensor) -> Result<Tensor> {
-        ops::global_avg_pool(&x.detach())
-    }
-
-    fn linear(&mut self, layer: &Linear, x: &Tensor) -> Result<Tensor> {
-        layer.apply(x, true)
+    fn trunk(&mut self, trunk: &Trunk, x: &Tensor) -> Result<Tensor> {
+        if self.batch_norm == BatchNormMode::Batch
+            && let Some(y) = ops::trunk_batch(x, trunk)?
+        {
+            return Ok(y);
+        }
+        trunk.run(self, x)
     }
 }

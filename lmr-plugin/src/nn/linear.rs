@@ -1,11 +1,11 @@
 //! The fully connected layer.
 
-use candle_core::{Tensor, Var};
+use candle_core::Var;
 
 use super::{Builder, Init};
 use crate::Result;
 
-/// `x · Wᵀ + b`.
+/// `x · Wᵀ + b` over the last dimension.
 #[derive(Clone, Debug)]
 pub struct Linear {
     weight: Var,
@@ -23,6 +23,17 @@ impl Linear {
         Ok(Self { weight, bias, name: b.path().to_string() })
     }
 
+    /// A layer whose fresh weights are normal with standard deviation 0.02 and whose fresh bias is 0, as in transformers.
+    pub fn narrow_normal(inputs: usize, outputs: usize, b: &Builder) -> Result<Self> {
+        let weight = b.parameter("weight", (outputs, inputs), Init::Normal { std: 0.02 })?;
+        Ok(Self::of(weight, Some(b.parameter("bias", outputs, Init::Zeros)?), b.path()))
+    }
+
+    /// A layer of parameters that have names of their own.
+    pub fn of(weight: Var, bias: Option<Var>, name: &str) -> Self {
+        Self { weight, bias, name: name.to_string() }
+    }
+
     /// The full name, such as `fc`.
     pub fn name(&self) -> &str {
         &self.name
@@ -36,15 +47,5 @@ impl Linear {
     /// `f32[K]`.
     pub fn bias(&self) -> Option<&Var> {
         self.bias.as_ref()
-    }
-
-    /// Applies the layer to `f32[B,D]`; `detached` keeps it off the record.
-    pub(crate) fn apply(&self, x: &Tensor, detached: bool) -> Result<Tensor> {
-        let of = |t: &Tensor| if detached { t.detach() } else { t.clone() };
-        let y = of(x).matmul(&of(&self.weight).t()?)?;
-        match &self.bias {
-            Some(bias) => Ok(y.broadcast_add(&of(bias))?),
-            None => Ok(y),
-        }
     }
 }

@@ -18,8 +18,12 @@
 //! | 3x3 convolution with stride 1, from 8 channels to 8 and more: forward and both gradients | Winograd's F(4x4, 3x3): 36 products where a direct sum needs 144 | `winograd/` |
 //! | any other convolution, and its gradient with respect to the input | per position, a matrix product of packed weights with the rows that the taps gather; taps on padding are left out | `gather.rs` |
 //! | gradient with respect to the weights, 12 output channels and more | outer products: output gradients transposed in registers, inputs broadcast | `correlate/outer.rs` |
-//! | the same, fewer channels, and depthwise | dot products along the images | `correlate/dot.rs` |
+//! | the same, fewer channels, and depthwise beyond 9 taps | dot products along the images | `correlate/dot.rs` |
 //! | batch norm, residual, ReLU | statistics while a convolution's rows are in the cache; one pass forward, two backward | `norm.rs` |
+//! | depthwise convolution and its gradients | per row of images, all taps summed in registers | `depthwise.rs` |
+//! | pre-activation, VGG and MobileNetV2 networks in training | all layers before the pooling are one Candle operation on reused buffers | `graph.rs` |
+//! | linear layers of a transformer | tokens stand where images do: 1x1 convolutions | `tokens.rs` |
+//! | layer norm, softmax | along vectors of tokens, no lane is ever added to another | `layer_norm.rs`, `attention.rs` |
 //! | residual blocks in training | the whole chain is one Candle operation on reused buffers | `chain.rs`, `scratch.rs` |
 //!
 //! Work is cut into chunks by shape alone and sums are added in a fixed order, so results are bit-identical for any number
@@ -59,6 +63,8 @@
 //!   all residual blocks takes 150 ms. The difference is Candle's adding up of gradients in fresh tensors, and the kernel
 //!   clearing fresh pages. For the same reason the program's allocator keeps freed pages for ten seconds.
 
+mod activation;
+mod attention;
 mod batch_norm;
 mod block;
 mod conv;
@@ -66,32 +72,35 @@ mod conv_bn;
 mod cpu;
 mod forward;
 mod grid;
+mod layer_norm;
 mod linear;
 mod ops;
 mod params;
+mod patch_embedding;
 mod path;
+mod pool;
 mod portable;
+mod trunk;
 
+pub use activation::Activation;
+pub use attention::SelfAttention;
 pub use batch_norm::BatchNorm2d;
 pub use block::BasicBlock;
 pub use conv::{Conv2d, ConvConfig, ConvSpec};
 pub use conv_bn::ConvBn;
 pub use cpu::{Pass, Trial};
-pub use forward::{Eval, Forward, Train};
+pub use forward::{Eval, Forward, Train, Weighted};
 pub use grid::Grid;
+pub use layer_norm::LayerNorm;
 pub use linear::Linear;
-pub use ops::{conv2d, conv2d_inference, global_avg_pool, max_pool2d, to_images, to_internal};
+pub use ops::{
+    adaptive_avg_pool2d, attend, avg_pool2d, conv2d, conv2d_inference, global_avg_pool, layer_norm, linear, max_pool2d,
+    to_images, to_internal, to_tokens,
+};
 pub use params::{Builder, Init, Params, Slot, StateDict, WeightsError};
+pub use patch_embedding::PatchEmbedding;
 pub use path::{Path, with_portable_path};
-
-/// What follows a convolution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// Nothing.
-    None,
-    /// `max(x, 0)`, with gradient 0 at 0.
-    Relu,
-}
+pub use trunk::{Layer, Node, Trunk};
 
 /// Which statistics batch norm uses while it trains.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]

@@ -47,11 +47,27 @@ pub struct WeightsError {
 
 impl std::error::Error for WeightsError {}
 
+impl WeightsError {
+    /// A missing name with the unexpected one that is perhaps meant.
+    fn with_nearest(&self, name: &str) -> String {
+        // Long lists come from another architecture, where every guess would be wrong.
+        if self.unexpected.len() > 100 {
+            return name.to_string();
+        }
+        let distance = |other: &&String| strsim::damerau_levenshtein(name, other);
+        match self.unexpected.iter().min_by_key(distance) {
+            Some(other) if distance(&other) <= name.len() / 4 => format!("{name} (perhaps `{other}`)"),
+            _ => name.to_string(),
+        }
+    }
+}
+
 impl std::fmt::Display for WeightsError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut parts = Vec::new();
+        let missing: Vec<String> = self.missing.iter().map(|name| self.with_nearest(name)).collect();
         for (what, names) in
-            [("missing", &self.missing), ("unexpected", &self.unexpected), ("of another shape", &self.mismatched)]
+            [("missing", &missing), ("unexpected", &self.unexpected), ("of another shape", &self.mismatched)]
         {
             if let Some((shown, rest)) = names.split_at_checked(names.len().min(6)).filter(|(s, _)| !s.is_empty()) {
                 let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };

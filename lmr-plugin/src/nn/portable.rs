@@ -1,10 +1,11 @@
 //! Layers composed of plain Candle operations: right on every device, forward and backward, and the reference for the
 //! CPU kernels.
 //!
-//! Three of Candle's own gradients are avoided: `max_pool2d` (wrong), ReLU at 0 (1 instead of 0) and the strided
-//! convolution on images whose height and width leave different remainders (fails).
+//! Some of Candle's own operations are avoided: `max_pool2d` and `avg_pool2d` (gradients wrong, kernel must equal stride),
+//! ReLU at 0 (gradient 1 instead of 0), the strided convolution on images whose height and width leave different remainders
+//! (fails), and the fused softmax and layer norm (no gradient, no error).
 
-use candle_core::Tensor;
+use candle_core::{D, Tensor};
 
 use super::{Activation, BatchNorm2d, ConvConfig};
 use crate::{Error, Result};
@@ -20,9 +21,19 @@ pub(super) fn finish(x: Tensor, residual: Option<&Tensor>, activation: Activatio
         Some(residual) => (x + residual)?,
         None => x,
     };
+    activate(&x, activation)
+}
+
+/// An activation of a tensor of any shape.
+pub(super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     match activation {
-        Activation::None => Ok(x),
-        Activation::Relu => relu(&x),
+        Activation::None => Ok(x.clone()),
+        Activation::Relu => relu(x),
+        Activation::Relu6 => {
+            let six = x.zeros_like()?.affine(0.0, 6.0)?;
+            relu(&x.lt(6f64)?.where_cond(x, &six)?)
+        }
+        Activation::Gelu => Ok(x.gelu_erf()?),
     }
 }
 
@@ -61,6 +72,48 @@ pub(super) fn normalize(x: &Tensor, mean: &Tensor, var: &Tensor, gamma: &Tensor,
     let std = (var + BatchNorm2d::EPS)?.sqrt()?;
     let scaled = x.broadcast_sub(mean)?.broadcast_div(&std)?.broadcast_mul(&gamma.reshape((1, (), 1, 1))?)?;
     add_channels(&scaled, beta)
+}
+
+/// Pooling by averages along the rows and along the columns: `averages` are `f32[oh,h]` and `f32[ow,w]`.
+pub(super) fn average(x: &Tensor, averages: (&Tensor, &Tensor)) -> Result<Tensor> {
+    let (b, c, h, w) = x.dims4()?;
+    let (oh, ow) = (averages.0.dim(0)?, averages.1.dim(0)?);
+    // Sides last, one after the other, so that both are plain matrix products.
+    let columns = x.contiguous()?.reshape((b * c * h, w))?.matmul(&averages.1.t()?)?;
+    let turned = columns.reshape((b * c, h, ow))?.transpose(1, 2)?.contiguous()?.reshape((b * c * ow, h))?;
+    let rows = turned.matmul(&averages.0.t()?)?;
+    Ok(rows.reshape((b * c, ow, oh))?.transpose(1, 2)?.contiguous()?.reshape((b, c, oh, ow))?)
+}
+
+/// `x · Wᵀ` over the last dimension.
+pub(super) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let (outputs, inputs) = weight.dims2()?;
+    let mut dims = x.dims().to_vec();
+    if let Some(last) = dims.last_mut() {
+        *last = outputs;
+    }
+    Ok(x.contiguous()?.reshape(((), inputs))?.matmul(&weight.t()?)?.reshape(dims)?)
+}
+
+/// Layer norm over the last dimension.
+pub(super) fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
+    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    let std = (centred.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?;
+    Ok(centred.broadcast_div(&std)?.broadcast_mul(gamma)?.broadcast_add(beta)?)
+}
+
+/// Attention of `heads` heads, `f32[B,T,3D]` to `f32[B,T,D]`.
+pub(super) fn attend(qkv: &Tensor, heads: usize) -> Result<Tensor> {
+    let (b, t, features) = qkv.dims3()?;
+    let d = features / 3 / heads;
+    let qkv = qkv.reshape((b, t, 3, heads, d))?;
+    let part = |i: usize| qkv.narrow(2, i, 1)?.squeeze(2)?.transpose(1, 2)?.contiguous();
+    let (q, k, v) = (part(0)?, part(1)?, part(2)?);
+    let scores = q.matmul(&k.t()?.contiguous()?)?.affine(1.0 / (d as f64).sqrt(), 0.0)?;
+    // The largest score only keeps the exponentials small: softmax does not depend on it, so neither does backward.
+    let powers = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
+    let shares = powers.broadcast_div(&powers.sum_keepdim(D::Minus1)?)?;
+    Ok(shares.matmul(&v)?.transpose(1, 2)?.contiguous()?.reshape((b, t, heads * d))?)
 }
 
 /// Max pooling; the first maximum of a window, in reading order, gets the gradient.
@@ -109,7 +162,7 @@ pub(super) fn pooled_size(
     let fits = kernel > 0 && stride > 0 && 2 * padding <= kernel && h.min(w) + 2 * padding >= kernel;
     if !fits || kernel > 15 {
         return Err(Error::invalid(format!(
-            "max pooling: kernel {kernel} (at most 15), stride {stride} and padding {padding} do not fit a {h}x{w} image"
+            "pooling: kernel {kernel} (at most 15), stride {stride} and padding {padding} do not fit a {h}x{w} image"
         )));
     }
     let output = |size: usize| (size + 2 * padding - kernel) / stride + 1;

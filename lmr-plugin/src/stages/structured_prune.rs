@@ -7,11 +7,12 @@ use serde::{Deserialize, Serialize};
 use super::faults;
 use crate::Result;
 use crate::model::Deployed;
-use crate::models::Classifier;
+use crate::models::{Classifier, Prunable};
 use crate::stage::{CleanOnly, Context, ModelUse, Outcome, Stage};
 
-/// In every convolution (shortcuts included, the head not) zeroes the filters with the smallest L1 norm. Batch norm
-/// stays, so a pruned channel emits the constant that its batch norm makes of zero. Nothing is fine-tuned afterwards.
+/// In every convolution (shortcuts included, the head not) zeroes the filters with the smallest L1 norm, with their
+/// biases; in a vision transformer the hidden units of every MLP. Batch norm stays, so a pruned channel emits the constant
+/// that its batch norm makes of zero. Nothing is fine-tuned afterwards.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct StructuredPrune {
@@ -28,9 +29,9 @@ impl Default for StructuredPrune {
 /// One layer's pruning.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ranked {
-    /// The convolution's name.
+    /// The layer's name.
     pub layer: String,
-    /// Its filters in all.
+    /// Its filters or hidden units in all.
     pub filters: usize,
     /// The zeroed ones, ascending.
     pub pruned: Vec<usize>,
@@ -41,8 +42,7 @@ impl StructuredPrune {
     /// those with the higher index go).
     pub fn prune(&self, model: &dyn Classifier) -> Result<Vec<Ranked>> {
         let mut layers = Vec::new();
-        for conv in model.convolutions() {
-            let weight = conv.weight();
+        for Prunable { name, weight, bias } in model.prunable() {
             let norms: Vec<f32> = weight.as_tensor().detach().abs()?.flatten_from(1)?.sum(1)?.to_vec1()?;
             let n = norms.len();
             let kept = n.saturating_sub((self.ratio * n as f64).round() as usize).max(1);
@@ -54,9 +54,13 @@ impl StructuredPrune {
             for &filter in &pruned {
                 keep[filter] = 0.0;
             }
-            let keep = Tensor::from_vec(keep, (n, 1, 1, 1), weight.device())?;
-            weight.set(&weight.as_tensor().detach().broadcast_mul(&keep)?)?;
-            layers.push(Ranked { layer: conv.name().to_string(), filters: n, pruned });
+            let keep = Tensor::from_vec(keep, n, weight.device())?;
+            for var in [Some(weight), bias].into_iter().flatten() {
+                // One factor per slice of the first dimension.
+                let dims: Vec<usize> = std::iter::once(n).chain(vec![1; var.rank() - 1]).collect();
+                var.set(&var.as_tensor().detach().broadcast_mul(&keep.reshape(dims)?)?)?;
+            }
+            layers.push(Ranked { layer: name.to_string(), filters: n, pruned });
         }
         Ok(layers)
     }

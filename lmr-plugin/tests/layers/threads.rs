@@ -5,10 +5,10 @@ use lmr_plugin::models::{Arch, ModelSpec, Stem};
 use lmr_plugin::nn::Train;
 use lmr_plugin::rng;
 use rand::RngExt;
+use rstest::rstest;
 
 /// The bits of the logits of a training and an inference pass, of all gradients and of all running statistics.
-fn fingerprint(stem: Stem, batch: usize, size: usize) -> Vec<u32> {
-    let spec = ModelSpec { arch: Arch::Resnet18, stem, width: 10, classes: 5, channels: 3 };
+fn fingerprint(spec: &ModelSpec, batch: usize, size: usize) -> Vec<u32> {
     let model = spec.fresh(rng::stream(3, "init"), &Device::Cpu).unwrap();
     let mut random = rng::stream(3, "images");
     let pixels: Vec<f32> = (0..batch * 3 * size * size).map(|_| random.random()).collect();
@@ -22,14 +22,19 @@ fn fingerprint(stem: Stem, batch: usize, size: usize) -> Vec<u32> {
     tensors.iter().flat_map(bits).collect()
 }
 
-#[test]
-fn results_do_not_depend_on_the_number_of_threads() {
-    for (stem, batch, size) in [(Stem::Cifar, 37, 20), (Stem::Imagenet, 6, 70)] {
-        let run = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| fingerprint(stem, batch, size))
-        };
-        let one = run(1);
-        assert!(run(2) == one && run(3) == one, "{stem:?}");
-    }
+#[rstest]
+#[case(ModelSpec { width: Some(10), ..ModelSpec::new(Arch::Resnet18, 5) }, 37, 20)]
+#[case(ModelSpec { width: Some(10), stem: Some(Stem::Imagenet), ..ModelSpec::new(Arch::Resnet18, 5) }, 6, 70)]
+#[case(ModelSpec { width: Some(8), ..ModelSpec::new(Arch::PreactResnet18, 5) }, 18, 12)]
+#[case(ModelSpec { width: Some(8), stem: Some(Stem::Imagenet), ..ModelSpec::new(Arch::Vgg16Bn, 5) }, 5, 33)]
+#[case(ModelSpec { width_multiplier: Some(0.25), ..ModelSpec::new(Arch::MobilenetV2, 5) }, 17, 36)]
+#[case(ModelSpec { patch_size: Some(4), image_size: Some(20), depth: Some(2), ..ModelSpec::new(Arch::VitTiny, 5) }, 6, 20)]
+#[case(ModelSpec { patch_size: Some(4), image_size: Some(20), depth: Some(2), ..ModelSpec::new(Arch::VitTiny, 5) }, 1, 20)]
+fn results_do_not_depend_on_the_number_of_threads(#[case] spec: ModelSpec, #[case] batch: usize, #[case] size: usize) {
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| fingerprint(&spec, batch, size))
+    };
+    let one = run(1);
+    assert!(run(2) == one && run(3) == one, "{spec:?}");
 }

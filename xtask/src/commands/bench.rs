@@ -28,15 +28,18 @@ pub enum Arguments {
 #[derive(clap::Args)]
 pub struct Step {
     /// The architecture.
-    #[arg(long, value_enum, default_value = "resnet18")]
-    arch: ArchName,
-    /// Channels of the first stage.
-    #[arg(long, default_value_t = 64)]
-    width: usize,
+    #[arg(long, default_value = "resnet18", value_parser = arch)]
+    arch: Arch,
+    /// Channels of the first stage, or features of a token; the architecture's own if absent.
+    #[arg(long)]
+    width: Option<usize>,
+    /// Height and width of a vision transformer's patch.
+    #[arg(long)]
+    patch_size: Option<usize>,
     /// Images a step.
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..=65536))]
     batch: u32,
-    /// Height and width of an image; up to 64 the network begins with the CIFAR stem.
+    /// Height and width of an image; up to 64 a convolutional network begins with the CIFAR stem.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(8..=1024))]
     image_size: u32,
     /// Number of classes.
@@ -53,10 +56,12 @@ pub struct Step {
     threads: Option<u16>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum ArchName {
-    Resnet18,
-    Resnet34,
+/// An architecture by the name it has in a pipeline file.
+fn arch(name: &str) -> Result<Arch, String> {
+    let text = |arch: &Arch| serde_json::to_value(arch).ok()?.as_str().map(str::to_string);
+    let known: Vec<String> = Arch::ALL.iter().filter_map(text).collect();
+    let found = Arch::ALL.iter().find(|arch| text(arch).as_deref() == Some(name));
+    found.copied().ok_or_else(|| format!("expected one of {}", known.join(", ")))
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -86,14 +91,22 @@ fn start_threads(threads: Option<u16>) -> anyhow::Result<()> {
 }
 
 impl Step {
+    /// The model; an option that its architecture does not know is left out unless it was given.
+    fn spec(&self) -> ModelSpec {
+        let known = ModelSpec::new(self.arch, self.classes).resolved();
+        let stem = if self.image_size <= 64 { Stem::Cifar } else { Stem::Imagenet };
+        ModelSpec {
+            stem: known.stem.map(|_| stem),
+            image_size: known.image_size.map(|_| self.image_size as usize),
+            width: self.width.or(known.width),
+            patch_size: self.patch_size.or(known.patch_size),
+            ..known
+        }
+    }
+
     fn run(&self) -> anyhow::Result<()> {
         start_threads(self.threads)?;
-        let arch = match self.arch {
-            ArchName::Resnet18 => Arch::Resnet18,
-            ArchName::Resnet34 => Arch::Resnet34,
-        };
-        let stem = if self.image_size <= 64 { Stem::Cifar } else { Stem::Imagenet };
-        let spec = ModelSpec { arch, stem, width: self.width, classes: self.classes, channels: 3 };
+        let spec = self.spec();
         let model = spec.fresh(rng::stream(0, "init"), &Device::Cpu)?;
         let mut random = rng::stream(0, "bench");
         let (batch, size) = (self.batch as usize, self.image_size as usize);

@@ -1,14 +1,13 @@
 //! Convolutions as Candle operations with hand-written gradients.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use super::super::ConvConfig;
+use super::super::{Activation, ConvConfig};
 use super::access::{blocked, slice, tensor, with_slice};
-use super::correlate::weight_gradient;
+use super::activation::activate;
 use super::finish::Finish;
 use super::geometry::Geometry;
-use super::layer::{convolve, input_gradient};
+use super::layer::{convolve, input_gradient, weight_gradient};
 use super::layout::Dims;
 use super::norm;
 
@@ -156,24 +155,6 @@ pub(super) fn masked(dy: &Tensor, y: &Tensor) -> Result<Tensor> {
     tensor(out, y.dims())
 }
 
-/// `max(x, 0)` with gradient 0 at 0.
-struct Relu;
-
-impl CustomOp1 for Relu {
-    fn name(&self) -> &'static str {
-        "relu"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let y = slice(x, l)?.par_iter().map(|&x| if x < 0.0 { 0.0 } else { x }).collect();
-        Ok((CpuStorage::F32(y), l.shape().clone()))
-    }
-
-    fn bwd(&self, _: &Tensor, y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(masked(dy, y)?))
-    }
-}
-
 /// `activation(conv(x) + bias + residual)` of blocked activations; differentiable.
 pub(in super::super) fn conv2d(
     x: &Tensor,
@@ -190,5 +171,5 @@ pub(in super::super) fn conv2d(
         Some(residual) => (y + residual)?,
         None => y,
     };
-    if relu { y.apply_op1(Relu) } else { Ok(y) }
+    if relu { activate(&y, Activation::Relu) } else { Ok(y) }
 }

@@ -1,15 +1,33 @@
 //! Convolution, batch norm, residual and ReLU as one layer, forward and backward, over plain slices.
 
-use super::correlate::weight_gradient;
 use super::finish::Finish;
 use super::gather::Gather;
 use super::geometry::Geometry;
 use super::norm::Norm;
 use super::scratch::Scratch;
 use super::weights::Packed;
-use super::winograd;
+use super::{correlate, depthwise, winograd};
 
-/// Fills `out` with a convolution; see [`Gather::run`] for what it returns.
+/// Which kernels compute a convolution.
+enum Kernels {
+    Depthwise,
+    Winograd,
+    Direct,
+}
+
+impl Kernels {
+    fn of(geometry: &Geometry) -> Self {
+        if depthwise::applies(geometry) {
+            Self::Depthwise
+        } else if winograd::suits(geometry) {
+            Self::Winograd
+        } else {
+            Self::Direct
+        }
+    }
+}
+
+/// Fills `out` with a convolution. With [`Finish::Statistics`], returns sums per channel, which [`Norm::new`] adds up.
 pub(super) fn convolve(
     x: &[f32],
     weight: &[f32],
@@ -17,12 +35,15 @@ pub(super) fn convolve(
     finish: Finish<'_>,
     out: &mut [f32],
 ) -> Vec<Vec<f64>> {
-    if winograd::suits(geometry) {
-        return winograd::convolve(x, weight, geometry, finish, out);
+    match Kernels::of(geometry) {
+        Kernels::Depthwise => depthwise::convolve(x, weight, geometry, finish, out),
+        Kernels::Winograd => winograd::convolve(x, weight, geometry, finish, out),
+        Kernels::Direct => {
+            let weights = &Packed::forward(weight, geometry);
+            let axes = geometry.forward_axes();
+            Gather { input: x, from: geometry.x, to: geometry.y, axes, weights, kw: geometry.kw, finish }.run(out)
+        }
     }
-    let weights = &Packed::forward(weight, geometry);
-    let axes = geometry.forward_axes();
-    Gather { input: x, from: geometry.x, to: geometry.y, axes, weights, kw: geometry.kw, finish }.run(out)
 }
 
 /// Fills `dx` with the gradient with respect to a convolution's input, plus `more`.
@@ -31,13 +52,24 @@ pub(super) fn input_gradient(dz: &[f32], weight: &[f32], geometry: &Geometry, mo
         Some(_) => Finish::Activate { bias: None, residual: more, relu: false },
         None => Finish::Store,
     };
-    if winograd::suits(geometry) {
-        winograd::input_gradient(dz, weight, geometry, finish, dx);
-        return;
+    match Kernels::of(geometry) {
+        Kernels::Depthwise => depthwise::input_gradient(dz, weight, geometry, finish, dx),
+        Kernels::Winograd => winograd::input_gradient(dz, weight, geometry, finish, dx),
+        Kernels::Direct => {
+            let weights = &Packed::backward(weight, geometry);
+            let axes = geometry.backward_axes();
+            Gather { input: dz, from: geometry.y, to: geometry.x, axes, weights, kw: geometry.kw, finish }.run(dx);
+        }
     }
-    let weights = &Packed::backward(weight, geometry);
-    let axes = geometry.backward_axes();
-    Gather { input: dz, from: geometry.y, to: geometry.x, axes, weights, kw: geometry.kw, finish }.run(dx);
+}
+
+/// `dW [O,C/groups,kh,kw]` from the gradient `dz` with respect to a convolution's output.
+pub(super) fn weight_gradient(x: &[f32], dz: &[f32], geometry: &Geometry) -> Vec<f32> {
+    match Kernels::of(geometry) {
+        Kernels::Depthwise => depthwise::weight_gradient(x, dz, geometry),
+        Kernels::Winograd => winograd::weight_gradient(x, dz, geometry),
+        Kernels::Direct => correlate::weight_gradient(x, dz, geometry),
+    }
 }
 
 /// What a layer with batch norm keeps for its backward pass.

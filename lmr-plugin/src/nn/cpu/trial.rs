@@ -3,10 +3,9 @@
 use candle_core::{Result, bail};
 
 use super::super::ConvConfig;
-use super::correlate::weight_gradient;
 use super::finish::Finish;
 use super::geometry::Geometry;
-use super::layer::{convolve, input_gradient};
+use super::layer::{convolve, input_gradient, weight_gradient};
 use super::layout::Dims;
 
 /// What a convolution has to compute.

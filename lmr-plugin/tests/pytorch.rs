@@ -1,11 +1,12 @@
-//! The networks against torchvision's, on both paths: logits, loss, gradients and running statistics.
+//! The networks against PyTorch's, on both paths: logits, loss, gradients and running statistics.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, Device, Tensor, Var};
+use lmr_plugin::models::naming::{Scheme, from_torchvision};
 use lmr_plugin::models::{Arch, ModelSpec, Stem};
 use lmr_plugin::nn::{BatchNormMode, Slot, StateDict, Train, with_portable_path};
 use lmr_plugin::rng;
@@ -47,7 +48,7 @@ fn formula(name: &str, dims: &[usize]) -> Tensor {
             ("running_var", _) => 1.0 + 0.5 * u,
             ("running_mean", _) => 0.1 * s,
             (_, 4) => s * (6.0 / fan_in).sqrt(),
-            (_, 2) => s * (3.0 / fan_in).sqrt(),
+            (_, 2 | 3) => s * (3.0 / fan_in).sqrt(),
             ("weight", _) => 1.0 + 0.1 * s,
             _ => 0.1 * s,
         }
@@ -65,13 +66,19 @@ fn norm(t: &Tensor) -> f64 {
     values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt()
 }
 
-fn check(expected: &Expected, spec: &ModelSpec) {
+/// How far a gradient's norm may be off. For MobileNetV2, PyTorch's own values in f32 are up to 1.2e-3 away from those in
+/// f64: batch norm over 16 values of a last stage amplifies rounding.
+fn gradient_tolerance(arch: Arch) -> f64 {
+    if arch == Arch::MobilenetV2 { 4e-3 } else { 1e-3 }
+}
+
+fn check(expected: &Expected, spec: &ModelSpec, scheme: Scheme) {
     let fresh = spec.fresh(rng::stream(0, "init"), &Device::Cpu).unwrap();
-    let fill = |(name, slot): (&str, &Slot)| match slot {
-        Slot::Parameter(var) | Slot::Buffer(var) => Some((name.to_string(), formula(name, var.dims()))),
-        Slot::Counter(_) => None,
-    };
-    let state: StateDict = fresh.params().iter().filter_map(fill).collect();
+    let mut state = fresh.params().state_dict().unwrap();
+    state.retain(|_, tensor| tensor.dtype().is_float());
+    // The formula goes by the names of the implementation that the numbers are from.
+    let mut state = from_torchvision(&state, scheme).unwrap();
+    state.iter_mut().for_each(|(name, tensor)| *tensor = formula(name, tensor.dims()));
     assert_eq!(state.len(), expected.tensors);
     assert_eq!(state.values().map(Tensor::elem_count).sum::<usize>(), expected.parameters);
     let model = spec.load(state, &Device::Cpu).unwrap();
@@ -101,11 +108,15 @@ fn check(expected: &Expected, spec: &ModelSpec) {
     close("loss", f64::from(loss.to_scalar::<f32>().unwrap()), expected.train_loss, 1e-5 * expected.train_loss);
 
     let grads = loss.backward().unwrap();
-    for (name, var) in model.params().trainable() {
-        let grad = grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
-        if let Some([expected, _]) = expected.train_grad_norm_and_sum.get(name) {
-            close(name, norm(grad), *expected, 1e-3 * expected);
-        }
+    let grad = |(name, var): (&str, &Var)| {
+        (name.to_string(), grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient")).clone())
+    };
+    let grads: StateDict = model.params().trainable().map(grad).collect();
+    let grads = from_torchvision(&grads, scheme).unwrap();
+    // What a normalization behind a bias cancels is rounding error in PyTorch.
+    let largest = expected.train_grad_norm_and_sum.values().fold(0.0, |m, [norm, _]| norm.max(m));
+    for (name, [expected, _]) in &expected.train_grad_norm_and_sum {
+        close(name, norm(&grads[name]), *expected, gradient_tolerance(spec.arch) * expected + 1e-6 * largest);
     }
     let mut seen = 0;
     for (name, slot) in model.params().iter() {
@@ -126,22 +137,35 @@ fn check(expected: &Expected, spec: &ModelSpec) {
     assert_eq!(seen, expected.train_running_mean_and_first.len());
 }
 
+fn resnet(arch: Arch, stem: Stem, width: usize) -> ModelSpec {
+    ModelSpec { stem: Some(stem), width: Some(width), ..ModelSpec::new(arch, 2) }
+}
+
+fn vit(arch: Arch, norm_eps: f64) -> ModelSpec {
+    ModelSpec { norm_eps: Some(norm_eps), ..ModelSpec::new(arch, 2) }
+}
+
 #[rstest]
-#[case::narrow("resnet18-w16-cifar", Arch::Resnet18, Stem::Cifar, 16)]
-#[case::cifar("resnet18-cifar", Arch::Resnet18, Stem::Cifar, 64)]
-#[case::imagenet("resnet34", Arch::Resnet34, Stem::Imagenet, 64)]
-fn agrees_with_torchvision(
+#[case::narrow("resnet18-w16-cifar", resnet(Arch::Resnet18, Stem::Cifar, 16), Scheme::Torchvision)]
+#[case::cifar("resnet18-cifar", resnet(Arch::Resnet18, Stem::Cifar, 64), Scheme::Torchvision)]
+#[case::imagenet("resnet34", resnet(Arch::Resnet34, Stem::Imagenet, 64), Scheme::Torchvision)]
+#[case::preact("preact_resnet18-cifar", ModelSpec::new(Arch::PreactResnet18, 2), Scheme::Torchvision)]
+#[case::vgg("vgg16_bn-cifar", ModelSpec::new(Arch::Vgg16Bn, 2), Scheme::Torchvision)]
+#[case::mobilenet("mobilenet_v2-cifar", ModelSpec::new(Arch::MobilenetV2, 2), Scheme::Torchvision)]
+#[case::vit_base("vit_b_16", vit(Arch::VitBase, 1e-6), Scheme::Torchvision)]
+#[case::vit_timm("vit_tiny_patch16_224", vit(Arch::VitTiny, 1e-6), Scheme::Timm)]
+#[case::vit_transformers("vit-tiny-transformers", vit(Arch::VitTiny, 1e-12), Scheme::Transformers5)]
+fn agrees_with_pytorch(
     #[case] name: &str,
-    #[case] arch: Arch,
-    #[case] stem: Stem,
-    #[case] width: usize,
+    #[case] spec: ModelSpec,
+    #[case] scheme: Scheme,
     #[values(false, true)] portable: bool,
 ) {
     let all: Vec<Expected> = serde_json::from_str(include_str!("../../tests/fixtures/models.json")).unwrap();
     let expected = all.iter().find(|e| e.name == name).unwrap();
-    let spec = ModelSpec { arch, stem, width, classes: expected.classes, channels: 3 };
+    let spec = ModelSpec { classes: expected.classes, ..spec };
     match portable {
-        true => with_portable_path(|| check(expected, &spec)),
-        false => check(expected, &spec),
+        true => with_portable_path(|| check(expected, &spec, scheme)),
+        false => check(expected, &spec, scheme),
     }
 }

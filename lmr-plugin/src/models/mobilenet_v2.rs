@@ -1,0 +1,116 @@
+//! MobileNetV2 (Sandler et al., 2018, "Inverted Residuals and Linear Bottlenecks"), with torchvision's names. Dropout
+//! before the head is off, also in training.
+
+use candle_core::Tensor;
+
+use super::spec::{Options, given};
+use super::{Classifier, ModelSpec, Prunable, Stem, conv_bn};
+use crate::Result;
+use crate::nn::{
+    Activation, BatchNorm2d, Builder, Conv2d, ConvBn, ConvConfig, ConvSpec, Forward, Layer, Linear, Node, Params, Trunk,
+};
+
+/// Expansion, channels, blocks and stride of the stages.
+const STAGES: [(usize, usize, usize, usize); 7] =
+    [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)];
+
+/// MobileNetV2.
+pub struct MobileNetV2 {
+    spec: ModelSpec,
+    trunk: Trunk,
+    head: Linear,
+    params: Params,
+}
+
+/// `channels · multiplier` as a multiple of 8, at most 10% below.
+fn scaled(channels: usize, multiplier: f64) -> usize {
+    let exact = channels as f64 * multiplier;
+    let rounded = ((exact + 4.0) / 8.0).floor().max(1.0) * 8.0;
+    (if rounded < 0.9 * exact { rounded + 8.0 } else { rounded }) as usize
+}
+
+fn depthwise(channels: usize, stride: usize, b: &Builder) -> Result<ConvBn> {
+    let config = ConvConfig { stride, padding: 1, dilation: 1, groups: channels };
+    let spec = ConvSpec { in_channels: channels, out_channels: channels, kernel: (3, 3), bias: false, config };
+    ConvBn::new(Conv2d::new(&spec, &b.pp(0))?, BatchNorm2d::new(channels, &b.pp(1))?)
+}
+
+/// Expands to `hidden` channels, filters each of them, and projects to `to` channels without activation.
+fn inverted_residual(
+    trunk: &mut Trunk,
+    (from, hidden, to): (usize, usize, usize),
+    stride: usize,
+    b: &Builder,
+) -> Result<()> {
+    let (x, mut index) = (trunk.last(), 0);
+    if hidden != from {
+        let b = b.pp(index);
+        trunk.push(Layer::ConvBn(conv_bn((from, hidden), 1, 1, &b.pp(0), &b.pp(1))?), Activation::Relu6);
+        index += 1;
+    }
+    let input = trunk.push(Layer::ConvBn(depthwise(hidden, stride, &b.pp(index))?), Activation::Relu6);
+    let project = conv_bn((hidden, to), 1, 1, &b.pp(index + 1), &b.pp(index + 2))?;
+    let residual = (stride == 1 && from == to).then_some(x);
+    trunk.push_node(Node { layer: Layer::ConvBn(project), input, residual, activation: Activation::None });
+    Ok(())
+}
+
+impl MobileNetV2 {
+    pub(super) const OPTIONS: Options =
+        Options { stem: Some(Stem::Cifar), width_multiplier: Some(1.0), ..Options::NONE };
+
+    /// The network.
+    pub fn new(spec: &ModelSpec, b: &Builder) -> Result<Self> {
+        let multiplier = given(spec.width_multiplier, "width-multiplier")?;
+        let stride = match given(spec.stem, "stem")? {
+            Stem::Cifar => 1,
+            Stem::Imagenet => 2,
+        };
+        let features = b.pp("features");
+        let mut trunk = Trunk::default();
+        let mut channels = scaled(32, multiplier);
+        let (conv, bn) = (features.pp(0).pp(0), features.pp(0).pp(1));
+        let first = conv_bn((spec.channels, channels), 3, stride, &conv, &bn)?;
+        trunk.push(Layer::ConvBn(first), Activation::Relu6);
+        let mut index = 1;
+        for (expansion, to, blocks, stride) in STAGES {
+            let to = scaled(to, multiplier);
+            for block in 0..blocks {
+                let stride = if block == 0 { stride } else { 1 };
+                let b = features.pp(index).pp("conv");
+                inverted_residual(&mut trunk, (channels, expansion * channels, to), stride, &b)?;
+                channels = to;
+                index += 1;
+            }
+        }
+        let last = scaled(1280, multiplier.max(1.0));
+        let (conv, bn) = (features.pp(index).pp(0), features.pp(index).pp(1));
+        trunk.push(Layer::ConvBn(conv_bn((channels, last), 1, 1, &conv, &bn)?), Activation::Relu6);
+        let head = Linear::new(last, spec.classes, &b.pp("classifier").pp(1))?;
+        Ok(Self { spec: spec.clone(), trunk, head, params: b.finish()? })
+    }
+}
+
+impl Classifier for MobileNetV2 {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn params(&self) -> &Params {
+        &self.params
+    }
+
+    fn head(&self) -> &Linear {
+        &self.head
+    }
+
+    fn prunable(&self) -> Vec<Prunable<'_>> {
+        self.trunk.convolutions().map(Into::into).collect()
+    }
+
+    fn features(&self, how: &mut dyn Forward, images: &Tensor) -> Result<Tensor> {
+        let x = how.input(images)?;
+        let x = how.trunk(&self.trunk, &x)?;
+        how.global_avg_pool(&x)
+    }
+}

@@ -1,0 +1,231 @@
+//! The names of vision transformers in checkpoints of torchvision, timm and transformers.
+//!
+//! Torchvision's names are the ones that models here have. Translation renames tensors and, for transformers, joins the
+//! projections of q, k and v into one or splits them again; a name that no rule knows stays as it is, so that loading
+//! reports it.
+
+use candle_core::Tensor;
+
+use crate::nn::StateDict;
+use crate::{Error, Result};
+
+/// Whose names a checkpoint has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// `encoder.layers.encoder_layer_0.self_attention.in_proj_weight`.
+    Torchvision,
+    /// `blocks.0.attn.qkv.weight`.
+    Timm,
+    /// `vit.encoder.layer.0.attention.attention.query.weight`: files on the Hub, and transformers up to version 4.
+    Transformers,
+    /// `vit.layers.0.attention.q_proj.weight`: transformers from version 5 on.
+    Transformers5,
+}
+
+/// Beginnings of names, torchvision's first; `#` stands for the number of a block. The three parts of a projection are
+/// renamed to `in_proj_q_weight` and its like before they are joined.
+type Rules = &'static [(&'static str, &'static str)];
+
+const TIMM: Rules = &[
+    ("class_token", "cls_token"),
+    ("encoder.pos_embedding", "pos_embed"),
+    ("conv_proj.", "patch_embed.proj."),
+    ("encoder.layers.encoder_layer_#.ln_1.", "blocks.#.norm1."),
+    ("encoder.layers.encoder_layer_#.self_attention.in_proj_", "blocks.#.attn.qkv."),
+    ("encoder.layers.encoder_layer_#.self_attention.out_proj.", "blocks.#.attn.proj."),
+    ("encoder.layers.encoder_layer_#.ln_2.", "blocks.#.norm2."),
+    ("encoder.layers.encoder_layer_#.mlp.0.", "blocks.#.mlp.fc1."),
+    ("encoder.layers.encoder_layer_#.mlp.3.", "blocks.#.mlp.fc2."),
+    ("encoder.ln.", "norm."),
+    ("heads.head.", "head."),
+];
+
+const TRANSFORMERS: Rules = &[
+    ("class_token", "vit.embeddings.cls_token"),
+    ("encoder.pos_embedding", "vit.embeddings.position_embeddings"),
+    ("conv_proj.", "vit.embeddings.patch_embeddings.projection."),
+    ("encoder.layers.encoder_layer_#.ln_1.", "vit.encoder.layer.#.layernorm_before."),
+    ("encoder.layers.encoder_layer_#.self_attention.in_proj_q_", "vit.encoder.layer.#.attention.attention.query."),
+    ("encoder.layers.encoder_layer_#.self_attention.in_proj_k_", "vit.encoder.layer.#.attention.attention.key."),
+    ("encoder.layers.encoder_layer_#.self_attention.in_proj_v_", "vit.encoder.layer.#.attention.attention.value."),
+    ("encoder.layers.encoder_layer_#.self_attention.out_proj.", "vit.encoder.layer.#.attention.output.dense."),
+    ("encoder.layers.encoder_layer_#.ln_2.", "vit.encoder.layer.#.layernorm_after."),
+    ("encoder.layers.encoder_layer_#.mlp.0.", "vit.encoder.layer.#.intermediate.dense."),
+    ("encoder.layers.encoder_layer_#.mlp.3.", "vit.encoder.layer.#.output.dense."),
+    ("encoder.ln.", "vit.layernorm."),
+    ("heads.head.", "classifier."),
+];
+
+const TRANSFORMERS5: Rules = &[
+    ("class_token", "vit.embeddings.cls_token"),
+    ("encoder.pos_embedding", "vit.embeddings.position_embeddings"),
+    ("conv_proj.", "vit.embeddings.patch_embeddings.projection."),
+    ("encoder.layers.encoder_layer_#.ln_1.", "vit.layers.#.layernorm_before."),
+    ("encoder.layers.encoder_layer_#.self_attention.in_proj_q_", "vit.layers.#.attention.q_proj."),
+    ("encoder.layers.encoder_layer_#.self_attention.in_proj_k_", "vit.layers.#.attention.k_proj."),
+    ("encoder.layers.encoder_layer_#.self_attention.in_proj_v_", "vit.layers.#.attention.v_proj."),
+    ("encoder.layers.encoder_layer_#.self_attention.out_proj.", "vit.layers.#.attention.o_proj."),
+    ("encoder.layers.encoder_layer_#.ln_2.", "vit.layers.#.layernorm_after."),
+    ("encoder.layers.encoder_layer_#.mlp.0.", "vit.layers.#.mlp.fc1."),
+    ("encoder.layers.encoder_layer_#.mlp.3.", "vit.layers.#.mlp.fc2."),
+    ("encoder.ln.", "vit.layernorm."),
+    ("heads.head.", "classifier."),
+];
+
+impl Scheme {
+    fn rules(self) -> Rules {
+        match self {
+            Self::Torchvision => &[],
+            Self::Timm => TIMM,
+            Self::Transformers => TRANSFORMERS,
+            Self::Transformers5 => TRANSFORMERS5,
+        }
+    }
+
+    /// The scheme of a vision transformer's names, read off its blocks; `None` if there are no blocks of any scheme.
+    pub fn detect<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<Self> {
+        names.into_iter().find_map(|name| {
+            let of =
+                |scheme: &Self| scheme.rules().iter().any(|rule| rule.1.contains('#') && fits(rule.1, name).is_some());
+            let others = [Self::Timm, Self::Transformers, Self::Transformers5];
+            match name.starts_with("encoder.layers.encoder_layer_") {
+                true => Some(Self::Torchvision),
+                false => others.into_iter().find(of),
+            }
+        })
+    }
+}
+
+/// The number and the end of a name that begins as `pattern` does.
+fn fits<'a>(pattern: &str, name: &'a str) -> Option<(&'a str, &'a str)> {
+    let Some((before, after)) = pattern.split_once('#') else {
+        return name.strip_prefix(pattern).map(|end| ("", end));
+    };
+    let rest = name.strip_prefix(before)?;
+    let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|&digits| digits > 0)?;
+    let (number, rest) = rest.split_at(digits);
+    rest.strip_prefix(after).map(|end| (number, end))
+}
+
+/// `name` by the first rule that fits; `forth` from torchvision's names, otherwise back to them.
+fn rename(name: &str, rules: Rules, forth: bool) -> String {
+    let renamed = rules.iter().find_map(|&(ours, theirs)| {
+        let (from, to) = if forth { (ours, theirs) } else { (theirs, ours) };
+        let (number, end) = fits(from, name)?;
+        Some(format!("{}{end}", to.replace('#', number)))
+    });
+    renamed.unwrap_or_else(|| name.to_string())
+}
+
+/// The name of the joined projection and the index (q 0, k 1, v 2) of one of its parts.
+fn part(name: &str) -> Option<(String, usize)> {
+    ["in_proj_q_", "in_proj_k_", "in_proj_v_"]
+        .into_iter()
+        .enumerate()
+        .find_map(|(index, part)| name.contains(part).then(|| (name.replace(part, "in_proj_"), index)))
+}
+
+/// A state dict under torchvision's names, from any scheme; one without the blocks of a vision transformer stays as it is.
+pub fn to_torchvision(state: StateDict) -> Result<StateDict> {
+    let scheme = Scheme::detect(state.keys().map(String::as_str));
+    let rules = scheme.map_or(&[] as Rules, Scheme::rules);
+    if rules.is_empty() {
+        return Ok(state);
+    }
+    let mut renamed = StateDict::new();
+    let mut parts = std::collections::BTreeMap::<String, [Option<Tensor>; 3]>::new();
+    for (name, tensor) in state {
+        let ours = rename(&name, rules, false);
+        match part(&ours) {
+            Some((whole, index)) => parts.entry(whole).or_default()[index] = Some(tensor),
+            None => drop(renamed.insert(ours, tensor)),
+        }
+    }
+    for (name, parts) in parts {
+        let [Some(q), Some(k), Some(v)] = &parts else {
+            let missing: String =
+                parts.iter().zip("qkv".chars()).filter(|(p, _)| p.is_none()).map(|(_, c)| c).collect();
+            return Err(Error::invalid(format!("the checkpoint has only a part of `{name}`: `{missing}` is missing")));
+        };
+        renamed.insert(name, Tensor::cat(&[q, k, v], 0)?);
+    }
+    Ok(renamed)
+}
+
+/// A state dict under the names of `scheme`, from torchvision's.
+pub fn from_torchvision(state: &StateDict, scheme: Scheme) -> Result<StateDict> {
+    let rules = scheme.rules();
+    let separate = rules.iter().any(|rule| rule.0.contains("in_proj_q_"));
+    let mut renamed = StateDict::new();
+    for (name, tensor) in state {
+        match name.split_once("in_proj_").filter(|_| separate) {
+            Some((before, end)) => {
+                let rows = tensor.dim(0)?;
+                if rows % 3 != 0 {
+                    return Err(Error::invalid(format!("`{name}`: {rows} rows are not q, k and v")));
+                }
+                for (index, letter) in ["q", "k", "v"].into_iter().enumerate() {
+                    let part = tensor.narrow(0, index * rows / 3, rows / 3)?.contiguous()?;
+                    renamed.insert(rename(&format!("{before}in_proj_{letter}_{end}"), rules, true), part);
+                }
+            }
+            None => drop(renamed.insert(rename(name, rules, true), tensor.clone())),
+        }
+    }
+    Ok(renamed)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+    use rstest::rstest;
+
+    use super::*;
+    use crate::models::{Arch, ModelSpec};
+    use crate::rng;
+
+    fn state() -> StateDict {
+        let spec = ModelSpec { width: Some(6), depth: Some(2), ..ModelSpec::new(Arch::VitTiny, 4) };
+        spec.fresh(rng::stream(1, "init"), &Device::Cpu).unwrap().params().state_dict().unwrap()
+    }
+
+    #[rstest]
+    #[case(Scheme::Torchvision, "encoder.layers.encoder_layer_1.self_attention.in_proj_bias")]
+    #[case(Scheme::Timm, "blocks.1.attn.qkv.bias")]
+    #[case(Scheme::Transformers, "vit.encoder.layer.1.attention.attention.value.bias")]
+    #[case(Scheme::Transformers5, "vit.layers.1.attention.v_proj.bias")]
+    fn names_survive_the_way_there_and_back(#[case] scheme: Scheme, #[case] name: &str) {
+        let ours = state();
+        let theirs = from_torchvision(&ours, scheme).unwrap();
+        assert!(theirs.contains_key(name), "{:?}", theirs.keys());
+        assert_eq!(Scheme::detect(theirs.keys().map(String::as_str)), Some(scheme));
+        let back = to_torchvision(theirs).unwrap();
+        assert_eq!(back.keys().collect::<Vec<_>>(), ours.keys().collect::<Vec<_>>());
+        for (name, tensor) in &ours {
+            let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(values(tensor), values(&back[name]), "{name}");
+        }
+    }
+
+    #[test]
+    fn other_networks_are_left_alone_and_half_projections_refused() {
+        let zeros = Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap();
+        let resnet = StateDict::from([("layer1.0.conv1.weight".to_string(), zeros)]);
+        assert_eq!(Scheme::detect(resnet.keys().map(String::as_str)), None);
+        assert!(to_torchvision(resnet).unwrap().contains_key("layer1.0.conv1.weight"));
+        let mut half = from_torchvision(&state(), Scheme::Transformers).unwrap();
+        half.remove("vit.encoder.layer.0.attention.attention.key.weight").unwrap();
+        let message = to_torchvision(half).unwrap_err().to_string();
+        assert!(message.contains("`k` is missing"), "{message}");
+    }
+
+    #[test]
+    fn a_name_that_is_nearly_right_is_named() {
+        let mut state = state();
+        let weight = state.remove("heads.head.weight").unwrap();
+        state.insert("heads.haed.weight".into(), weight);
+        let spec = ModelSpec { width: Some(6), depth: Some(2), ..ModelSpec::new(Arch::VitTiny, 4) };
+        let message = spec.load(state, &Device::Cpu).err().unwrap().to_string();
+        assert!(message.contains("heads.head.weight (perhaps `heads.haed.weight`)"), "{message}");
+    }
+}

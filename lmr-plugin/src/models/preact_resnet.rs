@@ -1,0 +1,79 @@
+//! Residual networks with pre-activation (He et al., 2016, "Identity Mappings in Deep Residual Networks"), as
+//! BackdoorBench builds and names them: a 3x3 stem, no batch norm behind the last block.
+
+use candle_core::Tensor;
+
+use super::spec::{Options, given};
+use super::{Classifier, ModelSpec, Prunable, conv, conv_bn};
+use crate::Result;
+use crate::nn::{Activation, BatchNorm2d, Builder, Forward, Layer, Linear, Node, Params, Trunk};
+
+/// A residual network with pre-activation.
+pub struct PreActResNet {
+    spec: ModelSpec,
+    trunk: Trunk,
+    head: Linear,
+    params: Params,
+}
+
+/// `conv2(relu(bn2(conv1(a)))) + shortcut` with `a = relu(bn1(x))`; the shortcut is `x`, or a convolution of `a`.
+fn block(trunk: &mut Trunk, (from, to): (usize, usize), stride: usize, b: &Builder) -> Result<()> {
+    let x = trunk.last();
+    let a = trunk.push(Layer::BatchNorm(BatchNorm2d::new(from, &b.pp("bn1"))?), Activation::Relu);
+    let shortcut = match stride != 1 || from != to {
+        true => trunk.push(Layer::Conv(conv((from, to), 1, stride, false, &b.pp("shortcut").pp(0))?), Activation::None),
+        false => x,
+    };
+    let first = conv_bn((from, to), 3, stride, &b.pp("conv1"), &b.pp("bn2"))?;
+    let first = Node { layer: Layer::ConvBn(first), input: a, residual: None, activation: Activation::Relu };
+    let hidden = trunk.push_node(first);
+    let second = Layer::Conv(conv((to, to), 3, 1, false, &b.pp("conv2"))?);
+    trunk.push_node(Node { layer: second, input: hidden, residual: Some(shortcut), activation: Activation::None });
+    Ok(())
+}
+
+impl PreActResNet {
+    pub(super) const OPTIONS: Options = Options { width: Some(64), ..Options::NONE };
+
+    /// A network with `depths` blocks in its stages: `[2, 2, 2, 2]` is PreAct-ResNet-18.
+    pub fn new(spec: &ModelSpec, depths: &[usize], b: &Builder) -> Result<Self> {
+        let width = given(spec.width, "width")?;
+        let mut trunk = Trunk::default();
+        trunk.push(Layer::Conv(conv((spec.channels, width), 3, 1, false, &b.pp("conv1"))?), Activation::None);
+        let mut channels = width;
+        for (stage, &depth) in depths.iter().enumerate() {
+            let to = width << stage;
+            for i in 0..depth {
+                let stride = if stage > 0 && i == 0 { 2 } else { 1 };
+                block(&mut trunk, (channels, to), stride, &b.pp(format!("layer{}", stage + 1)).pp(i))?;
+                channels = to;
+            }
+        }
+        let head = Linear::new(channels, spec.classes, &b.pp("linear"))?;
+        Ok(Self { spec: spec.clone(), trunk, head, params: b.finish()? })
+    }
+}
+
+impl Classifier for PreActResNet {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn params(&self) -> &Params {
+        &self.params
+    }
+
+    fn head(&self) -> &Linear {
+        &self.head
+    }
+
+    fn prunable(&self) -> Vec<Prunable<'_>> {
+        self.trunk.convolutions().map(Into::into).collect()
+    }
+
+    fn features(&self, how: &mut dyn Forward, images: &Tensor) -> Result<Tensor> {
+        let x = how.input(images)?;
+        let x = how.trunk(&self.trunk, &x)?;
+        how.global_avg_pool(&x)
+    }
+}

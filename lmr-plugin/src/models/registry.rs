@@ -1,0 +1,64 @@
+//! The architectures there are: one line each.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::spec::{ModelSpec, Options};
+use super::{Classifier, MobileNetV2, PreActResNet, ResNet, Vgg, VisionTransformer};
+use crate::Result;
+use crate::nn::Builder;
+
+/// What there is to know about an architecture.
+pub(super) struct Architecture {
+    /// The keys that apply to it, with their defaults.
+    pub options: Options,
+    /// Builds it from a specification whose options are filled in.
+    pub build: fn(&ModelSpec, &Builder) -> Result<Box<dyn Classifier>>,
+}
+
+/// `Name: options => build`, with the documentation that the schema shows.
+macro_rules! architectures {
+    ($($(#[doc = $doc:literal])* $name:ident: $options:expr => $build:expr;)*) => {
+        /// The architectures there are.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+        #[serde(rename_all = "kebab-case")]
+        pub enum Arch {
+            $($(#[doc = $doc])* $name,)*
+        }
+
+        impl Arch {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            pub(super) fn architecture(self) -> Architecture {
+                match self {
+                    $(Self::$name => Architecture {
+                        options: $options,
+                        build: |spec, b| Ok(Box::new($build(spec, b)?)),
+                    },)*
+                }
+            }
+        }
+    };
+}
+
+architectures! {
+    /// ResNet-18 (He et al., 2016), torchvision's names.
+    Resnet18: ResNet::OPTIONS => |spec, b| ResNet::new(spec, &[2, 2, 2, 2], b);
+    /// ResNet-34.
+    Resnet34: ResNet::OPTIONS => |spec, b| ResNet::new(spec, &[3, 4, 6, 3], b);
+    /// ResNet-18 with pre-activation (He et al., 2016, "Identity Mappings"), BackdoorBench's names.
+    PreactResnet18: PreActResNet::OPTIONS => |spec, b| PreActResNet::new(spec, &[2, 2, 2, 2], b);
+    /// VGG-16 without batch norm (Simonyan & Zisserman, 2015), torchvision's names.
+    Vgg16: Vgg::OPTIONS => |spec, b| Vgg::new(spec, false, b);
+    /// VGG-16 with batch norm.
+    Vgg16Bn: Vgg::OPTIONS => |spec, b| Vgg::new(spec, true, b);
+    /// MobileNetV2 (Sandler et al., 2018), torchvision's names.
+    MobilenetV2: MobileNetV2::OPTIONS => MobileNetV2::new;
+    /// Vision transformer with 192 features in 3 heads; torchvision's, timm's or transformers' names.
+    VitTiny: VisionTransformer::options(192) => |spec, b| VisionTransformer::new(spec, 3, b);
+    /// Vision transformer with 384 features in 6 heads.
+    VitSmall: VisionTransformer::options(384) => |spec, b| VisionTransformer::new(spec, 6, b);
+    /// Vision transformer with 768 features in 12 heads (Dosovitskiy et al., 2021); ViT-B/16 with the default patch.
+    VitBase: VisionTransformer::options(768) => |spec, b| VisionTransformer::new(spec, 12, b);
+}

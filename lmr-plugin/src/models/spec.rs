@@ -1,0 +1,207 @@
+//! The specification of a model, and building from it.
+
+use candle_core::Device;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Arch, Classifier, naming};
+use crate::nn::{Builder, StateDict};
+use crate::rng::Rng;
+use crate::{Error, Result};
+
+/// How a convolutional network begins, and for VGG how it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stem {
+    /// For images of up to about 64x64. Residual networks: a 3x3 convolution with stride 1 and no pooling. MobileNetV2:
+    /// stride 1 in the first convolution. VGG: global average pooling and one linear layer.
+    Cifar,
+    /// For photographs. Residual networks: a 7x7 convolution with stride 2, then 3x3 max-pooling with stride 2.
+    /// MobileNetV2: stride 2. VGG: average pooling to 7x7 and three linear layers.
+    Imagenet,
+}
+
+macro_rules! options {
+    ($($(#[doc = $doc:literal])* $name:ident: $type:ty, $key:literal;)*) => {
+        /// What has to be known to build a model; the `[model]` table of a pipeline without its weights. A key that the
+        /// architecture does not know is an error.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+        #[serde(rename_all = "kebab-case", deny_unknown_fields)]
+        pub struct ModelSpec {
+            /// The architecture.
+            pub arch: Arch,
+            /// Number of classes K, at least 2.
+            pub classes: usize,
+            /// Channels of an image: 3 for colour, 1 for grey.
+            #[serde(default = "default_channels")]
+            pub channels: usize,
+            $($(#[doc = $doc])*
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub $name: Option<$type>,)*
+        }
+
+        /// The keys that apply to an architecture: those with a default.
+        #[derive(Clone, Copy, Debug)]
+        pub(super) struct Options {
+            $(pub $name: Option<$type>,)*
+        }
+
+        impl Options {
+            /// None applies.
+            pub const NONE: Self = Self { $($name: None,)* };
+        }
+
+        impl ModelSpec {
+            /// An architecture with its defaults, for colour images.
+            pub fn new(arch: Arch, classes: usize) -> Self {
+                Self { arch, classes, channels: default_channels(), $($name: None,)* }
+            }
+
+            /// With every key that applies filled in.
+            pub fn resolved(&self) -> Self {
+                let defaults = self.arch.architecture().options;
+                Self { $($name: self.$name.or(defaults.$name),)* ..self.clone() }
+            }
+
+            /// Keys that are given although the architecture does not know them.
+            fn foreign_keys(&self) -> Vec<&'static str> {
+                let known = self.arch.architecture().options;
+                let mut keys = Vec::new();
+                $(if self.$name.is_some() && known.$name.is_none() {
+                    keys.push($key);
+                })*
+                keys
+            }
+
+            /// The keys that apply beside `arch`, `classes` and `channels`.
+            fn own_keys(&self) -> Vec<&'static str> {
+                let known = self.arch.architecture().options;
+                let mut keys = Vec::new();
+                $(if known.$name.is_some() {
+                    keys.push($key);
+                })*
+                keys
+            }
+        }
+    };
+}
+
+options! {
+    /// Convolutional networks: whether the network is for small images (`cifar`, the default) or photographs
+    /// (`imagenet`).
+    stem: Stem, "stem";
+    /// Residual networks and VGG: channels of the first stage, 64 by default; later stages have up to 8 times as many.
+    /// Vision transformers: features of a token.
+    width: usize, "width";
+    /// MobileNetV2: factor on all channel counts, 0.1 to 4; 1 by default.
+    width_multiplier: f64, "width-multiplier";
+    /// Vision transformers: height and width of an image, 224 by default.
+    image_size: usize, "image-size";
+    /// Vision transformers: height and width of a patch, 16 by default; 4 suits 32x32 images. Divides `image-size`.
+    patch_size: usize, "patch-size";
+    /// Vision transformers: encoder blocks, 12 by default.
+    depth: usize, "depth";
+    /// Vision transformers: ε of layer norm, 1e-6 by default as in torchvision and timm; checkpoints made with
+    /// transformers have 1e-12.
+    norm_eps: f64, "norm-eps";
+}
+
+fn default_channels() -> usize {
+    3
+}
+
+impl ModelSpec {
+    /// What is impossible about this specification, if anything; each message names the key.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        for (key, value, range) in [
+            ("classes", Some(self.classes), 2..=100_000),
+            ("channels", Some(self.channels), 1..=16),
+            ("width", self.width, 1..=4096),
+            ("image-size", self.image_size, 1..=4096),
+            ("patch-size", self.patch_size, 1..=256),
+            ("depth", self.depth, 1..=100),
+        ] {
+            if let Some(value) = value.filter(|value| !range.contains(value)) {
+                faults.push(format!("{key}: expected {} to {}, found {value}", range.start(), range.end()));
+            }
+        }
+        for (key, value, range) in
+            [("width-multiplier", self.width_multiplier, 0.1..=4.0), ("norm-eps", self.norm_eps, 0.0..=0.1)]
+        {
+            if let Some(value) = value.filter(|value| !range.contains(value)) {
+                faults.push(format!("{key}: expected {} to {}, found {value}", range.start(), range.end()));
+            }
+        }
+        for key in self.foreign_keys() {
+            let own = self.own_keys().join(", ");
+            faults.push(format!("{key}: does not apply to this architecture, which takes {own}"));
+        }
+        if let ModelSpec { image_size: Some(image), patch_size: Some(patch), .. } = self.resolved()
+            && faults.is_empty()
+            && (image % patch != 0 || (image / patch).pow(2) > 1 << 16)
+        {
+            faults.push(format!("patch-size: expected a divisor of image-size = {image}, found {patch}"));
+        }
+        faults
+    }
+
+    /// A side of square images that the model accepts.
+    pub fn example_side(&self) -> usize {
+        self.resolved().image_size.unwrap_or(32)
+    }
+
+    /// A model with freshly drawn parameters.
+    pub fn fresh(&self, rng: Rng, device: &Device) -> Result<Box<dyn Classifier>> {
+        self.build(&Builder::fresh(rng, device))
+    }
+
+    /// A model with the parameters of a checkpoint. Names and shapes must match exactly (`num_batches_tracked` may be
+    /// absent); vision transformers may have the names of any scheme in [`naming`].
+    pub fn load(&self, state: StateDict, device: &Device) -> Result<Box<dyn Classifier>> {
+        self.build(&Builder::from_state(naming::to_torchvision(state)?, device))
+    }
+
+    fn build(&self, builder: &Builder) -> Result<Box<dyn Classifier>> {
+        let faults = self.faults();
+        if !faults.is_empty() {
+            return Err(Error::invalid(format!("model: {}", faults.join("; "))));
+        }
+        (self.arch.architecture().build)(&self.resolved(), builder)
+    }
+}
+
+/// An option that the registry gives a default.
+pub(super) fn given<T>(option: Option<T>, key: &str) -> Result<T> {
+    option.ok_or_else(|| Error::invalid(format!("model: {key} has neither a value nor a default")))
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::json;
+
+    use super::*;
+
+    #[rstest]
+    #[case(json!({"arch": "vit-tiny", "classes": 10, "stem": "cifar"}), "stem: does not apply")]
+    #[case(json!({"arch": "resnet18", "classes": 10, "patch-size": 4}), "patch-size: does not apply to this architecture, which takes stem, width")]
+    #[case(json!({"arch": "vit-tiny", "classes": 10, "image-size": 30}), "patch-size: expected a divisor of image-size = 30")]
+    #[case(json!({"arch": "mobilenet-v2", "classes": 1, "width-multiplier": 9.0}), "width-multiplier: expected 0.1 to 4")]
+    fn impossible_specifications_name_the_key(#[case] spec: serde_json::Value, #[case] expected: &str) {
+        let spec: ModelSpec = serde_json::from_value(spec).unwrap();
+        let faults = spec.faults().join("; ");
+        assert!(faults.contains(expected), "{faults}");
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_and_defaults_filled_in() {
+        let parse = |value| serde_json::from_value::<ModelSpec>(value);
+        assert!(parse(json!({"arch": "resnet18", "classes": 10, "widht": 16})).is_err());
+        let spec = parse(json!({"arch": "vgg16-bn", "classes": 10})).unwrap();
+        assert_eq!(spec, ModelSpec::new(Arch::Vgg16Bn, 10));
+        let resolved = spec.resolved();
+        assert_eq!((resolved.width, resolved.stem, resolved.depth), (Some(64), Some(Stem::Cifar), None));
+        assert_eq!(parse(serde_json::to_value(&resolved).unwrap()).unwrap(), resolved);
+    }
+}

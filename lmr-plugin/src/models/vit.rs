@@ -1,0 +1,114 @@
+//! Vision transformers (Dosovitskiy et al., 2021, "An Image is Worth 16x16 Words"), with torchvision's names; timm's and
+//! transformers' are translated by [`super::naming`]. Dropout is off, also in training.
+
+use candle_core::Tensor;
+
+use super::spec::{Options, given};
+use super::{Classifier, ModelSpec, Prunable};
+use crate::Result;
+use crate::nn::{
+    Activation, Builder, Conv2d, ConvConfig, ConvSpec, Forward, LayerNorm, Linear, Params, PatchEmbedding,
+    SelfAttention,
+};
+
+/// A vision transformer.
+pub struct VisionTransformer {
+    spec: ModelSpec,
+    embedding: PatchEmbedding,
+    blocks: Vec<Block>,
+    norm: LayerNorm,
+    head: Linear,
+    params: Params,
+}
+
+/// `x + attention(norm(x))`, then the same with an MLP.
+struct Block {
+    norms: (LayerNorm, LayerNorm),
+    attention: SelfAttention,
+    /// To 4·D hidden units, and back.
+    mlp: (Linear, Linear),
+}
+
+impl Block {
+    fn new(features: usize, heads: usize, eps: f64, b: &Builder) -> Result<Self> {
+        let first = LayerNorm::new(features, eps, &b.pp("ln_1"))?;
+        let attention = SelfAttention::new(features, heads, &b.pp("self_attention"))?;
+        let second = LayerNorm::new(features, eps, &b.pp("ln_2"))?;
+        let wide = Linear::narrow_normal(features, 4 * features, &b.pp("mlp").pp(0))?;
+        let narrow = Linear::narrow_normal(4 * features, features, &b.pp("mlp").pp(3))?;
+        Ok(Self { norms: (first, second), attention, mlp: (wide, narrow) })
+    }
+
+    fn forward(&self, how: &mut dyn Forward, x: &Tensor) -> Result<Tensor> {
+        let normal = how.layer_norm(&self.norms.0, x)?;
+        let mixed = self.attention.forward(how, &normal)?;
+        let x = how.add(x, &mixed)?;
+        let normal = how.layer_norm(&self.norms.1, &x)?;
+        let hidden = how.linear(&self.mlp.0, &normal, Activation::Gelu)?;
+        let more = how.linear(&self.mlp.1, &hidden, Activation::None)?;
+        how.add(&x, &more)
+    }
+}
+
+impl VisionTransformer {
+    pub(super) const fn options(width: usize) -> Options {
+        Options {
+            width: Some(width),
+            image_size: Some(224),
+            patch_size: Some(16),
+            depth: Some(12),
+            norm_eps: Some(1e-6),
+            ..Options::NONE
+        }
+    }
+
+    /// A transformer with `heads` heads, which divide the width.
+    pub fn new(spec: &ModelSpec, heads: usize, b: &Builder) -> Result<Self> {
+        let (features, eps) = (given(spec.width, "width")?, given(spec.norm_eps, "norm-eps")?);
+        let (image, patch) = (given(spec.image_size, "image-size")?, given(spec.patch_size, "patch-size")?);
+        let conv = ConvSpec {
+            in_channels: spec.channels,
+            out_channels: features,
+            kernel: (patch, patch),
+            bias: true,
+            config: ConvConfig { stride: patch, ..ConvConfig::default() },
+        };
+        let conv = Conv2d::new(&conv, &b.pp("conv_proj"))?;
+        let encoder = b.pp("encoder");
+        let patches = (image / patch).pow(2);
+        let embedding = PatchEmbedding::new(conv, patches, (b, "class_token"), (&encoder, "pos_embedding"))?;
+        let block = |i: usize| Block::new(features, heads, eps, &encoder.pp("layers").pp(format!("encoder_layer_{i}")));
+        let blocks = (0..given(spec.depth, "depth")?).map(block).collect::<Result<_>>()?;
+        let norm = LayerNorm::new(features, eps, &encoder.pp("ln"))?;
+        let head = Linear::new(features, spec.classes, &b.pp("heads").pp("head"))?;
+        Ok(Self { spec: spec.clone(), embedding, blocks, norm, head, params: b.finish()? })
+    }
+}
+
+impl Classifier for VisionTransformer {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn params(&self) -> &Params {
+        &self.params
+    }
+
+    fn head(&self) -> &Linear {
+        &self.head
+    }
+
+    fn prunable(&self) -> Vec<Prunable<'_>> {
+        self.blocks.iter().map(|block| (&block.mlp.0).into()).collect()
+    }
+
+    fn features(&self, how: &mut dyn Forward, images: &Tensor) -> Result<Tensor> {
+        let mut x = how.embed(&self.embedding, images)?;
+        for block in &self.blocks {
+            x = block.forward(how, &x)?;
+        }
+        // Only the class token is read, so only it is normalized.
+        let x = how.class_token(&x)?;
+        how.layer_norm(&self.norm, &x)
+    }
+}
