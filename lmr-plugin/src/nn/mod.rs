@@ -62,6 +62,14 @@
 //! - One Candle operation per layer took 252 ms of CPU time for a training step of ResNet-18 of width 16 at 32x32; one for
 //!   all residual blocks takes 150 ms. The difference is Candle's adding up of gradients in fresh tensors, and the kernel
 //!   clearing fresh pages. For the same reason the program's allocator keeps freed pages for ten seconds.
+//! - Depthwise 3x3 convolutions, best of nine on one thread, by the kernel for dense convolutions and by their own: 96
+//!   channels at 32x32 16.0 and 14.4 ms forward, 51.9 and 44.7 ms backward; 192 at 16x16, batch 32, 1.7 and 1.8 ms, 8.7 and
+//!   6.4 ms. A training step of MobileNetV2 at 32x32 takes 390 to 400 and 370 to 380 ms: rows from memory are the limit.
+//! - Whole steps in CPU seconds on one thread, against PyTorch 2.15 (channels_last) on one thread; one to three steps each,
+//!   so good to about a tenth. Training: MobileNetV2 at 32x32, batch 128, 0.37 and 0.37; VGG-16 with batch norm, the same,
+//!   1.20 and 1.36; ViT-Tiny with patch 4 at 32x32, batch 32, 0.83 and 0.91; ViT-B/16 at 224x224, batch 2, 1.95 and 2.40.
+//!   Inference at 224x224: ViT-B/16, batch 8, 2.20 and 3.05; ResNet-34, batch 16, 0.79 and 0.54, and batch 4, 0.67 and
+//!   0.16: with fewer than 16 images, lanes of every vector stay empty.
 
 mod activation;
 mod attention;
