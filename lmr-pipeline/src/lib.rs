@@ -9,6 +9,7 @@ pub mod error;
 pub mod hub;
 pub mod inputs;
 mod log;
+pub mod model_config;
 pub mod plan;
 pub mod problem;
 pub mod registry;
