@@ -8,6 +8,7 @@ pub mod device;
 pub mod error;
 pub mod hub;
 pub mod inputs;
+pub mod inspect;
 mod log;
 pub mod model_config;
 pub mod plan;
