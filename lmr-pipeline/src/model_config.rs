@@ -128,7 +128,11 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let key = error.path().to_string();
-        if matches!(key.as_str(), "." | "?") { error.inner().to_string() } else { format!("{key}: {}", error.inner()) }
+        if matches!(key.as_str(), "." | "?") {
+            error.inner().to_string()
+        } else {
+            format!("{}: {}", key.escape_debug(), error.inner())
+        }
     })
 }
 

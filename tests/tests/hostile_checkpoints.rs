@@ -167,6 +167,7 @@ fn the_builders_build_what_can_be_read() {
 #[case::wider_dtype(tensor_of("DoubleStorage", "0", 0, SOUND.0, SOUND.1), "its storage has 2 elements")]
 #[case::no_boolean(tensor_of("BoolStorage", "../../etc/passwd", 0, SOUND.0, SOUND.1), "in \"../../etc/passwd\", which is missing")]
 #[case::no_storage(b"ctorch._utils\n_rebuild_tensor_v2\n(NNNNNNtR".to_vec(), "a storage that is described in an unknown way")]
+#[case::long_storage_name(tensor_of("FloatStorage", &"x".repeat(MIB / 2), 0, SOUND.0, SOUND.1), "a storage that is described in an unknown way")]
 #[case::no_arguments(b"ctorch._utils\n_rebuild_tensor_v2\n)R".to_vec(), "lacks a storage")]
 fn tensors(#[case] tensor: Vec<u8>, #[case] expected: &str) {
     let message = refusal(&weight(&tensor), MIB);
@@ -201,10 +202,19 @@ fn a_storage_that_is_shared_too_often() {
 #[case::protocol_0(pth(b"I1\n"), "which torch.save does not write")]
 #[case::no_end(zip(&[("a/data.pkl", b"\x80\x02N")]), "is cut off")]
 #[case::name_of_a_tensor(pth(&dict("\u{1b}[2J", &tensor(0, SOUND.0, SOUND.1))), "a tensor called \"\\u{1b}[2J\"")]
+#[case::name_of_a_state_dict(pth(&dict("\u{1b}[2J", &dict("w", &tensor(0, SOUND.0, SOUND.1)))), "holds no state dict")]
 #[case::state_dict_is_a_list(pth(&[b"]".to_vec(), tensor(0, SOUND.0, SOUND.1), b"a".to_vec()].concat()), "holds no state dict")]
 fn pickles(#[case] bytes: Vec<u8>, #[case] expected: &str) {
-    let message = refusal(&bytes, 200 * MIB);
+    let message = refusal(&bytes, 100 * MIB);
     assert!(message.contains(expected), "{message}");
+}
+
+/// As much as the machine can be made to hold: objects with items, all of them remembered.
+#[test]
+fn the_most_expensive_pickle() {
+    let objects = b"h\0h\x01RNNs\x940".repeat(1_000_000);
+    let message = refusal(&pth(&[b"cx\ny\nq\0)q\x01", &objects[..]].concat()), 400 * MIB);
+    assert!(message.contains("holds no state dict"), "{message}");
 }
 
 /// A module whose two members are the module itself.
@@ -382,11 +392,12 @@ fn shards_are_one_checkpoint() {
 #[case::itself(r#"{"weight_map": {"c": "model.safetensors.index.json"}}"#, "no safetensors file")]
 #[case::no_map(r#"{"metadata": {}}"#, "missing field `weight_map`")]
 #[case::no_json("{", "is no index of safetensors files")]
+#[case::name(r#"{"weight_map": {"\u001b[2J": "1.safetensors"}}"#, "a tensor called \"\\u{1b}[2J\"")]
 fn indices(#[case] index: &str, #[case] expected: &str) {
     let (_dir, path) = sharded(index);
     let (result, held) = measured(&path);
     let message = result.err().unwrap();
-    assert!(message.contains(expected), "{message}");
+    assert!(message.contains(expected) && !message.contains(|c: char| c.is_control()), "{message}");
     assert!(held <= MIB, "{held}");
 }
 

@@ -2,8 +2,9 @@
 //! `.bin`). A file is recognized by its first bytes, whatever it is called.
 //!
 //! Nobody vouches for these files. Reading one runs nothing that is in it, also not a pickle's calls, so there is no switch
-//! that allows pickles; memory stays within a small multiple of the file; whatever is wrong becomes an error that names
-//! the file. What is read is a flat map from names to tensors and a [`Layout`], with which the same names are written back.
+//! that allows pickles; memory is bounded, by three times the file for the numbers; whatever is wrong becomes an error
+//! that names the file. What is read is a flat map from names to tensors and a [`Layout`], with which the same names are
+//! written back.
 
 mod dtype;
 mod layout;
@@ -141,7 +142,7 @@ pub struct File<'a> {
     path: &'a Path,
     file: fs::File,
     length: u64,
-    /// Its first bytes; those that were not taken yet.
+    /// Its first bytes, as far as they were not taken yet.
     head: Vec<u8>,
 }
 
@@ -164,14 +165,21 @@ impl<'a> File<'a> {
 
     /// The next bytes: `count`, or as many as there are.
     fn take(&mut self, count: u64) -> Result<Vec<u8>> {
-        let count = usize::try_from(count).unwrap_or(usize::MAX);
-        let rest = self.head.split_off(count.min(self.head.len()));
-        let mut bytes = std::mem::replace(&mut self.head, rest);
-        // A file may grow while it is read.
-        let more = (count - bytes.len()) as u64;
-        let read = self.file.by_ref().take(more).read_to_end(&mut bytes);
-        read.map_err(|error| self.error(format!("cannot be read: {error}")))?;
+        let mut bytes = Vec::new();
+        self.append(count, &mut bytes)?;
         Ok(bytes)
+    }
+
+    /// Appends the next bytes.
+    fn append(&mut self, count: u64, bytes: &mut Vec<u8>) -> Result<()> {
+        // A file may grow while it is read.
+        let count = count.min(self.length) as usize;
+        bytes.reserve_exact(count);
+        let head = self.head.drain(..count.min(self.head.len()));
+        let more = count - head.len();
+        bytes.extend(head);
+        let read = self.file.by_ref().take(more as u64).read_to_end(bytes);
+        read.map(drop).map_err(|error| self.error(format!("cannot be read: {error}")))
     }
 
     fn error(&self, message: impl Into<String>) -> Error {

@@ -20,11 +20,11 @@ pub type Entries = Vec<Entry>;
 
 /// Reads the header, and the rest only if the file is as long as the header says.
 pub fn read(file: &mut File) -> Result<(Entries, Vec<u8>)> {
-    let head = file.take(8)?;
-    let header = header_length(&head, file.length).map_err(|message| file.error(message))?;
-    let header = [head, file.take(header)?].concat();
-    check_length(&header, file.length).map_err(|message| file.error(message))?;
-    let bytes = [header, file.take(file.length)?].concat();
+    let mut bytes = file.take(8)?;
+    let header = header_length(&bytes, file.length).map_err(|message| file.error(message))?;
+    file.append(header, &mut bytes)?;
+    check_length(&bytes, file.length).map_err(|message| file.error(message))?;
+    file.append(file.length - 8 - header, &mut bytes)?;
     let entries = parse(&bytes).map_err(|message| file.error(message))?;
     Ok((entries, bytes))
 }
@@ -76,8 +76,9 @@ pub fn parse(bytes: &[u8]) -> Result<Entries, String> {
 fn explain(error: &SafeTensorError) -> String {
     match error {
         SafeTensorError::TensorInvalidInfo => "the header gives a tensor a shape that does not fit its bytes".into(),
-        SafeTensorError::InvalidOffset(name) => format!("tensor `{name}`: its bytes overlap another's or leave a gap"),
-        other => format!("is no usable safetensors file: {other}"),
+        SafeTensorError::InvalidOffset(name) => format!("tensor {name:?}: its bytes overlap another's or leave a gap"),
+        // It may quote a name.
+        other => format!("is no usable safetensors file: {}", other.to_string().escape_debug()),
     }
 }
 
@@ -97,12 +98,14 @@ pub fn read_sharded(index: &mut File) -> Result<(Entries, String, u64)> {
     let mut total = index.length;
     let parsed: Index = serde_json::from_slice(&bytes)
         .map_err(|error| index.error(format!("is no index of safetensors files: {error}")))?;
+    parsed.weight_map.keys().try_for_each(|name| check_name(name)).map_err(|message| index.error(message))?;
     let mut entries = Entries::new();
     let mut names = BTreeSet::new();
     let shards: BTreeSet<&str> = parsed.weight_map.values().map(String::as_str).collect();
     for shard in shards {
         if !is_file_name(shard) {
-            return Err(index.error(format!("names the shard {shard:?}; expected a file in the same folder")));
+            let shown: String = shard.chars().take(100).collect();
+            return Err(index.error(format!("names the shard {shown:?}; expected a file in the same folder")));
         }
         let path = index.path.parent().unwrap_or(Path::new("")).join(shard);
         if !path.exists() {
@@ -146,6 +149,7 @@ pub fn read_sharded(index: &mut File) -> Result<(Entries, String, u64)> {
 fn is_file_name(name: &str) -> bool {
     let mut components = Path::new(name).components();
     matches!((components.next(), components.next()), (Some(Component::Normal(_)), None))
+        && name.len() <= 255
         && !name.contains(['/', '\\', ':'])
         && !name.contains(char::is_control)
 }

@@ -20,7 +20,8 @@ const VERSION: i64 = 1001;
 /// Reads the zip format, PyTorch 1.6 and later.
 pub fn read_zip(file: &[u8], key: Option<&str>) -> Result<Found, String> {
     let entries = zip::entries(file)?;
-    let mut roots = entries.keys().filter_map(|name| name.strip_suffix("data.pkl"));
+    let is_folder = |root: &&str| root.is_empty() || root.ends_with('/');
+    let mut roots = entries.keys().filter_map(|name| name.strip_suffix("data.pkl").filter(is_folder));
     let (Some(root), None) = (roots.next(), roots.next()) else {
         return Err("is a zip file, but none that torch.save wrote: expected one entry data.pkl".into());
     };

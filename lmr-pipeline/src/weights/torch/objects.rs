@@ -20,7 +20,7 @@ const MAX_MODULES: usize = 64;
 const MAX_RANK: usize = 16;
 /// State dicts that are worth listing.
 const MAX_FOUND: usize = 32;
-/// Bytes of a key on the way to a state dict.
+/// Bytes of a key on the way to a state dict, and of a storage's.
 const MAX_KEY: usize = 100;
 /// More than any classifier has.
 const MAX_TENSORS: usize = 1 << 16;
@@ -116,7 +116,7 @@ impl Search<'_> {
         if let Some(items) = self.pickle.items(value) {
             let before = self.found.len();
             for (name, value) in items {
-                if let Some(name) = self.pickle.text(*name).filter(|name| name.len() <= MAX_KEY) {
+                if let Some(name) = self.pickle.text(*name).filter(|name| is_short(name)) {
                     self.visit(*value, &join(key, name), depth + 1);
                 }
             }
@@ -134,6 +134,11 @@ impl Search<'_> {
         self.pickle.text(*name).is_some()
             && tensor.is_some_and(|tensor| tensor.map_or(true, |tensor| tensor.shape.len() >= 2))
     }
+}
+
+/// Whether a text may be shown in a message: a hostile one could be endless, or rewrite the terminal.
+fn is_short(text: &str) -> bool {
+    text.len() <= MAX_KEY && !text.contains(char::is_control)
 }
 
 fn join(prefix: &str, name: &str) -> String {
@@ -305,7 +310,8 @@ fn storage_ref<'a>(pickle: &'a Pickle, value: Value) -> Option<(&'a str, &'a str
         _ => 0,
     };
     let (_, class) = pickle.global(*class).filter(|_| pickle.text(*kind) == Some("storage"))?;
-    Some((pickle.text(*key)?, class, unsigned(*length)?, start))
+    let key = pickle.text(*key).filter(|key| is_short(key) && is_short(class))?;
+    Some((key, class, unsigned(*length)?, start))
 }
 
 fn unsigned(value: Value) -> Option<u64> {
