@@ -48,6 +48,8 @@ pub struct RunFolder {
 
 /// The name of a stage's weights in its folder.
 pub const MODEL_FILE: &str = "model.safetensors";
+/// How the name of a model written in the received checkpoint's form begins; the format's ending follows.
+pub const EXPORT_PREFIX: &str = "export.";
 const RECORD_FILE: &str = "outcome.json";
 const TIMING_FILE: &str = "timing.json";
 
@@ -100,7 +102,8 @@ impl RunFolder {
         remove(&record_file)?;
         for entry in fs::read_dir(&folder).map_err(Error::io("list", &folder))?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name.ends_with(".safetensors") && !files.iter().any(|(kept, _)| kept == &name) {
+            let result = name.ends_with(".safetensors") || name.starts_with(EXPORT_PREFIX);
+            if result && !files.iter().any(|(kept, _)| kept == &name) {
                 remove(&entry.path())?;
             }
         }

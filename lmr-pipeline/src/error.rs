@@ -48,6 +48,14 @@ pub enum Error {
         /// The run folder.
         folder: PathBuf,
     },
+    /// The received checkpoint's names or dtypes do not hold the new numbers.
+    #[error("tensor `{name}` cannot be written as it was received: it {message}")]
+    Unwritable {
+        /// The tensor.
+        name: String,
+        /// What it is or has.
+        message: String,
+    },
     /// The file system refused.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -75,7 +83,12 @@ impl Error {
         match self {
             Self::Rejected(_) | Self::Input { .. } | Self::Data { .. } => 2,
             Self::Interrupted { .. } => 130,
-            Self::Busy { .. } | Self::Stage { .. } | Self::Io { .. } | Self::Model(_) | Self::Internal(_) => 1,
+            Self::Busy { .. }
+            | Self::Stage { .. }
+            | Self::Unwritable { .. }
+            | Self::Io { .. }
+            | Self::Model(_)
+            | Self::Internal(_) => 1,
         }
     }
 

@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 
 use crate::datasets::{Provenance, Split, digest};
 use crate::plan::{Plan, Step};
-use crate::{Error, Result, weights};
+use crate::weights::{self, Layout};
+use crate::{Error, Result};
 
 /// What a run starts from.
 pub struct Inputs {
@@ -37,6 +38,9 @@ pub struct Source {
     pub source: String,
     /// SHA-256 of the file; absent for drawn weights.
     pub sha256: Option<String>,
+    /// How to write a model as the file was.
+    #[serde(skip)]
+    pub layout: Option<Layout>,
 }
 
 /// Which images a run worked with; `data.json` in the run folder.
@@ -86,7 +90,7 @@ impl Inputs {
         let normalization = plan.dataset.descriptor().normalization.clone();
         let (network, source) = match &plan.weights {
             Some(checkpoint) => {
-                let loaded = weights::load(&checkpoint.file)?;
+                let loaded = weights::load(&checkpoint.file, checkpoint.table.key.as_deref())?;
                 if let Some(expected) = &checkpoint.table.sha256
                     && !expected.eq_ignore_ascii_case(&loaded.sha256)
                 {
@@ -98,11 +102,11 @@ impl Inputs {
                     other => other.into(),
                 })?;
                 let source = checkpoint.table.path.display().to_string();
-                (network, Source { source, sha256: Some(loaded.sha256) })
+                (network, Source { source, sha256: Some(loaded.sha256), layout: Some(loaded.layout) })
             }
             None => {
                 let network = plan.model.fresh(rng::stream(plan.run.seed, "model/init"), &device)?;
-                (network, Source { source: format!("drawn from seed {}", plan.run.seed), sha256: None })
+                (network, Source { source: format!("drawn from seed {}", plan.run.seed), sha256: None, layout: None })
             }
         };
         let model = Model::new(network, normalization, device.clone());

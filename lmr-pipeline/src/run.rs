@@ -8,7 +8,7 @@ use lmr_plugin::run::{Observer, Run};
 use lmr_plugin::stage::{Context, FactStore, ModelUse};
 use serde_json::{Map, Value, json};
 
-use crate::artifacts::{Finished, MODEL_FILE, Record, RunFolder, finished, json as to_json};
+use crate::artifacts::{EXPORT_PREFIX, Finished, MODEL_FILE, Record, RunFolder, finished, json as to_json};
 use crate::inputs::Inputs;
 use crate::log::{Log, Logged};
 use crate::plan::{Plan, Step};
@@ -178,6 +178,7 @@ impl<'a> Runner<'a> {
             None => self.execute(step, &mut model, &before, key, inputs),
         };
         let (record, seconds, reused) = result?;
+        self.export(step, &model)?;
         let after = before.after(step, &record);
         self.models[after.slot] = Some(model);
         self.states.push(after);
@@ -187,6 +188,17 @@ impl<'a> Runner<'a> {
             }
         }
         Ok(StageReport::new(self.plan, step, &record, seconds, reused))
+    }
+
+    /// Writes a changed model as the received one came, if the pipeline asks for that. Not part of the stage's result: it
+    /// follows from it, and whether it is wanted may change without running the stage again.
+    fn export(&self, step: &Step, model: &Model) -> Result<()> {
+        let Some(export) = self.plan.weights.as_ref().and_then(|weights| weights.table.export) else { return Ok(()) };
+        let Some(layout) = self.inputs.source.layout.as_ref().filter(|_| step.kind.model.changes_model()) else {
+            return Ok(());
+        };
+        let bytes = layout.write(&model.network().params().state_dict()?, export)?;
+        self.folder.write(&format!("{}/{EXPORT_PREFIX}{}", step.folder(), export.extension()), &bytes)
     }
 
     /// The model a stage works on: its own copy if it will change what a later stage still needs.

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use lmr_plugin::nn::StateDict;
 use safetensors::tensor::View;
 use sha2::{Digest, Sha256};
 
+use crate::weights::decode;
 use crate::{Error, Result};
 
 /// The metadata key under which a file's own string pairs are kept, as one JSON object. safetensors writes several keys
@@ -50,10 +51,9 @@ pub fn sha256(bytes: &[u8]) -> String {
     hex(Sha256::new_with_prefix(bytes))
 }
 
-/// Converts a view of a file into a tensor of the same dtype.
+/// Converts a view of a file into a tensor; see [`decode`].
 pub fn from_view(view: &safetensors::tensor::TensorView<'_>) -> Result<Tensor, String> {
-    let dtype = DType::try_from(view.dtype()).map_err(|_| format!("dtype {:?} is not supported", view.dtype()))?;
-    Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu).map_err(|error| error.to_string())
+    decode(view.dtype(), view.shape(), view.data())
 }
 
 fn on_cpu(tensors: &StateDict) -> Result<StateDict> {

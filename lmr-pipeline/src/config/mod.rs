@@ -20,6 +20,7 @@ use crate::Result;
 use crate::datasets::Split;
 use crate::problem::hint;
 use crate::registry::{AnyTrigger, STAGES, StageKind, TRIGGERS, TriggerKind};
+use crate::weights::Export;
 use place::{Faults, Place, read, show};
 
 /// The sections of a pipeline file.
@@ -43,7 +44,8 @@ impl Default for RunTable {
     }
 }
 
-/// `[model]` `weights`: a checkpoint in safetensors format with PyTorch names.
+/// `[model]` `weights`: a checkpoint with PyTorch names, as safetensors (one file, or an index and its shards) or as
+/// `torch.save` writes it. Nothing in the file is run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct WeightsTable {
@@ -52,6 +54,13 @@ pub struct WeightsTable {
     /// SHA-256 that the file must have, in hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
+    /// Which state dict of a `.pth` file, where there are several: keys joined by dots, such as `state_dict_ema`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// Writes every changed model also under the names and in the dtypes of this file: `export.safetensors` or, as a state
+    /// dict for `torch.load`, `export.pth` in the stage's folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub export: Option<Export>,
 }
 
 /// `[data]`: which images the stages see.

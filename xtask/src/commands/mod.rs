@@ -1,6 +1,7 @@
 //! One file a command.
 
 mod bench;
+mod inspect;
 mod pipeline;
 mod repeat;
 mod schema;
@@ -14,6 +15,8 @@ use comfy_table::{Table, presets};
 pub enum Command {
     /// Runs a pipeline, or continues one that was stopped.
     Pipeline(pipeline::Arguments),
+    /// Shows what a checkpoint holds, and what looks wrong in it.
+    Inspect(inspect::Arguments),
     /// Runs a pipeline with several seeds and prints median and worst of what it measures.
     Repeat(repeat::Arguments),
     /// Measures speed.
@@ -30,6 +33,7 @@ impl Command {
     pub fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Pipeline(arguments) => arguments.run(),
+            Self::Inspect(arguments) => arguments.run(),
             Self::Repeat(arguments) => arguments.run(),
             Self::Bench(arguments) => arguments.run(),
             Self::Schema(arguments) => arguments.run(),

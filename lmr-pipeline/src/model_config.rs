@@ -1,0 +1,422 @@
+//! The `config.json` that timm and transformers keep beside a checkpoint, and transformers' `preprocessor_config.json`:
+//! what the model is, what its classes are called, and what it expects of an image.
+//!
+//! Their writers own these files, so unknown keys are not an error; a known key with an impossible value is.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// 21,841 class names with descriptions take 2 MB.
+const MAX_FILE: u64 = 16 << 20;
+/// The largest side of an image, as for datasets.
+const MAX_SIDE: usize = 4096;
+const MAX_CLASSES: usize = 100_000;
+
+/// What `config.json` says, whoever wrote it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ModelConfig {
+    /// The library that wrote it.
+    pub library: Library,
+    /// The library's name for the architecture: `resnet18`, `ViTForImageClassification`.
+    pub architecture: String,
+    /// Number of classes.
+    pub classes: Option<usize>,
+    /// Names of the classes in their order; empty if the file has none.
+    pub labels: Vec<String>,
+    /// Side of a transformer's patches.
+    pub patch_size: Option<usize>,
+    /// ε of a transformer's layer norms.
+    pub layer_norm_eps: Option<f64>,
+    /// What is done to an image before the model sees it, if a file says so.
+    pub preprocessing: Option<Preprocessing>,
+}
+
+/// Who wrote a `config.json`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Library {
+    /// PyTorch Image Models.
+    Timm,
+    /// Hugging Face transformers.
+    Transformers,
+}
+
+/// From an image of any size to the model's input.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Preprocessing {
+    /// Height and width of the input, 1 to 4096.
+    pub size: [usize; 2],
+    /// What the image is resized to before the centre of `size` is cut out.
+    pub resize: Resize,
+    /// How it is resized.
+    pub interpolation: Interpolation,
+    /// Per channel, for pixels in [0, 1].
+    pub mean: Vec<f64>,
+    /// Per channel, above 0.
+    pub std: Vec<f64>,
+}
+
+/// What an image is resized to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Resize {
+    /// Its shorter side has so many pixels, the other follows.
+    ShortestEdge(usize),
+    /// Height and width, whatever the proportions were.
+    Exact([usize; 2]),
+}
+
+/// How pixels between pixels are made. All are antialiased, as Pillow's are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Interpolation {
+    /// The nearest pixel.
+    Nearest,
+    /// Linear.
+    Bilinear,
+    /// Cubic, a = -0.5.
+    Bicubic,
+    /// Lanczos, 3 lobes.
+    Lanczos,
+}
+
+impl ModelConfig {
+    /// Reads the `config.json` in the folder of a checkpoint; `None` if there is none.
+    pub fn beside(checkpoint: &Path) -> Result<Option<Self>> {
+        let path = checkpoint.with_file_name("config.json");
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let error = |message: String| Error::input(&path, message);
+        let raw: Raw = parse(&read(&path)?).map_err(error)?;
+        let mut config = match raw {
+            Raw { architecture: Some(_), .. } => raw.timm(),
+            Raw { architectures: Some(_), .. } => raw.transformers(),
+            _ => return Err(error("names neither `architecture` (timm) nor `architectures` (transformers)".into())),
+        }
+        .map_err(error)?;
+        let path = path.with_file_name("preprocessor_config.json");
+        if config.preprocessing.is_none() && path.is_file() {
+            let raw: RawProcessor = parse(&read(&path)?).map_err(|message| Error::input(&path, message))?;
+            config.preprocessing = Some(raw.preprocessing().map_err(|message| Error::input(&path, message))?);
+        }
+        Ok(Some(config))
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let unreadable = |error: std::io::Error| Error::input(path, format!("cannot be read: {error}"));
+    let mut bytes = Vec::new();
+    File::open(path).map_err(unreadable)?.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(Error::input(path, format!("has more than {MAX_FILE} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Reads JSON; an error says under which key.
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let key = error.path().to_string();
+        if matches!(key.as_str(), "." | "?") {
+            error.inner().to_string()
+        } else {
+            format!("{}: {}", key.escape_debug(), error.inner())
+        }
+    })
+}
+
+/// Both libraries' keys.
+#[derive(Deserialize)]
+struct Raw {
+    // timm
+    architecture: Option<String>,
+    num_classes: Option<usize>,
+    label_names: Option<Vec<String>>,
+    pretrained_cfg: Option<RawPretrained>,
+    // transformers
+    architectures: Option<Vec<String>>,
+    id2label: Option<BTreeMap<usize, String>>,
+    image_size: Option<usize>,
+    patch_size: Option<usize>,
+    layer_norm_eps: Option<f64>,
+}
+
+#[derive(Deserialize)]
+struct RawPretrained {
+    num_classes: Option<usize>,
+    input_size: [usize; 3],
+    interpolation: String,
+    crop_pct: Option<f64>,
+    crop_mode: Option<String>,
+    mean: Vec<f64>,
+    std: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct RawProcessor {
+    size: RawSize,
+    crop_size: Option<RawSize>,
+    #[serde(default)]
+    do_center_crop: bool,
+    crop_pct: Option<f64>,
+    #[serde(default = "bilinear")]
+    resample: u8,
+    image_mean: Vec<f64>,
+    image_std: Vec<f64>,
+}
+
+/// Pillow's number for it, the default of transformers' image processors.
+fn bilinear() -> u8 {
+    2
+}
+
+/// `224`, `{"height": 224, "width": 224}` or `{"shortest_edge": 224}`.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(untagged)]
+enum RawSize {
+    Side(usize),
+    Sides { height: usize, width: usize },
+    Shortest { shortest_edge: usize },
+}
+
+impl Raw {
+    fn timm(self) -> Result<ModelConfig, String> {
+        let pretrained = self.pretrained_cfg;
+        let classes = self.num_classes.or(pretrained.as_ref().and_then(|config| config.num_classes));
+        ModelConfig {
+            library: Library::Timm,
+            architecture: self.architecture.unwrap_or_default(),
+            classes,
+            labels: self.label_names.unwrap_or_default(),
+            patch_size: None,
+            layer_norm_eps: None,
+            preprocessing: pretrained.map(RawPretrained::preprocessing).transpose()?,
+        }
+        .checked()
+    }
+
+    fn transformers(self) -> Result<ModelConfig, String> {
+        let labels = self.id2label.unwrap_or_default();
+        if let Some((expected, (found, _))) = labels.iter().enumerate().find(|(at, (index, _))| at != *index) {
+            return Err(format!("id2label: has no class {expected}, but {found}"));
+        }
+        if let Some(side) = self.image_size {
+            check_side("image_size", side)?;
+        }
+        ModelConfig {
+            library: Library::Transformers,
+            architecture: self.architectures.and_then(|all| all.into_iter().next()).unwrap_or_default(),
+            classes: (!labels.is_empty()).then_some(labels.len()),
+            labels: labels.into_values().collect(),
+            patch_size: self.patch_size,
+            layer_norm_eps: self.layer_norm_eps,
+            preprocessing: None,
+        }
+        .checked()
+    }
+}
+
+impl ModelConfig {
+    fn checked(self) -> Result<Self, String> {
+        // It is printed: a hostile name could rewrite the terminal.
+        if self.architecture.is_empty() || self.architecture.contains(char::is_control) {
+            return Err(format!("expected the name of an architecture, found {:?}", self.architecture));
+        }
+        if let Some(classes) = self.classes
+            && !(1..=MAX_CLASSES).contains(&classes)
+        {
+            return Err(format!("expected 1 to {MAX_CLASSES} classes, found {classes}"));
+        }
+        if let Some(classes) = self.classes
+            && !self.labels.is_empty()
+            && self.labels.len() != classes
+        {
+            return Err(format!("has {classes} classes and {} names of classes", self.labels.len()));
+        }
+        if let Some(side) = self.patch_size {
+            check_side("patch_size", side)?;
+        }
+        match self.layer_norm_eps {
+            Some(eps) if !(eps > 0.0 && eps < 1.0) => {
+                Err(format!("layer_norm_eps: expected a number in (0, 1), found {eps}"))
+            }
+            _ => Ok(self),
+        }
+    }
+}
+
+impl RawPretrained {
+    fn preprocessing(self) -> Result<Preprocessing, String> {
+        let [channels, height, width] = self.input_size;
+        let interpolation = match self.interpolation.as_str() {
+            "nearest" => Interpolation::Nearest,
+            "bilinear" => Interpolation::Bilinear,
+            "bicubic" => Interpolation::Bicubic,
+            "lanczos" => Interpolation::Lanczos,
+            other => {
+                return Err(format!(
+                    "pretrained_cfg.interpolation: expected nearest, bilinear, bicubic or lanczos, found {other:?}"
+                ));
+            }
+        };
+        check_side("pretrained_cfg.input_size", height)?;
+        check_side("pretrained_cfg.input_size", width)?;
+        // timm divides, rounds down, and with `squash` gives up the proportions.
+        let crop = self.crop_pct.unwrap_or(0.875);
+        let resized = |side| resized("pretrained_cfg.crop_pct", side, crop);
+        let resize = match self.crop_mode.as_deref() {
+            Some("squash") => Resize::Exact([resized(height)?, resized(width)?]),
+            None | Some("center") => Resize::ShortestEdge(resized(height.min(width))?),
+            Some(other) => {
+                return Err(format!("pretrained_cfg.crop_mode: expected center or squash, found {other:?}"));
+            }
+        };
+        if channels != self.mean.len() {
+            return Err(format!("pretrained_cfg.mean: expected {channels} numbers, found {}", self.mean.len()));
+        }
+        Preprocessing { size: [height, width], resize, interpolation, mean: self.mean, std: self.std }.checked()
+    }
+}
+
+impl RawProcessor {
+    fn preprocessing(self) -> Result<Preprocessing, String> {
+        let interpolation = match self.resample {
+            0 => Interpolation::Nearest,
+            1 => Interpolation::Lanczos,
+            2 => Interpolation::Bilinear,
+            3 => Interpolation::Bicubic,
+            other => return Err(format!("resample: expected 0, 1, 2 or 3, found {other}")),
+        };
+        let sides = |size: RawSize| match size {
+            RawSize::Side(side) | RawSize::Shortest { shortest_edge: side } => [side, side],
+            RawSize::Sides { height, width } => [height, width],
+        };
+        let size = sides(self.crop_size.filter(|_| self.do_center_crop).unwrap_or(self.size));
+        size.iter().chain(&sides(self.size)).try_for_each(|side| check_side("size", *side))?;
+        let resize = match (self.size, self.crop_pct) {
+            // Before ConvNeXT's own crop, the shorter side is larger by this share.
+            (RawSize::Shortest { shortest_edge }, Some(crop)) => {
+                Resize::ShortestEdge(resized("crop_pct", shortest_edge, crop)?)
+            }
+            (RawSize::Shortest { shortest_edge }, None) => Resize::ShortestEdge(shortest_edge),
+            (size, _) => Resize::Exact(sides(size)),
+        };
+        Preprocessing { size, resize, interpolation, mean: self.image_mean, std: self.image_std }.checked()
+    }
+}
+
+impl Preprocessing {
+    fn checked(self) -> Result<Self, String> {
+        if self.mean.len() != self.std.len() || self.mean.is_empty() {
+            return Err(format!("has {} means and {} standard deviations", self.mean.len(), self.std.len()));
+        }
+        if let Some(std) = self.std.iter().find(|std| !(**std > 0.0 && std.is_finite())) {
+            return Err(format!("expected standard deviations above 0, found {std}"));
+        }
+        Ok(self)
+    }
+}
+
+fn check_side(key: &str, side: usize) -> Result<(), String> {
+    if !(1..=MAX_SIDE).contains(&side) {
+        return Err(format!("{key}: expected 1 to {MAX_SIDE} pixels, found {side}"));
+    }
+    Ok(())
+}
+
+/// The side before a crop that keeps this share of it.
+fn resized(key: &str, side: usize, share: f64) -> Result<usize, String> {
+    if !(0.1..=1.0).contains(&share) {
+        return Err(format!("{key}: expected 0.1 to 1, found {share}"));
+    }
+    Ok((side as f64 / share).floor() as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    const TIMM: &str = r#"{"architecture": "resnet18", "num_classes": 10, "pretrained_cfg": {"input_size": [3, 224, 224],
+        "interpolation": "bicubic", "crop_pct": 0.95, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2], "tag": "a1"}}"#;
+    const VIT: &str = r#"{"architectures": ["ViTForImageClassification"], "id2label": {"0": "a", "1": "b", "10": "k", "2": "c",
+        "3": "d", "4": "e", "5": "f", "6": "g", "7": "h", "8": "i", "9": "j"}, "image_size": 224, "patch_size": 16,
+        "layer_norm_eps": 1e-12, "hidden_size": 192}"#;
+    const PROCESSOR: &str = r#"{"do_resize": true, "size": {"height": 224, "width": 224}, "resample": 2,
+        "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}"#;
+
+    fn beside(config: &str, processor: Option<&str>) -> Result<ModelConfig, String> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), config).unwrap();
+        if let Some(processor) = processor {
+            std::fs::write(dir.path().join("preprocessor_config.json"), processor).unwrap();
+        }
+        let found = ModelConfig::beside(&dir.path().join("model.safetensors"));
+        found.map(Option::unwrap).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn timm() {
+        let config = beside(TIMM, None).unwrap();
+        assert_eq!(
+            (config.library, config.architecture.as_str(), config.classes),
+            (Library::Timm, "resnet18", Some(10))
+        );
+        let images = config.preprocessing.unwrap();
+        assert_eq!((images.size, images.resize), ([224, 224], Resize::ShortestEdge(235)));
+        assert_eq!((images.interpolation, images.mean), (Interpolation::Bicubic, vec![0.5, 0.4, 0.3]));
+    }
+
+    #[test]
+    fn transformers() {
+        let config = beside(VIT, Some(PROCESSOR)).unwrap();
+        assert_eq!(config.architecture, "ViTForImageClassification");
+        assert_eq!((config.classes, config.labels[10].as_str()), (Some(11), "k"), "classes in the order of numbers");
+        assert_eq!((config.patch_size, config.layer_norm_eps), (Some(16), Some(1e-12)));
+        let images = config.preprocessing.unwrap();
+        assert_eq!((images.resize, images.interpolation), (Resize::Exact([224, 224]), Interpolation::Bilinear));
+    }
+
+    #[rstest]
+    #[case::shortest("{\"height\": 224, \"width\": 224}", "{\"shortest_edge\": 256}, \"do_center_crop\": true, \"crop_size\": 224", [224, 224], Resize::ShortestEdge(256))]
+    #[case::old("{\"height\": 224, \"width\": 224}", "384", [384, 384], Resize::Exact([384, 384]))]
+    #[case::convnext("{\"height\": 224, \"width\": 224}", "{\"shortest_edge\": 224}, \"crop_pct\": 0.875", [224, 224], Resize::ShortestEdge(256))]
+    fn sizes(#[case] from: &str, #[case] to: &str, #[case] size: [usize; 2], #[case] resize: Resize) {
+        let images = beside(VIT, Some(&PROCESSOR.replace(from, to))).unwrap().preprocessing.unwrap();
+        assert_eq!((images.size, images.resize), (size, resize));
+    }
+
+    #[rstest]
+    #[case::no_json("{", "config.json: EOF while parsing")]
+    #[case::another_file("{}", "config.json: names neither `architecture`")]
+    #[case::type_of_a_key(
+        "{\"architecture\": \"x\", \"num_classes\": \"ten\"}",
+        "config.json: num_classes: invalid type"
+    )]
+    #[case::nested(&TIMM.replace("[3, 224, 224]", "[3, 224]"), "pretrained_cfg.input_size: invalid length 2")]
+    #[case::side(&TIMM.replace("224, 224", "0, 224"), "pretrained_cfg.input_size: expected 1 to 4096 pixels, found 0")]
+    #[case::crop(&TIMM.replace("0.95", "1e-9"), "pretrained_cfg.crop_pct: expected 0.1 to 1")]
+    #[case::interpolation(&TIMM.replace("bicubic", "cubist"), "pretrained_cfg.interpolation: expected nearest")]
+    #[case::channels(&TIMM.replace("0.5, 0.4", "0.5"), "pretrained_cfg.mean: expected 3 numbers, found 2")]
+    #[case::std(&TIMM.replace("0.2, 0.2, 0.2", "0.2, 0, 0.2"), "standard deviations above 0, found 0")]
+    #[case::classes(&TIMM.replace("10", "0"), "expected 1 to 100000 classes, found 0")]
+    #[case::labels(&VIT.replace("\"10\"", "\"11\""), "id2label: has no class 10, but 11")]
+    #[case::label_number(&VIT.replace("\"10\"", "\"x\""), "id2label")]
+    #[case::eps(&VIT.replace("1e-12", "-1"), "layer_norm_eps: expected a number in (0, 1), found -1")]
+    fn impossible_values_are_named(#[case] config: &str, #[case] expected: &str) {
+        let message = beside(config, None).unwrap_err();
+        assert!(message.contains(expected), "{message}");
+    }
+}

@@ -1,0 +1,126 @@
+//! How a checkpoint came, and how other numbers are written in the same way.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use ::safetensors::Dtype;
+use ::safetensors::tensor::TensorView;
+use lmr_plugin::nn::StateDict;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{encode, torch};
+use crate::{Error, Result};
+
+/// What kind of file a checkpoint is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Container {
+    /// One safetensors file.
+    Safetensors,
+    /// Several safetensors files and an index.
+    ShardedSafetensors,
+    /// `torch.save` since PyTorch 1.6.
+    TorchZip,
+    /// `torch.save` before.
+    TorchLegacy,
+}
+
+/// What kind of file is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Export {
+    /// A safetensors file.
+    Safetensors,
+    /// A state dict that `torch.load(path, weights_only=True)` reads.
+    Pth,
+}
+
+/// A tensor as the file has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Its whole name.
+    pub name: String,
+    /// Its dtype in the file, which Candle may not have.
+    pub dtype: Dtype,
+}
+
+/// Names, dtypes and order of a checkpoint's tensors. Whoever renames tensors to a model's names has to undo that before
+/// [`Layout::write`]: it wants the names that [`Checkpoint::state`](super::Checkpoint::state) has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// What kind of file it was.
+    pub container: Container,
+    /// Where in the file the state dict was, keys joined by dots; empty for the file itself.
+    pub key: String,
+    /// What a wrapper such as `DataParallel` put before every name.
+    pub prefix: String,
+    /// The tensors in the order of the file.
+    pub entries: Vec<Stored>,
+    /// Names of entries that are no tensors. They are not written back.
+    pub skipped: Vec<String>,
+}
+
+impl Export {
+    /// The ending of such files.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Self::Safetensors => "safetensors",
+            Self::Pth => "pth",
+        }
+    }
+}
+
+impl Layout {
+    /// A file with the numbers of `state` under the names and in the dtypes of the checkpoint, the same bytes for the same
+    /// numbers. Numbers are rounded to the nearest; an error if one is too large for the dtype.
+    ///
+    /// A counter (`num_batches_tracked`) that the checkpoint did not have is left out; every other difference in names is
+    /// an error. What the file had beside the state dict is not written.
+    pub fn write(&self, state: &StateDict, export: Export) -> Result<Vec<u8>> {
+        let known: HashSet<&str> = self.entries.iter().map(|entry| self.short(entry)).collect();
+        let unknown = |name: &&String| !known.contains(name.as_str()) && !name.ends_with("num_batches_tracked");
+        if let Some(name) = state.keys().find(unknown) {
+            return Err(Error::Internal(format!("the checkpoint had no tensor `{name}` to write")));
+        }
+        let mut tensors = Vec::new();
+        for entry in &self.entries {
+            let name = self.short(entry);
+            let tensor =
+                state.get(name).ok_or_else(|| Error::Internal(format!("there is no tensor `{name}` to write")))?;
+            let bytes =
+                encode(tensor, entry.dtype).map_err(|message| Error::Unwritable { name: name.into(), message })?;
+            tensors.push(Encoded { name: &entry.name, dtype: entry.dtype, shape: tensor.dims(), bytes });
+        }
+        match export {
+            Export::Safetensors => safetensors(&tensors),
+            Export::Pth => torch::write(&tensors).map_err(Error::Internal),
+        }
+    }
+
+    /// The name of a tensor without the wrapper's prefix.
+    fn short<'a>(&self, entry: &'a Stored) -> &'a str {
+        entry.name.get(self.prefix.len()..).unwrap_or_default()
+    }
+}
+
+/// A tensor ready to be written.
+pub struct Encoded<'a> {
+    /// Its whole name.
+    pub name: &'a str,
+    /// The dtype of its numbers.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: &'a [usize],
+    /// Its numbers, little-endian, row-major.
+    pub bytes: Vec<u8>,
+}
+
+fn safetensors(tensors: &[Encoded]) -> Result<Vec<u8>> {
+    let failed = |error: ::safetensors::SafeTensorError| Error::Internal(format!("safetensors: {error}"));
+    let views = tensors.iter().map(|tensor| {
+        Ok((tensor.name, TensorView::new(tensor.dtype, tensor.shape.to_vec(), &tensor.bytes).map_err(failed)?))
+    });
+    let views = views.collect::<Result<BTreeMap<_, _>>>()?;
+    let info = HashMap::from([("format".to_string(), "pt".to_string())]);
+    ::safetensors::serialize(views, Some(info)).map_err(failed)
+}

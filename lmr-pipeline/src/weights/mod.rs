@@ -1,0 +1,229 @@
+//! Checkpoints as people have them: safetensors, safetensors in shards, and what `torch.save` writes (`.pth`, `.pt`,
+//! `.bin`). A file is recognized by its first bytes, whatever it is called.
+//!
+//! Nobody vouches for these files. Reading one runs nothing that is in it, also not a pickle's calls, so there is no switch
+//! that allows pickles; memory is bounded, by three times the file for the numbers; whatever is wrong becomes an error
+//! that names the file. What is read is a flat map from names to tensors and a [`Layout`], with which the same names are
+//! written back.
+
+mod dtype;
+mod layout;
+mod pickle;
+mod safetensors;
+mod torch;
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+
+use candle_core::Tensor;
+use lmr_plugin::nn::StateDict;
+
+use self::safetensors as st;
+use crate::tensors::sha256;
+use crate::{Error, Result};
+pub use dtype::{decode, encode, name as dtype_name};
+pub use layout::{Container, Export, Layout, Stored};
+
+/// No image classifier here comes near; a ViT-Large takes 1.2 GB.
+const MAX_FILE: u64 = 4 << 30;
+/// Bytes of a tensor's name.
+const MAX_NAME: usize = 512;
+/// What wrappers put before every name: `DataParallel`, `torch.compile`.
+const PREFIXES: &[&str] = &["module.", "_orig_mod."];
+
+/// A checkpoint as it came.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// The tensors under the names of the file, without what a wrapper put before all of them.
+    pub state: StateDict,
+    /// How to write tensors back as they came.
+    pub layout: Layout,
+    /// SHA-256 of the file in hexadecimal digits; of the index followed by the shards, if there are shards.
+    pub sha256: String,
+    /// Length of the file, or of all of them.
+    pub bytes: u64,
+    /// Plain values that the file keeps beside the weights, such as `epoch` or `arch`.
+    pub notes: Vec<(String, String)>,
+}
+
+/// A tensor in a file.
+pub struct Entry {
+    name: String,
+    dtype: ::safetensors::Dtype,
+    tensor: Tensor,
+}
+
+/// Reads a checkpoint that can be computed with: its numbers are finite. `key` chooses a state dict where there are
+/// several.
+pub fn load(path: &Path, key: Option<&str>) -> Result<Checkpoint> {
+    let checkpoint = read(path, key)?;
+    check_finite(&checkpoint.state).map_err(|message| Error::input(path, message))?;
+    if let [first, ..] = checkpoint.layout.skipped.as_slice() {
+        let count = checkpoint.layout.skipped.len();
+        tracing::warn!("{}: left out what is no tensor: `{first}` ({count} in all)", path.display());
+    }
+    Ok(checkpoint)
+}
+
+/// Reads a checkpoint whatever its numbers are.
+pub fn read(path: &Path, key: Option<&str>) -> Result<Checkpoint> {
+    let mut file = File::open(path)?;
+    let (container, found, sha256, bytes) = match Format::of(&file.head, path) {
+        Format::Torch(container) => {
+            let bytes = file.take(file.length)?;
+            let found = match container {
+                Container::TorchZip => torch::read_zip(&bytes, key),
+                _ => torch::read_legacy(&bytes, key),
+            };
+            (container, found.map_err(|message| file.error(message))?, sha256(&bytes), file.length)
+        }
+        Format::Pickle => {
+            return Err(file.error("is a pickle, but none that torch.save wrote; expected safetensors or a state dict"));
+        }
+        _ if key.is_some() => {
+            return Err(file.error("is a safetensors file, which has one state dict; leave `key` out"));
+        }
+        Format::Index => {
+            let (entries, sha256, bytes) = st::read_sharded(&mut file)?;
+            (Container::ShardedSafetensors, torch::Found::of(entries), sha256, bytes)
+        }
+        Format::Safetensors => {
+            let (entries, bytes) = st::read(&mut file)?;
+            (Container::Safetensors, torch::Found::of(entries), sha256(&bytes), file.length)
+        }
+    };
+    let torch::Found { key, tensors, skipped, notes } = found;
+    let prefix = prefix(tensors.iter().map(|entry| entry.name.as_str()));
+    let mut state = StateDict::new();
+    let mut entries = Vec::new();
+    for Entry { name, dtype, tensor } in tensors {
+        if state.insert(name[prefix.len()..].to_string(), tensor).is_some() {
+            return Err(file.error(format!("has the tensor `{name}` twice")));
+        }
+        entries.push(Stored { name, dtype });
+    }
+    Ok(Checkpoint { state, layout: Layout { container, key, prefix, entries, skipped }, sha256, bytes, notes })
+}
+
+/// Every tensor of a safetensors file, finite.
+pub fn parse(bytes: &[u8]) -> Result<StateDict, String> {
+    let state = st::parse(bytes)?.into_iter().map(|entry| (entry.name, entry.tensor)).collect();
+    check_finite(&state)?;
+    Ok(state)
+}
+
+/// What a file is.
+enum Format {
+    Safetensors,
+    Index,
+    Torch(Container),
+    /// Another pickle.
+    Pickle,
+}
+
+impl Format {
+    /// Decides by the first bytes; a safetensors file begins with the length of its header, which is below 2^24.
+    fn of(head: &[u8], path: &Path) -> Self {
+        match head {
+            [b'P', b'K', 3, 4, ..] => Self::Torch(Container::TorchZip),
+            _ if head.windows(torch::MAGIC.len()).any(|part| part == torch::MAGIC) => {
+                Self::Torch(Container::TorchLegacy)
+            }
+            [0x80, 2..=5, _, rest @ ..] if !rest.starts_with(&[0; 5]) => Self::Pickle,
+            [b'{', ..] if path.extension().is_some_and(|ending| ending == "json") => Self::Index,
+            _ => Self::Safetensors,
+        }
+    }
+}
+
+/// A file that is open, not read yet, and of bounded length.
+pub struct File<'a> {
+    path: &'a Path,
+    file: fs::File,
+    length: u64,
+    /// Its first bytes, as far as they were not taken yet.
+    head: Vec<u8>,
+}
+
+impl<'a> File<'a> {
+    fn open(path: &'a Path) -> Result<Self> {
+        let unreadable = |error: std::io::Error| Error::input(path, format!("cannot be read: {error}"));
+        let file = fs::File::open(path).map_err(unreadable)?;
+        let metadata = file.metadata().map_err(unreadable)?;
+        if !metadata.is_file() {
+            return Err(Error::input(path, "expected a safetensors file, found a folder or a device"));
+        }
+        let length = metadata.len();
+        if length > MAX_FILE {
+            return Err(Error::input(path, format!("has {length} bytes; expected at most {MAX_FILE}")));
+        }
+        let mut file = Self { path, file, length, head: Vec::new() };
+        file.head = file.take(32)?;
+        Ok(file)
+    }
+
+    /// The next bytes: `count`, or as many as there are.
+    fn take(&mut self, count: u64) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.append(count, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Appends the next bytes.
+    fn append(&mut self, count: u64, bytes: &mut Vec<u8>) -> Result<()> {
+        // A file may grow while it is read.
+        let count = count.min(self.length) as usize;
+        bytes.reserve_exact(count);
+        let head = self.head.drain(..count.min(self.head.len()));
+        let more = count - head.len();
+        bytes.extend(head);
+        let read = self.file.by_ref().take(more as u64).read_to_end(bytes);
+        read.map(drop).map_err(|error| self.error(format!("cannot be read: {error}")))
+    }
+
+    fn error(&self, message: impl Into<String>) -> Error {
+        Error::input(self.path, message)
+    }
+}
+
+/// A name that can be printed: a hostile one could rewrite the terminal.
+fn check_name(name: &str) -> Result<(), String> {
+    if name.is_empty() || name.len() > MAX_NAME || name.contains(char::is_control) {
+        let shown: String = name.chars().take(40).collect();
+        return Err(format!("has a tensor called {shown:?}; expected 1 to {MAX_NAME} printable bytes"));
+    }
+    Ok(())
+}
+
+/// What wrappers put before every name.
+fn prefix<'a>(names: impl Iterator<Item = &'a str> + Clone) -> String {
+    let mut prefix = String::new();
+    while let Some(wrapper) = PREFIXES.iter().find(|wrapper| {
+        let mut rest = names.clone().map(|name| &name[prefix.len()..]).peekable();
+        rest.peek().is_some() && rest.all(|name| name.len() > wrapper.len() && name.starts_with(**wrapper))
+    }) {
+        prefix.push_str(wrapper);
+    }
+    prefix
+}
+
+/// Every tensor with numbers that are not finite.
+fn check_finite(state: &StateDict) -> Result<(), String> {
+    let mut faults = Vec::new();
+    for (name, tensor) in state.iter().filter(|(_, tensor)| tensor.dtype().is_float()) {
+        match dtype::not_finite(tensor)? {
+            0 => {}
+            count => {
+                faults.push(format!("tensor `{name}`: {count} of {} values are NaN or infinite", tensor.elem_count()))
+            }
+        }
+    }
+    match faults.as_slice() {
+        [] => Ok(()),
+        [shown @ .., _] if faults.len() > 6 => {
+            Err(format!("{}; and {} more tensors like that", shown[..5].join("; "), faults.len() - 5))
+        }
+        all => Err(all.join("; ")),
+    }
+}
