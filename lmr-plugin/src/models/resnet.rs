@@ -6,28 +6,32 @@ use candle_core::Tensor;
 use super::spec::{Options, given};
 use super::{Classifier, ModelSpec, Prunable, Stem, conv_bn};
 use crate::Result;
-use crate::nn::{Activation, BasicBlock, Builder, ConvBn, Forward, Linear, Params};
+use crate::nn::{Activation, Builder, Forward, Layer, Linear, Node, Params, Trunk};
 
 /// A residual network.
 pub struct ResNet {
     spec: ModelSpec,
-    stem: ConvBn,
-    blocks: Vec<BasicBlock>,
+    trunk: Trunk,
     head: Linear,
     params: Params,
 }
 
-fn basic_block(channels: (usize, usize), stride: usize, b: &Builder) -> Result<BasicBlock> {
-    let (from, to) = channels;
-    let first = conv_bn(channels, 3, stride, &b.pp("conv1"), &b.pp("bn1"))?;
+/// `relu(second(relu(first(x))) + shortcut)`; the shortcut is `x`, or a convolution of it.
+fn block(trunk: &mut Trunk, (from, to): (usize, usize), stride: usize, b: &Builder) -> Result<()> {
+    let x = trunk.last();
+    let first = conv_bn((from, to), 3, stride, &b.pp("conv1"), &b.pp("bn1"))?;
+    let hidden = trunk.push(Layer::ConvBn(first), Activation::Relu);
     let second = conv_bn((to, to), 3, 1, &b.pp("conv2"), &b.pp("bn2"))?;
     let shortcut = if stride != 1 || from != to {
         let b = b.pp("downsample");
-        Some(conv_bn(channels, 1, stride, &b.pp(0), &b.pp(1))?)
+        let layer = Layer::ConvBn(conv_bn((from, to), 1, stride, &b.pp(0), &b.pp(1))?);
+        trunk.push_node(Node { layer, input: x, residual: None, activation: Activation::None })
     } else {
-        None
+        x
     };
-    Ok(BasicBlock { first, second, shortcut })
+    let layer = Layer::ConvBn(second);
+    trunk.push_node(Node { layer, input: hidden, residual: Some(shortcut), activation: Activation::Relu });
+    Ok(())
 }
 
 impl ResNet {
@@ -35,25 +39,28 @@ impl ResNet {
 
     /// A network with `depths` blocks in its stages: `[2, 2, 2, 2]` is ResNet-18.
     pub fn new(spec: &ModelSpec, depths: &[usize], b: &Builder) -> Result<Self> {
-        let (kernel, stride) = match given(spec.stem, "stem")? {
+        let (stem, width) = (given(spec.stem, "stem")?, given(spec.width, "width")?);
+        let (kernel, stride) = match stem {
             Stem::Cifar => (3, 1),
             Stem::Imagenet => (7, 2),
         };
-        let width = given(spec.width, "width")?;
-        let stem = conv_bn((spec.channels, width), kernel, stride, &b.pp("conv1"), &b.pp("bn1"))?;
+        let mut trunk = Trunk::default();
+        let first = conv_bn((spec.channels, width), kernel, stride, &b.pp("conv1"), &b.pp("bn1"))?;
+        trunk.push(Layer::ConvBn(first), Activation::Relu);
+        if stem == Stem::Imagenet {
+            trunk.push(Layer::MaxPool(3, 2, 1), Activation::None);
+        }
         let mut channels = width;
-        let mut blocks = Vec::new();
         for (stage, &depth) in depths.iter().enumerate() {
             let to = width << stage;
-            for block in 0..depth {
-                let stride = if stage > 0 && block == 0 { 2 } else { 1 };
-                let b = b.pp(format!("layer{}", stage + 1)).pp(block);
-                blocks.push(basic_block((channels, to), stride, &b)?);
+            for i in 0..depth {
+                let stride = if stage > 0 && i == 0 { 2 } else { 1 };
+                block(&mut trunk, (channels, to), stride, &b.pp(format!("layer{}", stage + 1)).pp(i))?;
                 channels = to;
             }
         }
         let head = Linear::new(channels, spec.classes, &b.pp("fc"))?;
-        Ok(Self { spec: spec.clone(), stem, blocks, head, params: b.finish()? })
+        Ok(Self { spec: spec.clone(), trunk, head, params: b.finish()? })
     }
 }
 
@@ -71,17 +78,12 @@ impl Classifier for ResNet {
     }
 
     fn prunable(&self) -> Vec<Prunable<'_>> {
-        let blocks = self.blocks.iter().flat_map(BasicBlock::layers);
-        std::iter::once(&self.stem).chain(blocks).map(|layer| layer.conv().into()).collect()
+        self.trunk.convolutions().map(Into::into).collect()
     }
 
     fn features(&self, how: &mut dyn Forward, images: &Tensor) -> Result<Tensor> {
         let x = how.input(images)?;
-        let mut x = how.conv_bn(&self.stem, &x, None, Activation::Relu)?;
-        if self.spec.stem == Some(Stem::Imagenet) {
-            x = how.max_pool(&x, 3, 2, 1)?;
-        }
-        x = how.basic_blocks(&self.blocks, &x)?;
+        let x = how.trunk(&self.trunk, &x)?;
         how.global_avg_pool(&x)
     }
 }

@@ -47,7 +47,7 @@ impl Vgg {
                 // The numbers count ReLU and pooling, too.
                 index += if batch_norm { 3 } else { 2 };
             }
-            trunk.push(Layer::MaxPool(2, 2), Activation::None);
+            trunk.push(Layer::MaxPool(2, 2, 0), Activation::None);
             index += 1;
         }
         let b_head = b.pp("classifier");

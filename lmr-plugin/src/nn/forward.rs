@@ -2,9 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{
-    Activation, BasicBlock, BatchNorm2d, BatchNormMode, Conv2d, ConvBn, LayerNorm, Linear, PatchEmbedding, Trunk, ops,
-};
+use super::{Activation, BatchNorm2d, BatchNormMode, Conv2d, ConvBn, LayerNorm, Linear, PatchEmbedding, Trunk, ops};
 use crate::Result;
 
 /// A layer with weights.
@@ -110,11 +108,6 @@ pub trait Forward {
         ops::scale_shift(&self.recorded(x), &scale, &shift, activation)
     }
 
-    /// Basic blocks, one after the other. The default runs their layers through [`Forward::conv_bn`].
-    fn basic_blocks(&mut self, blocks: &[BasicBlock], x: &Tensor) -> Result<Tensor> {
-        run_blocks(self, blocks, x)
-    }
-
     /// The convolutional part of a network. The default runs its nodes one by one.
     fn trunk(&mut self, trunk: &Trunk, x: &Tensor) -> Result<Tensor> {
         trunk.run(self, x)
@@ -178,20 +171,6 @@ pub trait Forward {
     fn class_token(&mut self, x: &Tensor) -> Result<Tensor> {
         ops::class_token(&self.recorded(x))
     }
-}
-
-/// Basic blocks as calls of [`Forward::conv_bn`].
-fn run_blocks<F: Forward + ?Sized>(how: &mut F, blocks: &[BasicBlock], x: &Tensor) -> Result<Tensor> {
-    let mut x = x.clone();
-    for block in blocks {
-        let hidden = how.conv_bn(&block.first, &x, None, Activation::Relu)?;
-        let residual = match &block.shortcut {
-            Some(shortcut) => how.conv_bn(shortcut, &x, None, Activation::None)?,
-            None => x,
-        };
-        x = how.conv_bn(&block.second, &hidden, Some(&residual), Activation::Relu)?;
-    }
-    Ok(x)
 }
 
 /// Differentiable: everything is recorded for backward.
@@ -267,15 +246,6 @@ impl Forward for Train {
                 ops::scale_shift(x, &scale, &shift, activation)
             }
         }
-    }
-
-    fn basic_blocks(&mut self, blocks: &[BasicBlock], x: &Tensor) -> Result<Tensor> {
-        if self.batch_norm == BatchNormMode::Batch
-            && let Some(y) = ops::basic_blocks_batch(x, blocks)?
-        {
-            return Ok(y);
-        }
-        run_blocks(self, blocks, x)
     }
 
     fn trunk(&mut self, trunk: &Trunk, x: &Tensor) -> Result<Tensor> {

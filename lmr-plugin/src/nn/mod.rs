@@ -21,10 +21,9 @@
 //! | the same, fewer channels, and depthwise beyond 9 taps | dot products along the images | `correlate/dot.rs` |
 //! | batch norm, residual, ReLU | statistics while a convolution's rows are in the cache; one pass forward, two backward | `norm.rs` |
 //! | depthwise convolution and its gradients | per row of images, all taps summed in registers | `depthwise.rs` |
-//! | pre-activation, VGG and MobileNetV2 networks in training | all layers before the pooling are one Candle operation on reused buffers | `graph.rs` |
 //! | linear layers of a transformer | tokens stand where images do: 1x1 convolutions | `tokens.rs` |
 //! | layer norm, softmax | along vectors of tokens, no lane is ever added to another | `layer_norm.rs`, `attention.rs` |
-//! | residual blocks in training | the whole chain is one Candle operation on reused buffers | `chain.rs`, `scratch.rs` |
+//! | convolutional networks in training | all layers before the pooling are one Candle operation on reused buffers | `graph.rs`, `scratch.rs` |
 //!
 //! Work is cut into chunks by shape alone and sums are added in a fixed order, so results are bit-identical for any number
 //! of threads. Vectors come from `pulp`: one source for AVX-512, AVX2, NEON and plain floats.
@@ -59,9 +58,10 @@
 //!   few channels the transposition does not pay: 8 to 8 channels at 28x28 take 0.8 ms by dot products and 1.7 ms by outer
 //!   products. Transposing in registers (0.06 ns per float) instead of through the compiler's shuffles (0.2 ns) is what made
 //!   outer products win.
-//! - One Candle operation per layer took 252 ms of CPU time for a training step of ResNet-18 of width 16 at 32x32; one for
-//!   all residual blocks takes 150 ms. The difference is Candle's adding up of gradients in fresh tensors, and the kernel
-//!   clearing fresh pages. For the same reason the program's allocator keeps freed pages for ten seconds.
+//! - One Candle operation per layer took 252 ms of CPU time for a training step of ResNet-18 of width 16 at 32x32 where one
+//!   for all residual blocks took 150 ms (before Winograd; now 130, with the first layer in the same operation). The
+//!   difference is Candle's adding up of gradients in fresh tensors, and the kernel clearing fresh pages. For the same
+//!   reason the program's allocator keeps freed pages for ten seconds.
 //! - Depthwise 3x3 convolutions, best of nine on one thread, by the kernel for dense convolutions and by their own: 96
 //!   channels at 32x32 16.0 and 14.4 ms forward, 51.9 and 44.7 ms backward; 192 at 16x16, batch 32, 1.7 and 1.8 ms, 8.7 and
 //!   6.4 ms. A training step of MobileNetV2 at 32x32 takes 390 to 400 and 370 to 380 ms: rows from memory are the limit.
@@ -74,7 +74,6 @@
 mod activation;
 mod attention;
 mod batch_norm;
-mod block;
 mod conv;
 mod conv_bn;
 mod cpu;
@@ -93,7 +92,6 @@ mod trunk;
 pub use activation::Activation;
 pub use attention::SelfAttention;
 pub use batch_norm::BatchNorm2d;
-pub use block::BasicBlock;
 pub use conv::{Conv2d, ConvConfig, ConvSpec};
 pub use conv_bn::ConvBn;
 pub use cpu::{Pass, Trial};

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 
 use super::batch_norm::Moments;
 use super::pool::Windows;
-use super::{Activation, BasicBlock, BatchNorm2d, ConvBn, ConvConfig, Layer, Path, Trunk, cpu, portable};
+use super::{Activation, BatchNorm2d, ConvBn, ConvConfig, Layer, Path, Trunk, cpu, portable};
 use crate::{Error, Result};
 
 /// Whether `x` is in the layout of the CPU kernels.
@@ -197,8 +197,8 @@ pub(super) fn trunk_batch(x: &Tensor, trunk: &Trunk) -> Result<Option<Tensor>> {
                 bn.check_count(b * h * w)?;
                 from
             }
-            Layer::MaxPool(kernel, stride) => {
-                let (h, w) = portable::pooled_size((h, w), *kernel, *stride, 0)?;
+            Layer::MaxPool(kernel, stride, padding) => {
+                let (h, w) = portable::pooled_size((h, w), *kernel, *stride, *padding)?;
                 [b, c, h, w]
             }
         });
@@ -218,9 +218,9 @@ pub(super) fn trunk_batch(x: &Tensor, trunk: &Trunk) -> Result<Option<Tensor>> {
                 cpu::Kind::Conv(conv.weight(), conv.bias().map(|bias| bias.as_tensor()), conv.config())
             }
             Layer::BatchNorm(bn) => cpu::Kind::BatchNorm(bn.weight(), bn.bias()),
-            Layer::MaxPool(kernel, stride) => {
+            Layer::MaxPool(kernel, stride, padding) => {
                 let [_, _, h, w] = dims[i + 1];
-                cpu::Kind::MaxPool((h, w), *kernel, *stride)
+                cpu::Kind::MaxPool((h, w), *kernel, *stride, *padding)
             }
         };
         let (input, residual, activation) = (node.input, node.residual, node.activation);
@@ -234,34 +234,6 @@ pub(super) fn trunk_batch(x: &Tensor, trunk: &Trunk) -> Result<Option<Tensor>> {
             Layer::BatchNorm(bn) => seen.next().map(|moments| bn.track(&moments)).transpose()?,
             Layer::Conv(_) | Layer::MaxPool(..) => None,
         };
-    }
-    Ok(Some(y))
-}
-
-/// Basic blocks one after the other with the batch's own statistics, in one operation; `None` where the path has none.
-pub(super) fn basic_blocks_batch(x: &Tensor, blocks: &[BasicBlock]) -> Result<Option<Tensor>> {
-    if Path::of(x) != Path::Cpu || !is_blocked(x) || blocks.is_empty() {
-        return Ok(None);
-    }
-    check_batch(x, &blocks[0].first)?;
-    let betas = blocks.iter().map(|block| {
-        let shortcut = block.shortcut.as_ref().map(shifted_beta).transpose()?;
-        Ok((shifted_beta(&block.first)?, shifted_beta(&block.second)?, shortcut))
-    });
-    let betas = betas.collect::<Result<Vec<_>>>()?;
-    let layers = blocks.iter().zip(&betas).map(|(block, (first, second, shortcut))| cpu::Block {
-        first: cpu_layer(&block.first, first),
-        second: cpu_layer(&block.second, second),
-        shortcut: block.shortcut.as_ref().zip(shortcut.as_ref()).map(|(layer, beta)| cpu_layer(layer, beta)),
-    });
-    let (y, seen) = cpu::basic_blocks(x, &layers.collect::<Vec<_>>())?;
-    for (block, moments) in blocks.iter().zip(seen) {
-        let layers = [Some(&block.first), Some(&block.second), block.shortcut.as_ref()];
-        for (layer, moments) in layers.into_iter().zip(moments) {
-            if let (Some(layer), Some(moments)) = (layer, moments) {
-                track(layer, moments)?;
-            }
-        }
     }
     Ok(Some(y))
 }

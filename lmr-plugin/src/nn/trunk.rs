@@ -31,8 +31,8 @@ pub enum Layer {
     Conv(Conv2d),
     /// Batch norm in front of a convolution.
     BatchNorm(BatchNorm2d),
-    /// Max pooling without padding; kernel and stride.
-    MaxPool(usize, usize),
+    /// Max pooling: kernel, stride and padding.
+    MaxPool(usize, usize, usize),
 }
 
 impl Trunk {
@@ -81,7 +81,7 @@ impl Trunk {
                 Layer::ConvBn(layer) => how.conv_bn(layer, x, residual, node.activation)?,
                 Layer::Conv(conv) => how.conv(conv, x, residual, node.activation)?,
                 Layer::BatchNorm(bn) => how.batch_norm(bn, x, node.activation)?,
-                Layer::MaxPool(kernel, stride) => how.max_pool(x, *kernel, *stride, 0)?,
+                Layer::MaxPool(kernel, stride, padding) => how.max_pool(x, *kernel, *stride, *padding)?,
             };
             for value in node.values() {
                 readers[value] -= 1;

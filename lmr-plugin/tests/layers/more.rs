@@ -317,7 +317,7 @@ fn a_trunk_agrees_with_its_nodes_one_by_one() {
         trunk.push_node(node(second, normal, Some(beside), Activation::Relu));
         trunk.push_node(node(conv_bn(conv(5, 6, 3, 1, false, "h"), "h_bn"), sum, Some(beside), Activation::Relu6));
         trunk.push_node(node(conv_bn(conv(6, 6, 1, 1, false, "i"), "i_bn"), 7, Some(8), Activation::Relu));
-        trunk.push(Layer::MaxPool(3, 2), Activation::None);
+        trunk.push(Layer::MaxPool(3, 2, 1), Activation::None);
         (trunk, b.finish().unwrap())
     };
     let x = Var::from_tensor(&random(5, "x", &[18, 3, 9, 8])).unwrap();

@@ -30,8 +30,8 @@ pub(in super::super) enum Kind<'a> {
     Conv(&'a Tensor, Option<&'a Tensor>, &'a ConvConfig),
     /// Gamma and beta.
     BatchNorm(&'a Tensor, &'a Tensor),
-    /// Output size, kernel, stride.
-    MaxPool((usize, usize), usize, usize),
+    /// Output size, kernel, stride, padding.
+    MaxPool((usize, usize), usize, usize, usize),
 }
 
 /// A layer and what it reads; see [`super::super::Node`].
@@ -174,12 +174,17 @@ impl Plan {
             slope_in_place(&mut g, y, self.activation);
             relu = false;
         }
-        if let Some(residual) = self.residual {
-            gradients.add(residual, copy(&g));
-        }
         match (&self.work, trace, parameters) {
             (Work::ConvBn(geometry), Trace::Normed { z: Some(z), norm }, [weight, ..]) => {
-                let [dgamma, dbeta] = norm.backward_in_place(z, self.y, &mut g, relu);
+                let [dgamma, dbeta] = match self.residual {
+                    Some(residual) => {
+                        let mut dz = Scratch::take(g.len());
+                        let of_norm = norm.backward(z, self.y, &g, &mut dz);
+                        gradients.add(residual, std::mem::replace(&mut g, dz));
+                        of_norm
+                    }
+                    None => norm.backward_in_place(z, self.y, &mut g, relu),
+                };
                 if wanted {
                     gradients.fill(self.input, x.len(), |more, dx| input_gradient(&g, weight, geometry, more, dx));
                 }
@@ -193,6 +198,9 @@ impl Plan {
                 sums.into()
             }
             (Work::Conv(geometry, bias), _, [weight, ..]) => {
+                if let Some(residual) = self.residual {
+                    gradients.add(residual, copy(&g));
+                }
                 if wanted {
                     gradients.fill(self.input, x.len(), |more, dx| input_gradient(&g, weight, geometry, more, dx));
                 }
@@ -319,8 +327,8 @@ fn plan<'a>(x: Dims, steps: &[Step<'a>]) -> Result<(Vec<Plan>, Vec<&'a Tensor>)>
                 tensors.extend([gamma, beta]);
                 (Work::BatchNorm, input)
             }
-            Kind::MaxPool(size, kernel, stride) => {
-                let pool = MaxPool::new(input, size, kernel, stride, 0);
+            Kind::MaxPool(size, kernel, stride, padding) => {
+                let pool = MaxPool::new(input, size, kernel, stride, padding);
                 (Work::MaxPool(pool), pool.y())
             }
         };

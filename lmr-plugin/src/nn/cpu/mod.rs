@@ -3,7 +3,6 @@
 mod access;
 mod activation;
 mod attention;
-mod chain;
 mod conv;
 mod correlate;
 mod depthwise;
@@ -32,7 +31,6 @@ mod winograd;
 
 pub(super) use activation::activate;
 pub(super) use attention::attend;
-pub(super) use chain::{Block, basic_blocks};
 pub(super) use conv::{conv2d, conv2d_inference};
 pub(super) use graph::{Kind, Step, trunk};
 pub(super) use layer_norm::layer_norm;

@@ -229,23 +229,14 @@ pub(super) fn mask(dy: &[f32], y: &[f32], out: &mut [f32]) {
     let arch = Arch::new();
     out.par_chunks_mut(MASK_LEN)
         .zip(y.par_chunks(MASK_LEN).zip(dy.par_chunks(MASK_LEN)))
-        .for_each(|(out, (y, dy))| arch.dispatch(Mask { dy: Some(dy), y, out }));
-}
-
-/// [`mask`] in place.
-pub(super) fn mask_in_place(dy: &mut [f32], y: &[f32]) {
-    let arch = Arch::new();
-    dy.par_chunks_mut(MASK_LEN)
-        .zip(y.par_chunks(MASK_LEN))
-        .for_each(|(out, y)| arch.dispatch(Mask { dy: None, y, out }));
+        .for_each(|(out, (y, dy))| arch.dispatch(Mask { dy, y, out }));
 }
 
 /// Floats that one task masks.
 const MASK_LEN: usize = 1 << 14;
 
-/// In place unless there is `dy`.
 struct Mask<'a> {
-    dy: Option<&'a [f32]>,
+    dy: &'a [f32],
     y: &'a [f32],
     out: &'a mut [f32],
 }
@@ -258,7 +249,7 @@ impl WithSimd for Mask<'_> {
         let zero = simd.splat_f32s(0.0);
         for at in (0..self.out.len()).step_by(S::F32_LANES) {
             let positive = simd.greater_than_f32s(get(simd, self.y, at), zero);
-            let dy = get(simd, self.dy.unwrap_or(self.out), at);
+            let dy = get(simd, self.dy, at);
             put(simd, self.out, at, simd.select_f32s(positive, dy, zero));
         }
     }
