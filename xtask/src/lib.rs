@@ -5,6 +5,7 @@
 
 mod commands;
 mod console;
+mod threads;
 
 use std::io::ErrorKind;
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ struct Arguments {
 
 /// Does what the process's arguments say.
 pub fn main() -> ExitCode {
+    threads::leave_to_kernels();
     let Err(error) = Arguments::parse().command.run() else { return ExitCode::SUCCESS };
     // Whoever closed the pipe has seen enough.
     if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe) {

@@ -5,7 +5,6 @@ mod ops;
 use std::io::Write;
 use std::time::Instant;
 
-use anyhow::Context;
 use candle_core::{Device, Tensor};
 use clap::{Subcommand, ValueEnum};
 use lmr_plugin::losses;
@@ -14,6 +13,8 @@ use lmr_plugin::nn::Train;
 use lmr_plugin::optim::Sgd;
 use lmr_plugin::rng;
 use rand::RngExt;
+
+use crate::threads;
 
 /// What to time.
 #[derive(Subcommand)]
@@ -80,16 +81,6 @@ impl Arguments {
     }
 }
 
-/// Limits the threads to compute with.
-fn start_threads(threads: Option<u16>) -> anyhow::Result<()> {
-    match threads {
-        Some(threads) => {
-            rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global().context("starting threads")
-        }
-        None => Ok(()),
-    }
-}
-
 impl Step {
     /// The model; an option that its architecture does not know is left out unless it was given.
     fn spec(&self) -> ModelSpec {
@@ -105,7 +96,7 @@ impl Step {
     }
 
     fn run(&self) -> anyhow::Result<()> {
-        start_threads(self.threads)?;
+        threads::start(self.threads)?;
         let spec = self.spec();
         let model = spec.fresh(rng::stream(0, "init"), &Device::Cpu)?;
         let mut random = rng::stream(0, "bench");

@@ -3,13 +3,13 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::Context;
 use comfy_table::CellAlignment;
 use lmr_pipeline::report::{Report, percent};
 use lmr_pipeline::{Options, Overrides, Plan, run};
 
 use super::table;
 use crate::console::{Console, Verbosity};
+use crate::threads;
 
 /// Which pipeline, and how it runs.
 #[derive(clap::Args)]
@@ -44,9 +44,7 @@ impl Arguments {
     /// Plans and runs.
     pub fn run(self) -> anyhow::Result<()> {
         let console = Console::new(Verbosity { verbose: self.verbose, quiet: self.quiet });
-        if let Some(threads) = self.threads {
-            rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global().context("starting threads")?;
-        }
+        threads::start(self.threads)?;
         let plan = Plan::load(&self.config, &Overrides::from_process(self.set))?;
         let options = Options { out: self.out, fresh: self.fresh };
         if self.plan {

@@ -11,6 +11,7 @@ use lmr_pipeline::{Options, Overrides, Plan, run};
 
 use super::table;
 use crate::console::{Console, Verbosity};
+use crate::threads;
 
 /// Which pipeline, and which seeds.
 #[derive(clap::Args)]
@@ -53,6 +54,7 @@ impl FromStr for Seeds {
 impl Arguments {
     /// Runs the pipeline once a seed and prints the median and the worst of every measurement.
     pub fn run(self) -> anyhow::Result<()> {
+        threads::start(None)?;
         let console = Console::new(Verbosity { verbose: 0, quiet: true });
         console.handle_interrupts()?;
         let mut reports = Vec::new();

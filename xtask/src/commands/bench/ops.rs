@@ -9,7 +9,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::super::table;
-use super::start_threads;
+use crate::threads;
 
 /// Whose convolutions to time.
 #[derive(clap::Args)]
@@ -37,7 +37,7 @@ type Layer = (usize, usize, usize, usize, usize);
 impl Ops {
     /// Times all and prints a table.
     pub fn run(&self) -> anyhow::Result<()> {
-        start_threads(self.threads)?;
+        threads::start(self.threads)?;
         let peak = peak();
         let mut table = table(["layer", "pass", "ms", "GFLOP/s", "of peak"]);
         for layer in self.layers() {
