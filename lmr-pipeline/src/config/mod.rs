@@ -264,7 +264,8 @@ fn read_model(mut table: Table, faults: &mut Faults) -> (Option<ModelSpec>, Opti
         found.iter().for_each(|fault| faults.add_keyed(&place, fault));
         found.is_empty()
     });
-    (spec, weights)
+    // With all defaults written out, since the keys of finished stages depend on it.
+    (spec.map(|spec| spec.resolved()), weights)
 }
 
 fn read_trigger(mut table: Table, faults: &mut Faults) -> Option<TriggerTable> {

@@ -10,7 +10,7 @@ impl Plan {
     pub fn to_toml(&self) -> Result<String> {
         let internal = |error: &dyn std::fmt::Display| Error::Internal(format!("writing the configuration: {error}"));
         let value = |value: Result<Value, serde_json::Error>| value.map_err(|error| internal(&error));
-        let mut model = value(serde_json::to_value(self.model.resolved()))?;
+        let mut model = value(serde_json::to_value(&self.model))?;
         if let (Some(weights), Value::Object(model)) = (&self.weights, &mut model) {
             model.insert("weights".into(), value(serde_json::to_value(&weights.table))?);
         }
