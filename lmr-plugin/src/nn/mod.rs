@@ -50,7 +50,7 @@
 //!   so far apart (32 KiB) that 36 streams at once evict each other from the first-level cache, which cost 1.6 times the
 //!   time of the whole layer. Asking for the next channel in advance gained another 7 to 12 %.
 //! - Blocks of fewer images, so that transformed inputs stay in the second-level cache, read the weights more often and
-//!   lost 10 % (64 images, 64 channels) to 50 % (16 images, 512 channels).
+//!   lost 12 % (64 images, 64 channels) to half the speed (48 images, 512 channels).
 //! - Direct kernels: leaving out padding saves 4 % of the products on 32x32 images, 31 % on 4x4. Convolving padded planes as
 //!   one long row, the usual way to vectorize NCHW, adds 6 % and 56 % instead, and moves every activation in and out of its
 //!   layout. They reach 89 to 97 % of the peak in products that count.
