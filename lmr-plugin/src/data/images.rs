@@ -151,8 +151,8 @@ impl Images {
         rng: &mut Rng,
         device: &Device,
     ) -> Result<(Tensor, Tensor)> {
-        let draws: Vec<Draw> = indices.iter().map(|_| augment.draw(rng)).collect();
         let [_, height, width] = self.shape;
+        let draws: Vec<Draw> = indices.iter().map(|_| augment.draw([height, width], rng)).collect();
         self.assemble(indices, device, |slot, out| {
             let planes = self.bytes(indices[slot]).chunks_exact(height * width);
             for (out, plane) in out.chunks_exact_mut(height * width).zip(planes) {
