@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::data::{Augment, Images, Normalization};
 use crate::models::Classifier;
 use crate::nn::{BatchNormMode, Train};
-use crate::optim::{Schedule, Sgd};
+use crate::optim::{Optimizer, Schedule};
 use crate::rng;
 use crate::run::Run;
 use crate::{Error, Result};
@@ -85,7 +85,7 @@ impl Training {
         purpose: &str,
         model: &dyn Classifier,
         (images, normalization): (&Images, &Normalization),
-        optimizer: &mut Sgd,
+        optimizer: &mut Optimizer,
         objective: &mut dyn Objective,
         run: &Run<'_>,
     ) -> Result<Vec<Epoch>> {

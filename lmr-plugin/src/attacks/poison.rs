@@ -11,7 +11,7 @@ use crate::data::{Augment, Images, Normalization};
 use crate::losses;
 use crate::models::Classifier;
 use crate::nn::BatchNormMode;
-use crate::optim::{Schedule, Sgd};
+use crate::optim::{Optimizer, Rule, Schedule};
 use crate::run::Run;
 use crate::stage::{Attachment, Context, ModelUse, Outcome, Stage};
 use crate::train::{Epoch, Training};
@@ -35,7 +35,9 @@ pub struct Attack {
     pub schedule: Schedule,
     /// Epochs of linear warm-up before the schedule.
     pub warmup_epochs: usize,
-    /// Momentum, in [0, 1).
+    /// `sgd`, or `adamw` for transformers.
+    pub optimizer: Rule,
+    /// Momentum, in [0, 1); AdamW's β₁.
     pub momentum: f64,
     /// Weight decay, at least 0.
     pub weight_decay: f64,
@@ -53,6 +55,7 @@ impl Default for Attack {
             lr: 0.1,
             schedule: Schedule::OneCycle,
             warmup_epochs: 0,
+            optimizer: Rule::Sgd,
             momentum: 0.9,
             weight_decay: 5e-4,
             batch_size: 128,
@@ -99,9 +102,9 @@ impl Attack {
             batch_norm: BatchNormMode::Batch,
             clip_norm: None,
         };
-        let mut sgd = Sgd::new(model.params(), self.momentum, self.weight_decay)?;
+        let mut optimizer = Optimizer::new(model.params(), self.optimizer, self.momentum, self.weight_decay)?;
         let mut loss = |z: &Tensor, y: &Tensor| Ok(losses::cross_entropy(z, y)?.mean_all()?);
-        let epochs = training.fit("attack", model, (&poisoned, normalization), &mut sgd, &mut loss, run)?;
+        let epochs = training.fit("attack", model, (&poisoned, normalization), &mut optimizer, &mut loss, run)?;
         Ok(Implanted { samples: train.len(), poisoned: indices.len(), target: planted.target, epochs, indices })
     }
 

@@ -17,7 +17,7 @@ use crate::data::{Augment, CleanSet, Images};
 use crate::losses;
 use crate::models::{self, Classifier};
 use crate::nn::BatchNormMode;
-use crate::optim::{Schedule, Sgd};
+use crate::optim::{Optimizer, Rule, Schedule};
 use crate::predict;
 use crate::rng;
 use crate::run::Run;
@@ -213,7 +213,7 @@ impl Estimate {
                 batch_norm: self.batch_norm,
                 clip_norm: Some(self.clip_norm),
             };
-            let mut sgd = Sgd::new(copy.params(), self.momentum, 0.0)?;
+            let mut sgd = Optimizer::new(copy.params(), Rule::Sgd, self.momentum, 0.0)?;
             let data = (&clean.images, &clean.normalization);
             training.fit(&format!("unlearn {}", vote + 1), copy.as_ref(), data, &mut sgd, &mut watch, run)?;
             let converged = watch.curve.last().is_some_and(|a| *a <= self.stop_accuracy);

@@ -11,7 +11,7 @@ use crate::data::{Augment, CleanSet};
 use crate::losses::Repulsion;
 use crate::models::Classifier;
 use crate::nn::BatchNormMode;
-use crate::optim::{Schedule, Sgd};
+use crate::optim::{Optimizer, Rule, Schedule};
 use crate::predict;
 use crate::run::Run;
 use crate::stage::{CleanOnly, Context, Finding, ModelUse, Outcome, Stage};
@@ -161,7 +161,7 @@ impl LogitRepel {
         let loss = Repulsion { class, alpha: self.alpha, beta: self.beta, m1: self.m1, m2: self.m2 };
         let mut phase =
             Phase1 { stage: self, loss, model, clean, sums: [0.0; 3], steps: 0, epochs: Vec::new(), switched: false };
-        let mut sgd = Sgd::new(model.params(), self.momentum, self.weight_decay)?;
+        let mut sgd = Optimizer::new(model.params(), Rule::Sgd, self.momentum, self.weight_decay)?;
         let data = (&clean.images, &clean.normalization);
         training.fit("logit-repel", model, data, &mut sgd, &mut phase, run)?;
         let bias_shift = bias(class)? - bias_before;

@@ -10,7 +10,7 @@ use crate::data::{Augment, CleanSet};
 use crate::losses;
 use crate::models::Classifier;
 use crate::nn::BatchNormMode;
-use crate::optim::{Schedule, Sgd};
+use crate::optim::{Optimizer, Rule, Schedule};
 use crate::run::Run;
 use crate::stage::{CleanOnly, Context, ModelUse, Outcome, Stage};
 use crate::train::{Epoch, Training};
@@ -74,7 +74,7 @@ impl Recover {
         run: &Run<'_>,
     ) -> Result<Recovered> {
         let head = model.head();
-        let mut sgd = Sgd::new(model.params(), self.momentum, self.weight_decay)?;
+        let mut sgd = Optimizer::new(model.params(), Rule::Sgd, self.momentum, self.weight_decay)?;
         if !pruned.columns.is_empty() {
             let keep = pruned.keep(head)?;
             let weight = head.weight();

@@ -10,7 +10,7 @@ use clap::{Subcommand, ValueEnum};
 use lmr_plugin::losses;
 use lmr_plugin::models::{Arch, Classifier, ModelSpec, Stem};
 use lmr_plugin::nn::Train;
-use lmr_plugin::optim::Sgd;
+use lmr_plugin::optim::{Optimizer, Rule};
 use lmr_plugin::rng;
 use rand::RngExt;
 
@@ -105,7 +105,7 @@ impl Step {
         let images = Tensor::from_vec(pixels, (batch, 3, size, size), &Device::Cpu)?;
         let labels: Vec<u32> = (0..batch).map(|_| random.random_range(0..self.classes as u32)).collect();
         let labels = Tensor::new(labels, &Device::Cpu)?;
-        let mut sgd = Sgd::new(model.params(), 0.9, 5e-4)?;
+        let mut sgd = Optimizer::new(model.params(), Rule::Sgd, 0.9, 5e-4)?;
 
         let mut rates = Vec::new();
         for i in 0..=self.steps {
@@ -129,7 +129,7 @@ impl Step {
     }
 }
 
-fn train(model: &dyn Classifier, sgd: &mut Sgd, images: &Tensor, labels: &Tensor) -> anyhow::Result<()> {
+fn train(model: &dyn Classifier, sgd: &mut Optimizer, images: &Tensor, labels: &Tensor) -> anyhow::Result<()> {
     let logits = model.forward(&mut Train::default(), images)?;
     let loss = losses::cross_entropy(&logits, labels)?.mean_all()?;
     sgd.step(&loss.backward()?, 0.01, None)?;
