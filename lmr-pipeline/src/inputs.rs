@@ -5,13 +5,16 @@ use std::collections::BTreeMap;
 use candle_core::Device;
 use lmr_plugin::data::{CleanSet, Images, stratified_split};
 use lmr_plugin::model::Model;
+use lmr_plugin::models::ModelSpec;
+use lmr_plugin::nn::StateDict;
 use lmr_plugin::rng;
 use lmr_plugin::truth::{Planted, Truth};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::config::Head;
 use crate::datasets::{Provenance, Split, digest};
-use crate::plan::{Plan, Step};
+use crate::plan::{Checkpoint, Plan, Step};
 use crate::weights::{self, Layout};
 use crate::{Error, Result};
 
@@ -87,7 +90,6 @@ impl Inputs {
     /// Reads the checkpoint and the images: the model as it was received, and the rest. Nothing is written.
     pub fn load(plan: &Plan) -> Result<(Model, Self)> {
         let device = plan.device.open()?;
-        let normalization = plan.dataset.descriptor().normalization.clone();
         let (network, source) = match &plan.weights {
             Some(checkpoint) => {
                 let loaded = weights::load(&checkpoint.file, checkpoint.table.key.as_deref())?;
@@ -97,11 +99,18 @@ impl Inputs {
                     let message = format!("its SHA-256 is {}, the pipeline expects {expected}", loaded.sha256);
                     return Err(Error::input(&checkpoint.file, message));
                 }
-                let network = plan.model.load(loaded.state, &device).map_err(|error| match error {
-                    lmr_plugin::Error::Weights(faults) => Error::input(&checkpoint.file, faults.to_string()),
-                    other => other.into(),
-                })?;
-                let source = checkpoint.table.path.display().to_string();
+                let state = loaded.state.clone();
+                let network = match checkpoint.table.head {
+                    None => plan.model.load(state, &device),
+                    Some(Head::Fresh) => {
+                        plan.model.load_with_fresh_head(state, rng::stream(plan.run.seed, "model/head"), &device)
+                    }
+                };
+                let network = network.map_err(|error| misfit(plan, checkpoint, &loaded.state, error))?;
+                let mut source = checkpoint.table.path.display().to_string();
+                if checkpoint.table.head.is_some() {
+                    source.push_str(", with a fresh head");
+                }
                 (network, Source { source, sha256: Some(loaded.sha256), layout: Some(loaded.layout) })
             }
             None => {
@@ -109,7 +118,7 @@ impl Inputs {
                 (network, Source { source: format!("drawn from seed {}", plan.run.seed), sha256: None, layout: None })
             }
         };
-        let model = Model::new(network, normalization, device.clone());
+        let model = Model::new(network, plan.normalization(), device.clone());
         Ok((model, Self::load_data(plan, device, source)?))
     }
 
@@ -117,7 +126,7 @@ impl Inputs {
         let name = &plan.data.name;
         let refuse = |error: lmr_plugin::Error| Error::Data { name: name.clone(), message: error.to_string() };
         let mut splits = Splits { plan, loaded: BTreeMap::new(), files: Vec::new() };
-        let normalization = plan.dataset.descriptor().normalization.clone();
+        let normalization = plan.normalization();
 
         let clean_table = plan.data.clean;
         let from = splits.get(clean_table.split)?;
@@ -188,7 +197,7 @@ impl Inputs {
 
     /// What identifies the images and the trigger that a stage is shown.
     pub fn identity(&self, step: &Step) -> Value {
-        let clean = &self.data.clean.digest;
+        let clean = json!({ "digest": self.data.clean.digest, "normalization": self.clean.normalization });
         let digest = |set: &Option<SetRecord>| set.as_ref().map(|set| set.digest.clone());
         match (step.kind.sees_truth, step.kind.implants) {
             (true, true) => {
@@ -198,6 +207,22 @@ impl Inputs {
             (false, _) => json!({ "clean": clean }),
         }
     }
+}
+
+/// Why a checkpoint could not become the pipeline's model, and which one it could.
+fn misfit(plan: &Plan, checkpoint: &Checkpoint, state: &StateDict, error: lmr_plugin::Error) -> Error {
+    let lmr_plugin::Error::Weights(faults) = error else { return error.into() };
+    let mut message = faults.to_string();
+    if let Ok(Some(found)) = ModelSpec::recognize(state) {
+        let differing = found.differing(&plan.model);
+        if !differing.is_empty() {
+            message += &format!("; it is for a model with {}", differing.join(", "));
+        }
+        if matches!(differing.as_slice(), [only] if only.starts_with("classes")) {
+            message += "; for other classes, set weights.head = \"fresh\"";
+        }
+    }
+    Error::input(&checkpoint.file, message)
 }
 
 /// Splits, each read once.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Tensor};
+use lmr_plugin::models::ModelSpec;
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -28,6 +29,10 @@ pub struct Inspection {
     pub key: String,
     /// What a wrapper such as `DataParallel` put before every name; left out below.
     pub prefix: String,
+    /// The model it is for, if that is one of the architectures there are: the `[model]` table of a pipeline.
+    pub model: Option<ModelSpec>,
+    /// Keys of that table that neither the tensors nor a `config.json` tell, which therefore have their defaults.
+    pub assumed: Vec<&'static str>,
     /// Whose names the tensors have, if that is known.
     pub naming: Option<&'static str>,
     /// The last linear layer, if one can be told by its name.
@@ -73,6 +78,19 @@ pub struct Layer {
     pub infinite: usize,
 }
 
+impl Inspection {
+    /// The table with which a pipeline loads this checkpoint from `path`, if one can.
+    pub fn model_table(&self, path: &Path) -> Option<String> {
+        let mut lines = vec!["[model]".to_string()];
+        for line in toml::to_string(self.model.as_ref()?).ok()?.lines() {
+            let assumed = self.assumed.iter().any(|key| line.split(' ').next() == Some(key));
+            lines.push(format!("{line}{}", if assumed { "  # the default: the file does not tell" } else { "" }));
+        }
+        lines.push(format!("weights = {{ path = {} }}", toml::Value::from(path.to_string_lossy().as_ref())));
+        Some(lines.join("\n"))
+    }
+}
+
 /// Reads a checkpoint and looks at every tensor. `key` chooses a state dict where there are several.
 pub fn inspect(path: &Path, key: Option<&str>) -> Result<Inspection> {
     let Checkpoint { state, layout, sha256, bytes, notes } = weights::read(path, key)?;
@@ -93,22 +111,48 @@ pub fn inspect(path: &Path, key: Option<&str>) -> Result<Inspection> {
     entries.iter().for_each(|(_, dtype)| *dtypes.entry(dtype.clone()).or_default() += 1);
     let is_parameter = |name: &str| !name.ends_with("running_mean") && !name.ends_with("running_var");
     let floats = state.iter().filter(|(name, tensor)| tensor.dtype().is_float() && is_parameter(name));
+    let config = ModelConfig::beside(path)?;
+    let (model, assumed) = match ModelSpec::recognize(&state).map_err(Error::Model)? {
+        Some(spec) => {
+            let (model, assumed) = with_config(spec, config.as_ref());
+            (Some(model), assumed)
+        }
+        None => (None, Vec::new()),
+    };
     Ok(Inspection {
         format: layout.container,
         bytes,
         sha256,
         key: layout.key,
         prefix: layout.prefix,
+        model,
+        assumed,
         naming: naming(&names),
         classes: head.map(|head| head.shape[0]),
         head: head.map(|head| head.name.trim_end_matches(".weight").to_string()),
         parameters: floats.map(|(_, tensor)| tensor.elem_count()).sum(),
         dtypes,
         notes: notes.into_iter().collect(),
-        config: ModelConfig::beside(path)?,
+        config,
         tensors,
         warnings,
     })
+}
+
+/// What a checkpoint's shapes leave open, filled in from its `config.json` or with defaults; the keys with defaults.
+fn with_config(mut spec: ModelSpec, config: Option<&ModelConfig>) -> (ModelSpec, Vec<&'static str>) {
+    let (shapes, resolved) = (spec.clone(), spec.resolved());
+    if resolved.norm_eps.is_some() {
+        spec.norm_eps = config.and_then(|config| config.layer_norm_eps);
+    }
+    let mut assumed = Vec::new();
+    if resolved.norm_eps.is_some() && spec.norm_eps.is_none() {
+        assumed.push("norm-eps");
+    }
+    if resolved.stem.is_some() && shapes.stem.is_none() {
+        assumed.push("stem");
+    }
+    (spec.resolved(), assumed)
 }
 
 /// Statistics of a tensor, and what looks wrong in it.

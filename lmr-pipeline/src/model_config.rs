@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use lmr_plugin::data::Normalization;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -317,11 +318,18 @@ impl RawProcessor {
 }
 
 impl Preprocessing {
+    /// Mean and standard deviation.
+    pub fn normalization(&self) -> Normalization {
+        let single = |values: &[f64]| values.iter().map(|&value| value as f32).collect();
+        Normalization { mean: single(&self.mean), std: single(&self.std) }
+    }
+
     fn checked(self) -> Result<Self, String> {
         if self.mean.len() != self.std.len() || self.mean.is_empty() {
             return Err(format!("has {} means and {} standard deviations", self.mean.len(), self.std.len()));
         }
-        if let Some(std) = self.std.iter().find(|std| !(**std > 0.0 && std.is_finite())) {
+        // Pixels are f32, and a subnormal divisor would overflow them.
+        if let Some(std) = self.std.iter().find(|std| !(**std > 0.0 && (**std as f32).is_normal())) {
             return Err(format!("expected standard deviations above 0, found {std}"));
         }
         Ok(self)

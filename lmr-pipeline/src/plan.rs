@@ -3,15 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use lmr_plugin::data::Normalization;
 use lmr_plugin::models::ModelSpec;
 use lmr_plugin::stage::{AnyStage, ModelUse};
 
 use crate::config::place::{Faults, Place};
-use crate::config::{DataTable, Draft, Overrides, RunTable, StageTable, TriggerTable, WeightsTable, is_name};
+use crate::config::{DataTable, Draft, Head, Overrides, RunTable, StageTable, TriggerTable, WeightsTable, is_name};
 use crate::datasets::Dataset;
 use crate::device::DeviceChoice;
+use crate::model_config::ModelConfig;
 use crate::problem::{hint, quoted};
 use crate::registry::{STAGES, StageKind};
+use crate::weights;
 use crate::{Error, Result};
 
 /// A pipeline that can run.
@@ -42,6 +45,8 @@ pub struct Checkpoint {
     pub table: WeightsTable,
     /// Where it is.
     pub file: PathBuf,
+    /// What the `config.json` beside it says.
+    pub config: Option<ModelConfig>,
 }
 
 /// A stage in its place.
@@ -68,6 +73,15 @@ impl Step {
 }
 
 impl Plan {
+    /// What the model was trained to expect of pixels: as its `config.json` says, or else as usual for the dataset.
+    pub fn normalization(&self) -> Normalization {
+        let config = self.weights.as_ref().and_then(|weights| weights.config.as_ref()?.preprocessing.as_ref());
+        match config {
+            Some(images) => images.normalization(),
+            None => self.dataset.descriptor().normalization.clone(),
+        }
+    }
+
     /// Reads and checks a pipeline; every fault found is in the error.
     pub fn load(file: &Path, overrides: &Overrides) -> Result<Self> {
         let mut draft = Draft::load(file, overrides)?;
@@ -123,11 +137,39 @@ fn check_weights(draft: &Draft, faults: &mut Faults) -> Option<Checkpoint> {
     {
         faults.add(&place.key("sha256"), format!("expected 64 hexadecimal digits, found {sha256:?}"));
     }
-    let file = draft.locate(&table.path);
-    if file.is_none() {
+    let Some(file) = draft.locate(&table.path) else {
         faults.add(&place.key("path"), format!("there is no file {}", table.path.display()));
+        return None;
+    };
+    let file = weights::in_folder(&file).map_err(|error| faults.add(&place.key("path"), error.to_string())).ok()?;
+    let config = ModelConfig::beside(&file).map_err(|error| faults.add(&place.key("path"), error.to_string())).ok()?;
+    if let (Some(model), Some(config)) = (&draft.model, &config) {
+        check_model_config(model, config, table.head, faults);
     }
-    Some(Checkpoint { table, file: file? })
+    Some(Checkpoint { table, file, config })
+}
+
+/// Whether the pipeline's model is the one that a `config.json` describes.
+fn check_model_config(model: &ModelSpec, config: &ModelConfig, head: Option<Head>, faults: &mut Faults) {
+    let place = Place::section("model");
+    let mut compare = |key: &str, found: Option<String>, expected: Option<String>| {
+        if let (Some(found), Some(expected)) = (found, expected)
+            && found != expected
+        {
+            let hint = if key == "classes" { "; for other classes, set weights.head = \"fresh\"" } else { "" };
+            let message = format!("expected {expected}, as the checkpoint's config.json has, found {found}{hint}");
+            faults.add(&place.key(key), message);
+        }
+    };
+    let text = |number: Option<usize>| number.map(|number| number.to_string());
+    if head.is_none() {
+        compare("classes", text(Some(model.classes)), text(config.classes));
+    }
+    compare("patch-size", text(model.patch_size), text(config.patch_size));
+    let eps = |number: Option<f64>| number.map(|number| format!("{number:e}"));
+    compare("norm-eps", eps(model.norm_eps), eps(config.layer_norm_eps));
+    let means = config.preprocessing.as_ref().map(|images| images.mean.len());
+    compare("channels", text(Some(model.channels)), text(means));
 }
 
 fn check_data(draft: &Draft, faults: &mut Faults) -> Option<Dataset> {

@@ -183,3 +183,79 @@ fn a_purified_model_goes_back_the_way_it_came() {
     assert_eq!(project.run(&["pipeline", "pipeline.toml"]).code, Some(0));
     assert_eq!(project.digests("runs/tiny"), before);
 }
+
+#[test]
+fn another_number_of_classes_needs_a_fresh_head() {
+    let project = Project::new(env!("CARGO_BIN_EXE_lmr-under-test"));
+    let mut state = lmr_tests::fresh_state(2);
+    for name in ["fc.weight", "fc.bias"] {
+        state.insert(name.into(), Tensor::cat(&[&state[name], &state[name]], 0).unwrap());
+    }
+    project.write_weights(state);
+    project.edit("pipeline.toml", "kind = \"evaluate\"\nname = \"received\"", "kind = \"evaluate\"");
+    let run = project.run(&["pipeline", "pipeline.toml"]);
+    assert_eq!(run.code, Some(2));
+    for part in ["model.safetensors: ", "fc.bias", "a model with classes = 8", "weights.head = \"fresh\""] {
+        assert!(run.stderr.contains(part), "no {part:?} in {}", run.stderr);
+    }
+    let run = project.run(&["pipeline", "pipeline.toml", "--set", "model.weights.head=fresh"]);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    let report: serde_json::Value = serde_json::from_slice(&project.read("runs/tiny/report.json")).unwrap();
+    assert_eq!(report["model"]["source"], "model.safetensors, with a fresh head");
+    let found = read(&project.path().join("runs/tiny/04-purify/model.safetensors"), None).unwrap();
+    assert_eq!(found.state["fc.bias"].dims(), [4]);
+}
+
+#[test]
+fn another_architecture_is_named() {
+    let project = Project::new(env!("CARGO_BIN_EXE_lmr-under-test"));
+    let run = project.run(&["pipeline", "pipeline.toml", "--set", "model.width=4", "--set", "model.arch=resnet34"]);
+    assert_eq!(run.code, Some(2));
+    assert!(run.stderr.contains("it is for a model with arch = \"resnet18\", width = 2"), "{}", run.stderr);
+}
+
+const TIMM: &str = r#"{"architecture": "resnet18", "num_classes": 4, "pretrained_cfg": {"input_size": [1, 8, 8],
+    "interpolation": "bicubic", "mean": [0.1], "std": [4.0]}}"#;
+
+/// A folder as the Hub has it: the weights are found, and pixels are normalized as its `config.json` says.
+#[test]
+fn a_folder_with_a_config_is_a_checkpoint() {
+    let project = Project::new(env!("CARGO_BIN_EXE_lmr-under-test"));
+    let reused = || {
+        let run = project.run(&["pipeline", "pipeline.toml"]);
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
+        let report: serde_json::Value = serde_json::from_slice(&project.read("runs/tiny/report.json")).unwrap();
+        report["stages"][0]["reused"].as_bool().unwrap()
+    };
+    assert!(!reused());
+    project.write("received/model.safetensors", project.read("model.safetensors"));
+    project.edit("pipeline.toml", "{ path = \"model.safetensors\" }", "{ path = \"received\" }");
+    assert!(reused(), "the same model");
+    project.write("received/config.json", TIMM);
+    assert!(!reused(), "the model sees other numbers");
+}
+
+#[rstest]
+#[case::classes(TIMM.replace("4,", "5,"), "model.classes: expected 5, as the checkpoint's config.json has, found 4; for other")]
+#[case::channels(TIMM.replace("[1, 8, 8]", "[3, 8, 8]").replace("0.1", "0.1, 0, 0").replace("4.0", "4, 4, 4"), "model.channels: expected 3")]
+#[case::broken("{".into(), "config.json: EOF")]
+fn a_config_that_says_otherwise_is_refused(#[case] config: String, #[case] expected: &str) {
+    let project = Project::new(env!("CARGO_BIN_EXE_lmr-under-test"));
+    project.write("config.json", config);
+    let run = project.run(&["pipeline", "pipeline.toml"]);
+    assert_eq!(run.code, Some(2));
+    assert!(run.stderr.contains(expected), "{}", run.stderr);
+}
+
+#[rstest]
+#[case::none(&[], "has no checkpoint; expected model.safetensors or another .safetensors, .pth, .pt, .bin")]
+#[case::several(&["a.pth", "b.pt"], "has 2 checkpoints, a.pth and b.pt among them; name one")]
+fn a_folder_without_one_checkpoint_is_refused(#[case] files: &[&str], #[case] expected: &str) {
+    let project = Project::new(env!("CARGO_BIN_EXE_lmr-under-test"));
+    project.write("received/readme.md", "");
+    files.iter().for_each(|file| project.write(&format!("received/{file}"), ""));
+    project.edit("pipeline.toml", "{ path = \"model.safetensors\" }", "{ path = \"received\" }");
+    let run = project.run(&["pipeline", "pipeline.toml"]);
+    assert_eq!(run.code, Some(2));
+    assert!(run.stderr.contains(expected), "{}", run.stderr);
+}

@@ -13,6 +13,10 @@ fn inspect_shows_what_a_file_holds() {
     for part in ["torch-zip", "preactresnet18", "key", "fc.weight", "4×2", "nothing looks wrong"] {
         assert!(run.stdout.contains(part), "no {part:?} in {}", run.stdout);
     }
+    let run = project.run(&["inspect", "model.safetensors"]);
+    let table = "[model]\narch = \"resnet18\"\nclasses = 4\nchannels = 1\nstem = \"cifar\"\nwidth = 2\n\
+                 weights = { path = \"model.safetensors\" }";
+    assert!(run.stdout.contains(table), "{}", run.stdout);
     let run = project.run(&["inspect", "model.safetensors", "--json"]);
     let found: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
     assert_eq!((&found["format"], &found["naming"]), (&"safetensors".into(), &"torchvision ResNet".into()));

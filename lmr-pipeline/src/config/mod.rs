@@ -49,7 +49,8 @@ impl Default for RunTable {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct WeightsTable {
-    /// The file.
+    /// The file, or a folder with one `model.safetensors`, `pytorch_model.bin` or the like. A `config.json` in the same folder
+    /// must agree with this pipeline, and its mean and standard deviation take the place of the dataset's.
     pub path: PathBuf,
     /// SHA-256 that the file must have, in hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -61,6 +62,18 @@ pub struct WeightsTable {
     /// dict for `torch.load`, `export.pth` in the stage's folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub export: Option<Export>,
+    /// Leaves the checkpoint's head out: `fresh` draws a new one, for other classes. Without this, another number of
+    /// classes is an error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<Head>,
+}
+
+/// What takes the place of a checkpoint's head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Head {
+    /// A head drawn from the seed.
+    Fresh,
 }
 
 /// `[data]`: which images the stages see.

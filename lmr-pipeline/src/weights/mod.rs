@@ -14,7 +14,7 @@ mod torch;
 
 use std::fs;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use lmr_plugin::nn::StateDict;
@@ -27,6 +27,10 @@ pub use layout::{Container, Export, Layout, Stored};
 
 /// No image classifier here comes near; a ViT-Large takes 1.2 GB.
 const MAX_FILE: u64 = 4 << 30;
+/// What libraries call a checkpoint in a folder, first choice first.
+const USUAL: &[&str] = &["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"];
+/// How other checkpoints end.
+const ENDINGS: &[&str] = &["safetensors", "pth", "pt", "bin"];
 /// Bytes of a tensor's name.
 const MAX_NAME: usize = 512;
 /// What wrappers put before every name: `DataParallel`, `torch.compile`.
@@ -104,6 +108,35 @@ pub fn read(path: &Path, key: Option<&str>) -> Result<Checkpoint> {
         entries.push(Stored { name, dtype });
     }
     Ok(Checkpoint { state, layout: Layout { container, key, prefix, entries, skipped }, sha256, bytes, notes })
+}
+
+/// The checkpoint in a folder: the one with the name that libraries give it, or else the only one. A file is itself.
+pub fn in_folder(path: &Path) -> Result<PathBuf> {
+    if !path.is_dir() {
+        return Ok(path.to_owned());
+    }
+    if let Some(file) = USUAL.iter().map(|name| path.join(name)).find(|file| file.is_file()) {
+        return Ok(file);
+    }
+    let entries = fs::read_dir(path).map_err(|error| Error::input(path, format!("cannot be read: {error}")))?;
+    let ending = |file: &PathBuf| file.extension().is_some_and(|ending| ENDINGS.iter().any(|known| ending == *known));
+    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(ending).collect();
+    files.sort();
+    match files.as_slice() {
+        [file] => Ok(file.clone()),
+        [] => Err(Error::input(
+            path,
+            format!("has no checkpoint; expected {} or another .{}", USUAL[0], ENDINGS.join(", .")),
+        )),
+        [first, second, ..] => Err(Error::input(
+            path,
+            format!("has {} checkpoints, {} and {} among them; name one", files.len(), shown(first), shown(second)),
+        )),
+    }
+}
+
+fn shown(file: &Path) -> String {
+    file.file_name().unwrap_or_default().to_string_lossy().escape_debug().to_string()
 }
 
 /// Every tensor of a safetensors file, finite.

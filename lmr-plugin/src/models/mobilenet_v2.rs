@@ -3,8 +3,9 @@
 
 use candle_core::Tensor;
 
+use super::recognize::Shapes;
 use super::spec::{Options, given};
-use super::{Classifier, ModelSpec, Prunable, Stem, conv_bn};
+use super::{Arch, Classifier, ModelSpec, Prunable, Stem, conv_bn};
 use crate::Result;
 use crate::nn::{
     Activation, BatchNorm2d, Builder, Conv2d, ConvBn, ConvConfig, ConvSpec, Forward, Layer, Linear, Node, Params, Trunk,
@@ -58,6 +59,18 @@ fn inverted_residual(
 impl MobileNetV2 {
     pub(super) const OPTIONS: Options =
         Options { stem: Some(Stem::Cifar), width_multiplier: Some(1.0), ..Options::NONE };
+
+    /// The network that a checkpoint is for. The stem's stride does not show.
+    pub(super) fn recognize(arch: Arch, shapes: &Shapes) -> Option<ModelSpec> {
+        let [first, channels, ..] = shapes.of::<4>("features.0.0.weight")?;
+        let [last, narrow, ..] = shapes.of::<4>("features.18.0.weight")?;
+        let [classes, _] = shapes.of("classifier.1.weight")?;
+        let fits = |m: &f64| (scaled(32, *m), scaled(320, *m), scaled(1280, m.max(1.0))) == (first, narrow, last);
+        // In hundredths, those that are published first: several multipliers round to the same channels.
+        let published = [100, 75, 50, 35, 25, 10, 110, 120, 130, 140, 150, 200];
+        let multiplier = published.into_iter().chain(10..=400).map(|percent| f64::from(percent) / 100.0).find(fits)?;
+        Some(ModelSpec { channels, width_multiplier: Some(multiplier), ..ModelSpec::new(arch, classes) })
+    }
 
     /// The network.
     pub fn new(spec: &ModelSpec, b: &Builder) -> Result<Self> {

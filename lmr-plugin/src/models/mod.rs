@@ -4,6 +4,7 @@
 mod mobilenet_v2;
 pub mod naming;
 mod preact_resnet;
+mod recognize;
 mod registry;
 mod resnet;
 mod spec;

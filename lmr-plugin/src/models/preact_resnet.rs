@@ -3,8 +3,9 @@
 
 use candle_core::Tensor;
 
+use super::recognize::Shapes;
 use super::spec::{Options, given};
-use super::{Classifier, ModelSpec, Prunable, conv, conv_bn};
+use super::{Arch, Classifier, ModelSpec, Prunable, conv, conv_bn};
 use crate::Result;
 use crate::nn::{Activation, BatchNorm2d, Builder, Forward, Layer, Linear, Node, Params, Trunk};
 
@@ -34,6 +35,15 @@ fn block(trunk: &mut Trunk, (from, to): (usize, usize), stride: usize, b: &Build
 
 impl PreActResNet {
     pub(super) const OPTIONS: Options = Options { width: Some(64), ..Options::NONE };
+
+    /// The network with `depths` blocks in its stages that a checkpoint is for.
+    pub(super) fn recognize(arch: Arch, depths: &[usize], shapes: &Shapes) -> Option<ModelSpec> {
+        let [width, channels, ..] = shapes.of::<4>("conv1.weight")?;
+        let [classes, _] = shapes.of("linear.weight")?;
+        let spec = ModelSpec { channels, width: Some(width), ..ModelSpec::new(arch, classes) };
+        // The same names with a batch norm behind the stem are a network without pre-activation.
+        (!shapes.has("bn1.weight") && shapes.has_basic_blocks(depths)).then_some(spec)
+    }
 
     /// A network with `depths` blocks in its stages: `[2, 2, 2, 2]` is PreAct-ResNet-18.
     pub fn new(spec: &ModelSpec, depths: &[usize], b: &Builder) -> Result<Self> {

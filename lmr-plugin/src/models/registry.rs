@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::recognize::Shapes;
 use super::spec::{ModelSpec, Options};
 use super::{Classifier, MobileNetV2, PreActResNet, ResNet, Vgg, VisionTransformer};
 use crate::Result;
@@ -12,13 +13,15 @@ use crate::nn::Builder;
 pub(super) struct Architecture {
     /// The keys that apply to it, with their defaults.
     pub options: Options,
+    /// What model of this architecture a checkpoint is for, if it is for one.
+    pub recognize: fn(Arch, &Shapes) -> Option<ModelSpec>,
     /// Builds it from a specification whose options are filled in.
     pub build: fn(&ModelSpec, &Builder) -> Result<Box<dyn Classifier>>,
 }
 
-/// `Name: options => build`, with the documentation that the schema shows.
+/// `Name: options, recognize => build`, with the documentation that the schema shows.
 macro_rules! architectures {
-    ($($(#[doc = $doc:literal])* $name:ident: $options:expr => $build:expr;)*) => {
+    ($($(#[doc = $doc:literal])* $name:ident: $options:expr, $recognize:expr => $build:expr;)*) => {
         /// The architectures there are.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
         #[serde(rename_all = "kebab-case")]
@@ -34,6 +37,7 @@ macro_rules! architectures {
                 match self {
                     $(Self::$name => Architecture {
                         options: $options,
+                        recognize: $recognize,
                         build: |spec, b| Ok(Box::new($build(spec, b)?)),
                     },)*
                 }
@@ -44,21 +48,27 @@ macro_rules! architectures {
 
 architectures! {
     /// ResNet-18 (He et al., 2016), torchvision's names.
-    Resnet18: ResNet::OPTIONS => |spec, b| ResNet::new(spec, &[2, 2, 2, 2], b);
+    Resnet18: ResNet::OPTIONS, |arch, s| ResNet::recognize(arch, &[2, 2, 2, 2], s)
+        => |spec, b| ResNet::new(spec, &[2, 2, 2, 2], b);
     /// ResNet-34.
-    Resnet34: ResNet::OPTIONS => |spec, b| ResNet::new(spec, &[3, 4, 6, 3], b);
+    Resnet34: ResNet::OPTIONS, |arch, s| ResNet::recognize(arch, &[3, 4, 6, 3], s)
+        => |spec, b| ResNet::new(spec, &[3, 4, 6, 3], b);
     /// ResNet-18 with pre-activation (He et al., 2016, "Identity Mappings"), BackdoorBench's names.
-    PreactResnet18: PreActResNet::OPTIONS => |spec, b| PreActResNet::new(spec, &[2, 2, 2, 2], b);
+    PreactResnet18: PreActResNet::OPTIONS, |arch, s| PreActResNet::recognize(arch, &[2, 2, 2, 2], s)
+        => |spec, b| PreActResNet::new(spec, &[2, 2, 2, 2], b);
     /// VGG-16 without batch norm (Simonyan & Zisserman, 2015), torchvision's names.
-    Vgg16: Vgg::OPTIONS => |spec, b| Vgg::new(spec, false, b);
+    Vgg16: Vgg::OPTIONS, |arch, s| Vgg::recognize(arch, false, s) => |spec, b| Vgg::new(spec, false, b);
     /// VGG-16 with batch norm.
-    Vgg16Bn: Vgg::OPTIONS => |spec, b| Vgg::new(spec, true, b);
+    Vgg16Bn: Vgg::OPTIONS, |arch, s| Vgg::recognize(arch, true, s) => |spec, b| Vgg::new(spec, true, b);
     /// MobileNetV2 (Sandler et al., 2018), torchvision's names.
-    MobilenetV2: MobileNetV2::OPTIONS => MobileNetV2::new;
+    MobilenetV2: MobileNetV2::OPTIONS, MobileNetV2::recognize => MobileNetV2::new;
     /// Vision transformer with 192 features in 3 heads; torchvision's, timm's or transformers' names.
-    VitTiny: VisionTransformer::options(192) => |spec, b| VisionTransformer::new(spec, 3, b);
+    VitTiny: VisionTransformer::options(192), |arch, s| VisionTransformer::recognize(arch, 192, s)
+        => |spec, b| VisionTransformer::new(spec, 3, b);
     /// Vision transformer with 384 features in 6 heads.
-    VitSmall: VisionTransformer::options(384) => |spec, b| VisionTransformer::new(spec, 6, b);
+    VitSmall: VisionTransformer::options(384), |arch, s| VisionTransformer::recognize(arch, 384, s)
+        => |spec, b| VisionTransformer::new(spec, 6, b);
     /// Vision transformer with 768 features in 12 heads (Dosovitskiy et al., 2021); ViT-B/16 with the default patch.
-    VitBase: VisionTransformer::options(768) => |spec, b| VisionTransformer::new(spec, 12, b);
+    VitBase: VisionTransformer::options(768), |arch, s| VisionTransformer::recognize(arch, 768, s)
+        => |spec, b| VisionTransformer::new(spec, 12, b);
 }

@@ -3,8 +3,9 @@
 
 use candle_core::Tensor;
 
+use super::recognize::Shapes;
 use super::spec::{Options, given};
-use super::{Classifier, ModelSpec, Prunable, Stem, conv_bn};
+use super::{Arch, Classifier, ModelSpec, Prunable, Stem, conv_bn};
 use crate::Result;
 use crate::nn::{Activation, Builder, Forward, Layer, Linear, Node, Params, Trunk};
 
@@ -36,6 +37,15 @@ fn block(trunk: &mut Trunk, (from, to): (usize, usize), stride: usize, b: &Build
 
 impl ResNet {
     pub(super) const OPTIONS: Options = Options { stem: Some(Stem::Cifar), width: Some(64), ..Options::NONE };
+
+    /// The network with `depths` blocks in its stages that a checkpoint is for.
+    pub(super) fn recognize(arch: Arch, depths: &[usize], shapes: &Shapes) -> Option<ModelSpec> {
+        let [width, channels, kernel, _] = shapes.of("conv1.weight")?;
+        let [classes, _] = shapes.of("fc.weight")?;
+        let stem = Some(if kernel == 3 { Stem::Cifar } else { Stem::Imagenet });
+        let spec = ModelSpec { channels, stem, width: Some(width), ..ModelSpec::new(arch, classes) };
+        (shapes.has("bn1.weight") && shapes.has_basic_blocks(depths)).then_some(spec)
+    }
 
     /// A network with `depths` blocks in its stages: `[2, 2, 2, 2]` is ResNet-18.
     pub fn new(spec: &ModelSpec, depths: &[usize], b: &Builder) -> Result<Self> {

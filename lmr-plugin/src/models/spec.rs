@@ -3,6 +3,7 @@
 use candle_core::Device;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::{Arch, Classifier, naming};
 use crate::nn::{Builder, StateDict};
@@ -70,6 +71,22 @@ macro_rules! options {
                 $(if self.$name.is_some() && known.$name.is_none() {
                     keys.push($key);
                 })*
+                keys
+            }
+
+            /// The keys that this specification gives and the other one has otherwise, as `key = value`.
+            pub fn differing(&self, other: &Self) -> Vec<String> {
+                let (resolved, mut keys) = (other.resolved(), Vec::new());
+                let mut compare = |key: &str, ours: Option<String>, theirs: Option<String>| {
+                    if let Some(ours) = ours.filter(|ours| Some(ours) != theirs.as_ref()) {
+                        keys.push(format!("{key} = {ours}"));
+                    }
+                };
+                let text = |value: serde_json::Value| Some(value.to_string());
+                compare("arch", text(json!(self.arch)), text(json!(other.arch)));
+                compare("classes", text(json!(self.classes)), text(json!(other.classes)));
+                compare("channels", text(json!(self.channels)), text(json!(other.channels)));
+                $(compare($key, self.$name.and_then(|v| text(json!(v))), resolved.$name.and_then(|v| text(json!(v))));)*
                 keys
             }
 
@@ -162,6 +179,17 @@ impl ModelSpec {
         self.build(&Builder::from_state(naming::to_torchvision(state)?, device))
     }
 
+    /// As [`ModelSpec::load`], but with a head drawn from `rng` in place of the checkpoint's, which may have another number
+    /// of classes.
+    pub fn load_with_fresh_head(&self, state: StateDict, rng: Rng, device: &Device) -> Result<Box<dyn Classifier>> {
+        let mut state = naming::to_torchvision(state)?;
+        let fresh = self.fresh(rng, &Device::Cpu)?;
+        let head = fresh.head().name();
+        let of_head = |(name, _): &(String, _)| name.rsplit_once('.').is_some_and(|(layer, _)| layer == head);
+        state.extend(fresh.params().state_dict()?.into_iter().filter(of_head));
+        self.build(&Builder::from_state(state, device))
+    }
+
     fn build(&self, builder: &Builder) -> Result<Box<dyn Classifier>> {
         let faults = self.faults();
         if !faults.is_empty() {
@@ -179,9 +207,9 @@ pub(super) fn given<T>(option: Option<T>, key: &str) -> Result<T> {
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
-    use serde_json::json;
 
     use super::*;
+    use crate::rng;
 
     #[rstest]
     #[case(json!({"arch": "vit-tiny", "classes": 10, "stem": "cifar"}), "stem: does not apply")]
@@ -192,6 +220,21 @@ mod tests {
         let spec: ModelSpec = serde_json::from_value(spec).unwrap();
         let faults = spec.faults().join("; ");
         assert!(faults.contains(expected), "{faults}");
+    }
+
+    #[test]
+    fn a_fresh_head_takes_all_but_the_head() {
+        let cpu = Device::Cpu;
+        let made = ModelSpec { width: Some(4), ..ModelSpec::new(Arch::PreactResnet18, 7) };
+        let state = made.fresh(rng::stream(0, "made"), &cpu).unwrap().params().state_dict().unwrap();
+        let other = ModelSpec { classes: 5, ..made };
+        assert!(other.load(state.clone(), &cpu).is_err());
+        let draw = || other.load_with_fresh_head(state.clone(), rng::stream(1, "head"), &cpu).unwrap();
+        let (found, again) = (draw().params().state_dict().unwrap(), draw().params().state_dict().unwrap());
+        let values = |state: &StateDict, name: &str| state[name].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(found["linear.weight"].dims(), [5, 32]);
+        assert_eq!(values(&found, "linear.weight"), values(&again, "linear.weight"));
+        assert_eq!(values(&found, "layer4.1.conv2.weight"), values(&state, "layer4.1.conv2.weight"));
     }
 
     #[test]

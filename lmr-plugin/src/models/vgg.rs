@@ -6,8 +6,9 @@
 
 use candle_core::Tensor;
 
+use super::recognize::Shapes;
 use super::spec::{Options, given};
-use super::{Classifier, ModelSpec, Prunable, Stem, conv};
+use super::{Arch, Classifier, ModelSpec, Prunable, Stem, conv};
 use crate::Result;
 use crate::nn::{Activation, BatchNorm2d, Builder, ConvBn, Forward, Layer, Linear, Params, Trunk};
 
@@ -29,6 +30,18 @@ pub struct Vgg {
 
 impl Vgg {
     pub(super) const OPTIONS: Options = Options { stem: Some(Stem::Cifar), width: Some(64), ..Options::NONE };
+
+    /// The network that a checkpoint is for.
+    pub(super) fn recognize(arch: Arch, batch_norm: bool, shapes: &Shapes) -> Option<ModelSpec> {
+        let [width, channels, ..] = shapes.of::<4>("features.0.weight")?;
+        let (stem, [classes, _]) = match shapes.of("classifier.weight") {
+            Some(head) => (Stem::Cifar, head),
+            None => (Stem::Imagenet, shapes.of("classifier.6.weight")?),
+        };
+        let spec = ModelSpec { channels, stem: Some(stem), width: Some(width), ..ModelSpec::new(arch, classes) };
+        let last = if batch_norm { "features.41.running_mean" } else { "features.28.weight" };
+        (shapes.has(last) && shapes.has("features.1.running_mean") == batch_norm).then_some(spec)
+    }
 
     /// VGG-16, with or without batch norm behind every convolution.
     pub fn new(spec: &ModelSpec, batch_norm: bool, b: &Builder) -> Result<Self> {

@@ -3,8 +3,9 @@
 
 use candle_core::Tensor;
 
+use super::recognize::Shapes;
 use super::spec::{Options, given};
-use super::{Classifier, ModelSpec, Prunable};
+use super::{Arch, Classifier, ModelSpec, Prunable};
 use crate::Result;
 use crate::nn::{
     Activation, Builder, Conv2d, ConvConfig, ConvSpec, Forward, LayerNorm, Linear, Params, PatchEmbedding,
@@ -60,6 +61,23 @@ impl VisionTransformer {
             norm_eps: Some(1e-6),
             ..Options::NONE
         }
+    }
+
+    /// The transformer of this width that a checkpoint is for. ε of its layer norms does not show.
+    pub(super) fn recognize(arch: Arch, width: usize, shapes: &Shapes) -> Option<ModelSpec> {
+        let [features, channels, patch, _] = shapes.of("conv_proj.weight")?;
+        let [_, tokens, _] = shapes.of("encoder.pos_embedding")?;
+        let [classes, _] = shapes.of("heads.head.weight")?;
+        let image = patch * tokens.checked_sub(1)?.isqrt();
+        let spec = ModelSpec {
+            channels,
+            width: Some(features),
+            image_size: Some(image),
+            patch_size: Some(patch),
+            depth: Some(shapes.count("encoder.layers.encoder_layer_")),
+            ..ModelSpec::new(arch, classes)
+        };
+        (features == width).then_some(spec)
     }
 
     /// A transformer with `heads` heads, which divide the width.

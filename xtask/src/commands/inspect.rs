@@ -1,7 +1,7 @@
 //! `cargo xtask inspect`.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use comfy_table::CellAlignment;
 use lmr_pipeline::inspect::{Inspection, Layer, inspect};
@@ -28,13 +28,17 @@ impl Arguments {
     pub fn run(self) -> anyhow::Result<()> {
         let _log = Console::new(Verbosity { verbose: 0, quiet: true });
         let found = inspect(&self.checkpoint, self.key.as_deref())?;
-        let text = if self.json { serde_json::to_string_pretty(&found)? } else { page(&found) };
+        let text = if self.json { serde_json::to_string_pretty(&found)? } else { page(&found, &self.checkpoint) };
         Ok(writeln!(std::io::stdout(), "{text}")?)
     }
 }
 
-fn page(found: &Inspection) -> String {
+fn page(found: &Inspection, checkpoint: &Path) -> String {
     let mut parts = vec![summary(found).to_string(), layers(&found.tensors).to_string()];
+    parts.push(match found.model_table(checkpoint) {
+        Some(table) => format!("a pipeline loads it with\n\n{table}\n"),
+        None => "it is for none of the architectures that a pipeline can load".into(),
+    });
     match found.warnings.as_slice() {
         [] => parts.push("nothing looks wrong".into()),
         warnings => parts.extend(warnings.iter().map(|warning| format!("warning: {warning}"))),

@@ -1,0 +1,122 @@
+//! What model a checkpoint is for, from the names and shapes of its tensors.
+
+use super::{Arch, ModelSpec, naming};
+use crate::Result;
+use crate::nn::StateDict;
+
+/// The shapes of a checkpoint's tensors, under torchvision's names.
+pub(super) struct Shapes(StateDict);
+
+impl Shapes {
+    /// The dimensions of a tensor, if it is there and has so many.
+    pub fn of<const N: usize>(&self, name: &str) -> Option<[usize; N]> {
+        self.0.get(name)?.dims().try_into().ok()
+    }
+
+    /// Whether there is such a tensor.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// How many of `prefix0.…`, `prefix1.…`, and so on there are.
+    pub fn count(&self, prefix: &str) -> usize {
+        let begins = |number: &usize| {
+            let start = format!("{prefix}{number}.");
+            self.0.range(start.clone()..).next().is_some_and(|(name, _)| name.starts_with(&start))
+        };
+        (0..).take_while(begins).count()
+    }
+
+    /// Whether the stages `layer1`, `layer2` and so on have these numbers of basic blocks.
+    pub fn has_basic_blocks(&self, depths: &[usize]) -> bool {
+        let stage = |(i, depth): (usize, &usize)| {
+            let name = format!("layer{}.", i + 1);
+            self.count(&name) == *depth && !self.has(&format!("{name}0.conv3.weight"))
+        };
+        depths.iter().enumerate().all(stage) && self.has("layer1.0.conv2.weight")
+    }
+}
+
+impl ModelSpec {
+    /// The model that a checkpoint is for, if its architecture is one of [`Arch::ALL`]. What does not show in names and
+    /// shapes is left open: the `stem` of MobileNetV2 and the `norm-eps` of vision transformers.
+    ///
+    /// ```
+    /// use candle_core::Device;
+    /// use lmr_plugin::models::{Arch, ModelSpec};
+    /// use lmr_plugin::rng;
+    ///
+    /// let spec = ModelSpec { width: Some(8), ..ModelSpec::new(Arch::Resnet18, 10) };
+    /// let state = spec.fresh(rng::stream(0, "init"), &Device::Cpu)?.params().state_dict()?;
+    /// assert_eq!(ModelSpec::recognize(&state)?, Some(spec.resolved()));
+    /// # Ok::<(), lmr_plugin::Error>(())
+    /// ```
+    pub fn recognize(state: &StateDict) -> Result<Option<Self>> {
+        let shapes = Shapes(naming::to_torchvision(state.clone())?);
+        let found = Arch::ALL.iter().find_map(|arch| (arch.architecture().recognize)(*arch, &shapes));
+        Ok(found.filter(|spec| spec.faults().is_empty()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use rstest::rstest;
+
+    use super::*;
+    use crate::models::Stem;
+    use crate::models::naming::Scheme;
+    use crate::rng;
+
+    fn spec(arch: Arch) -> ModelSpec {
+        let mut spec = ModelSpec::new(arch, 7).resolved();
+        spec.width = spec.width.map(|width| if width % 64 == 0 && width > 64 { width } else { 4 });
+        spec.depth = spec.depth.map(|_| 2);
+        spec.image_size = spec.image_size.map(|_| 32);
+        spec
+    }
+
+    /// `spec` without what does not show.
+    fn visible(spec: &ModelSpec) -> ModelSpec {
+        let stem = spec.stem.filter(|_| spec.arch != Arch::MobilenetV2);
+        ModelSpec { stem, norm_eps: None, ..spec.clone() }
+    }
+
+    #[rstest]
+    fn every_architecture_is_recognized(#[values(1, 3)] channels: usize) {
+        for &arch in Arch::ALL {
+            let spec = ModelSpec { channels, ..spec(arch) };
+            let state = spec.fresh(rng::stream(0, "init"), &Device::Cpu).unwrap().params().state_dict().unwrap();
+            assert_eq!(ModelSpec::recognize(&state).unwrap(), Some(visible(&spec)), "{arch:?}");
+        }
+    }
+
+    #[rstest]
+    #[case(ModelSpec { stem: Some(Stem::Imagenet), width: Some(2), ..ModelSpec::new(Arch::Resnet34, 3) })]
+    #[case(ModelSpec { stem: Some(Stem::Imagenet), width: Some(1), ..ModelSpec::new(Arch::Vgg16, 3) })]
+    #[case(ModelSpec { width_multiplier: Some(0.35), ..ModelSpec::new(Arch::MobilenetV2, 3) })]
+    #[case(ModelSpec { width_multiplier: Some(1.4), ..ModelSpec::new(Arch::MobilenetV2, 3) })]
+    #[case(ModelSpec { patch_size: Some(4), image_size: Some(24), depth: Some(1), ..ModelSpec::new(Arch::VitSmall, 3) })]
+    fn options_show_in_shapes(#[case] spec: ModelSpec) {
+        let spec = spec.resolved();
+        let state = spec.fresh(rng::stream(0, "init"), &Device::Cpu).unwrap().params().state_dict().unwrap();
+        assert_eq!(ModelSpec::recognize(&state).unwrap(), Some(visible(&spec)));
+    }
+
+    #[rstest]
+    fn transformers_are_recognized_under_every_naming(#[values(Scheme::Timm, Scheme::Transformers)] scheme: Scheme) {
+        let spec = spec(Arch::VitTiny);
+        let state = spec.fresh(rng::stream(0, "init"), &Device::Cpu).unwrap().params().state_dict().unwrap();
+        let renamed = naming::from_torchvision(&state, scheme).unwrap();
+        assert_eq!(ModelSpec::recognize(&renamed).unwrap(), Some(visible(&spec)));
+    }
+
+    #[test]
+    fn another_network_is_not() {
+        let spec = spec(Arch::Resnet18);
+        let mut state = spec.fresh(rng::stream(0, "init"), &Device::Cpu).unwrap().params().state_dict().unwrap();
+        state.retain(|name, _| !name.starts_with("layer4.1."));
+        assert_eq!(ModelSpec::recognize(&state).unwrap(), None);
+        assert_eq!(ModelSpec::recognize(&StateDict::new()).unwrap(), None);
+    }
+}
