@@ -14,9 +14,9 @@ use super::input::{Factors, transform_input};
 use super::tiling::Tiling;
 use super::transform::{IN, OUT, both, output};
 
-/// Images of one task. Fewer would keep the factors of many channels in the second-level cache, but read the weights more
-/// often; that loses.
-const IMAGES: usize = 128;
+/// Columns, that is images of tiles, that are multiplied with the weights at once. Fewer would keep the factors of many
+/// channels in the second-level cache, but read the weights more often; that loses.
+const COLUMNS: usize = 128;
 
 /// Output channels of one task.
 const ROWS: usize = 128;
@@ -50,15 +50,15 @@ impl Winograd<'_> {
     pub fn run(&self, out: &mut [f32]) -> Vec<Vec<f64>> {
         let Tiling { from, to, .. } = self.tiling;
         assert_eq!((self.input.len(), out.len()), (from.len(), to.len()));
-        let blocks = to.n.div_ceil(IMAGES);
-        let images = to.n.div_ceil(blocks).next_multiple_of(16);
-        let images: Vec<Range<usize>> = (0..to.n).step_by(images).map(|i| i..(i + images).min(to.n)).collect();
+        let blocks = to.n.div_ceil(COLUMNS);
+        let block = to.n.div_ceil(blocks).next_multiple_of(16).min(to.n);
+        let images: Vec<Range<usize>> = (0..to.n).step_by(block).map(|i| i..(i + block).min(to.n)).collect();
         let panels = &self.weights.panels;
         let rows = ROWS / panels.first().map_or(1, |p| p.width);
         let panels: Vec<Range<usize>> =
             (0..panels.len()).step_by(rows).map(|i| i..(i + rows).min(panels.len())).collect();
         let tiles = self.tiling.tiles();
-        let run = (tiles * images.len() * panels.len()).div_ceil(TASKS).min(tiles);
+        let run = (tiles * images.len() * panels.len()).div_ceil(TASKS).max(COLUMNS / block).min(tiles);
         let runs: Vec<Range<usize>> = (0..tiles).step_by(run).map(|t| t..(t + run).min(tiles)).collect();
         let shared = Shared { at: out.as_mut_ptr(), len: out.len() };
         let arch = Arch::new();
@@ -96,23 +96,28 @@ impl WithSimd for Task<'_, '_> {
         let panels = &weights.panels[panels.clone()];
         let (Some(first), Some(last)) = (panels.first(), panels.last()) else { return Vec::new() };
         let rows = first.row..last.row + last.rows;
-        let factors = Factors::new(simd, tiling.from.c, images.len());
-        let products = Factors::new(simd, rows.len(), images.len());
+        // Few images are multiplied together with those of the next tiles.
+        let groups = tiles.len().div_ceil((COLUMNS / images.len()).max(1));
+        let group = tiles.len().div_ceil(groups);
+        let factors = Factors::new(simd, tiling.from.c, group * images.len());
+        let products = Factors::new(simd, rows.len(), group * images.len());
         let lens = [factors.len(), products.len(), factors.between()];
         let mut work = Workspace::take(lens.iter().sum());
         let [v, m, between] = work.split(lens);
         let mut statistics = finish.statistics(simd, rows.len());
-        for tile in tiles.clone() {
-            let sources = tiling.sources(tile);
-            transform_input(
-                simd,
-                (input, tiling.from),
-                &sources,
-                0..tiling.from.c,
-                images.clone(),
-                (v, factors),
-                between,
-            );
+        for first in tiles.clone().step_by(group) {
+            let tiles = first..(first + group).min(tiles.end);
+            for (slot, tile) in tiles.clone().enumerate() {
+                transform_input(
+                    simd,
+                    (input, tiling.from),
+                    &tiling.sources(tile),
+                    0..tiling.from.c,
+                    images.clone(),
+                    (v, factors, slot * images.len()),
+                    between,
+                );
+            }
             for i in 0..IN * IN {
                 let depth = weights.depth;
                 let segments = &[Segment { weight: i * depth, input: i * factors.stride, len: depth }];
@@ -122,15 +127,18 @@ impl WithSimd for Task<'_, '_> {
                     multiply(simd, panel, product, &mut m[at..]);
                 }
             }
-            let targets = tiling.targets(tile);
-            for (index, channel) in rows.clone().enumerate() {
-                self.write(simd, (&m[index * products.n..], products), channel, &targets, between);
-                for &position in targets.iter().flatten().flatten() {
-                    let at = self.row(position, channel);
-                    // SAFETY: this task alone works on these images of this channel and position, and `at` was checked to
-                    // be inside the output.
-                    let row = unsafe { std::slice::from_raw_parts_mut(self.out.at.add(at), images.len()) };
-                    finish.row(simd, (row, at), channel, (&mut statistics, index));
+            for (slot, tile) in tiles.enumerate() {
+                let targets = tiling.targets(tile);
+                for (index, channel) in rows.clone().enumerate() {
+                    let m = &m[index * products.n + slot * images.len()..];
+                    self.write(simd, (m, products), channel, &targets, between);
+                    for &position in targets.iter().flatten().flatten() {
+                        let at = self.row(position, channel);
+                        // SAFETY: this task alone works on these images of this channel and position, and `at` was checked
+                        // to be inside the output.
+                        let row = unsafe { std::slice::from_raw_parts_mut(self.out.at.add(at), images.len()) };
+                        finish.row(simd, (row, at), channel, (&mut statistics, index));
+                    }
                 }
             }
         }
@@ -152,7 +160,7 @@ impl Task<'_, '_> {
         at
     }
 
-    /// Writes `Aᵀ M A` of one channel to the output; `m` begins at the channel's row.
+    /// Writes `Aᵀ M A` of one channel and tile to the output; `m` begins at the tile's first column in the channel's row.
     #[inline(always)]
     fn write<S: Simd>(
         &self,
@@ -163,10 +171,10 @@ impl Task<'_, '_> {
         between: &mut [f32],
     ) {
         let lanes = S::F32_LANES;
-        let vectors = products.n / lanes;
+        let vectors = self.images.len().div_ceil(lanes);
         let rest = self.images.len() - (vectors - 1) * lanes;
         let mask = simd.mask_between_m32s(0, rest as u32);
-        assert!(m.len() >= (IN * IN - 1) * products.stride + products.n);
+        assert!(m.len() >= (IN * IN - 1) * products.stride + self.images.len());
         let targets = targets.map(|row| row.map(|position| position.map(|p| self.row(p, channel))));
         both(
             simd,
@@ -175,8 +183,9 @@ impl Task<'_, '_> {
             #[inline(always)]
             |i, j, vector| {
                 let at = (i * IN + j) * products.stride + vector * lanes;
-                // SAFETY: a whole vector of a row that `m` has, as asserted above.
-                unsafe { load(simd, mask, false, m.as_ptr().wrapping_add(at)) }
+                let masked = rest != lanes && vector + 1 == vectors;
+                // SAFETY: inside a row that `m` has, as asserted above; the last vector is masked.
+                unsafe { load(simd, mask, masked, m.as_ptr().wrapping_add(at)) }
             },
             #[inline(always)]
             |m| output(simd, m),

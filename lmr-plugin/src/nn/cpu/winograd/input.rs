@@ -8,18 +8,20 @@ use super::super::layout::Dims;
 use super::super::simd::{load, prefetch, store};
 use super::transform::{IN, both, input};
 
-/// Room for the 36 factors of a tile: `[factor][channel][image]`, images padded to whole vectors with 0.
+/// Room for the 36 factors of some tiles: `[factor][channel][tile][image]`, the row of a channel padded to whole vectors.
+/// What is in the padding is multiplied, too, but never stored.
 #[derive(Clone, Copy)]
 pub(super) struct Factors {
-    /// Floats of a row of images.
+    /// Floats of a row.
     pub n: usize,
     /// Between factors. Not a multiple of a page, or all factors would share a few sets of the cache.
     pub stride: usize,
 }
 
 impl Factors {
-    pub fn new<S: Simd>(_: S, rows: usize, images: usize) -> Self {
-        let n = images.next_multiple_of(S::F32_LANES);
+    /// Room for `columns` images of tiles.
+    pub fn new<S: Simd>(_: S, rows: usize, columns: usize) -> Self {
+        let n = columns.next_multiple_of(S::F32_LANES);
         let stride = rows * n;
         Self { n, stride: if stride.is_multiple_of(256) { stride + 16 } else { stride } }
     }
@@ -34,7 +36,8 @@ impl Factors {
     }
 }
 
-/// Fills `out` with `Bᵀ d B` of some channels and images of `x`; positions that are `None` are 0. `between` has
+/// Fills the columns of `out` from `column` on with `Bᵀ d B` of some channels and images of `x`; positions that are `None`
+/// are 0. Up to a vector's end, zeros go into the columns behind, so columns are filled in ascending order. `between` has
 /// [`Factors::between`] floats.
 #[inline(always)]
 pub(super) fn transform_input<S: Simd>(
@@ -43,16 +46,17 @@ pub(super) fn transform_input<S: Simd>(
     sources: &[[Option<usize>; IN]; IN],
     channels: Range<usize>,
     images: Range<usize>,
-    (out, factors): (&mut [f32], Factors),
+    (out, factors, column): (&mut [f32], Factors, usize),
     between: &mut [f32],
 ) {
     let lanes = S::F32_LANES;
     let vectors = images.len().div_ceil(lanes);
     let rest = images.len() - (vectors - 1) * lanes;
     let mask = simd.mask_between_m32s(0, rest as u32);
+    let tight = column + vectors * lanes > factors.n;
     let nothing = vec![0.0; vectors * lanes];
     assert!(channels.end <= dims.c && images.end <= dims.n && images.start < images.end);
-    assert!(factors.n == vectors * lanes && factors.stride >= channels.len() * factors.n);
+    assert!(column + images.len() <= factors.n && factors.stride >= channels.len() * factors.n);
     assert!(out.len() >= factors.len());
     // Where the first row of a source is, and how far it is to the next.
     let rows = sources.map(|row| {
@@ -84,9 +88,9 @@ pub(super) fn transform_input<S: Simd>(
             |d| input(simd, d),
             #[inline(always)]
             |i, j, vector, value| {
-                let at = (i * IN + j) * factors.stride + channel * factors.n + vector * lanes;
-                // SAFETY: whole vectors of rows that `out` has, as asserted above.
-                unsafe { store(simd, mask, false, out.wrapping_add(at), value) };
+                let at = (i * IN + j) * factors.stride + channel * factors.n + column + vector * lanes;
+                // SAFETY: inside a row that `out` has, as asserted above; a last vector for which there is no room is masked.
+                unsafe { store(simd, mask, tight && vector + 1 == vectors, out.wrapping_add(at), value) };
             },
         );
     }

@@ -100,7 +100,7 @@ impl WithSimd for Task<'_> {
                     &sources,
                     inputs.clone(),
                     images.clone(),
-                    (&mut *v, factors),
+                    (&mut *v, factors, 0),
                     between,
                 );
                 for (target, turned) in targets.iter().flatten().zip(turned.chunks_exact_mut(rows.n * padded)) {
