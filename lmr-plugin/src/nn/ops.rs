@@ -33,14 +33,6 @@ pub fn to_tokens(x: &Tensor) -> Result<Tensor> {
     if x.rank() == 4 { Ok(cpu::leave_tokens(x)?) } else { Ok(x.clone()) }
 }
 
-/// What the convolution kernels apply themselves (ReLU or nothing), and what is left to do.
-fn fused(activation: Activation) -> (bool, Activation) {
-    match activation {
-        Activation::Relu => (true, Activation::None),
-        other => (false, other),
-    }
-}
-
 /// Runs `f` on the CPU kernels' layout and returns the result in the layout of `x`.
 fn in_blocks<T>(
     x: &Tensor,
@@ -74,9 +66,9 @@ pub fn conv2d_inference(
     output_dims(&x, &weight, config)?;
     match Path::of(&x) {
         Path::Cpu => {
-            let (relu, rest) = fused(activation);
+            let (bounds, rest) = cpu::fused(activation);
             let run = |x: &Tensor, residual: Option<&Tensor>| {
-                Ok((cpu::conv2d_inference(x, &weight, bias.as_ref(), config, residual, relu)?, ()))
+                Ok((cpu::conv2d_inference(x, &weight, bias.as_ref(), config, residual, bounds)?, ()))
             };
             rest.apply(&in_blocks(&x, residual.as_ref(), run)?.0)
         }
@@ -103,10 +95,10 @@ pub fn conv2d(
     output_dims(x, weight, config)?;
     match Path::of(x) {
         Path::Cpu => {
-            let (relu, rest) = fused(activation);
-            let run =
-                |x: &Tensor, residual: Option<&Tensor>| Ok((cpu::conv2d(x, weight, bias, config, residual, relu)?, ()));
-            rest.apply(&in_blocks(x, residual, run)?.0)
+            let run = |x: &Tensor, residual: Option<&Tensor>| {
+                Ok((cpu::conv2d(x, weight, bias, config, residual, activation)?, ()))
+            };
+            Ok(in_blocks(x, residual, run)?.0)
         }
         Path::Portable => {
             let y = portable::add_channels(&portable::conv2d(x, weight, config)?, bias)?;
@@ -127,8 +119,9 @@ pub(super) fn conv_bn_batch(
     let beta = shifted_beta(layer)?;
     let (y, moments) = match Path::of(x) {
         Path::Cpu => {
-            let (relu, rest) = fused(activation);
-            let run = |x: &Tensor, residual: Option<&Tensor>| cpu::conv_bn(x, cpu_layer(layer, &beta), residual, relu);
+            let (bounds, rest) = cpu::fused(activation);
+            let run =
+                |x: &Tensor, residual: Option<&Tensor>| cpu::conv_bn(x, cpu_layer(layer, &beta), residual, bounds);
             let (y, moments) = in_blocks(x, residual, run)?;
             (rest.apply(&y)?, moments)
         }

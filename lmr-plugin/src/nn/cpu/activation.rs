@@ -1,7 +1,7 @@
 //! Activations in one pass each way.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-use pulp::Arch;
+use pulp::{Arch, Simd};
 use rayon::prelude::*;
 
 use super::super::Activation;
@@ -53,6 +53,58 @@ fn gelu_slope(x: f32) -> f32 {
     0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)) + x * DENSITY * exp(-0.5 * x * x)
 }
 
+/// Where an activation cuts values off.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(in super::super) struct Bounds {
+    pub low: f32,
+    pub high: f32,
+}
+
+impl Bounds {
+    /// Nowhere.
+    pub const NONE: Self = Self { low: f32::NEG_INFINITY, high: f32::INFINITY };
+
+    /// Those of an activation that does nothing else.
+    pub fn of(activation: Activation) -> Option<Self> {
+        match activation {
+            Activation::None => Some(Self::NONE),
+            Activation::Relu => Some(Self { low: 0.0, ..Self::NONE }),
+            Activation::Relu6 => Some(Self { low: 0.0, high: 6.0 }),
+            Activation::Gelu => None,
+        }
+    }
+
+    /// Cuts off; NaN stays NaN.
+    #[inline(always)]
+    pub fn cut<S: Simd>(self, simd: S, v: S::f32s) -> S::f32s {
+        // Of two operands, `max` and `min` give the second if one is NaN.
+        simd.min_f32s(simd.splat_f32s(self.high), simd.max_f32s(simd.splat_f32s(self.low), v))
+    }
+
+    /// Multiplies `grad` by the slope at values that were cut off.
+    pub fn slope_in_place(self, grad: &mut [f32], at: &[f32]) {
+        if self != Self::NONE {
+            each_pair(grad, at, |g, v| if v > self.low && v < self.high { g } else { 0.0 });
+        }
+    }
+
+    /// `grad` where `v` is strictly between the bounds, else 0.
+    #[inline(always)]
+    pub fn slope<S: Simd>(self, simd: S, grad: S::f32s, v: S::f32s) -> S::f32s {
+        let zero = simd.splat_f32s(0.0);
+        let above = simd.select_f32s(simd.greater_than_f32s(v, simd.splat_f32s(self.low)), grad, zero);
+        simd.select_f32s(simd.greater_than_f32s(simd.splat_f32s(self.high), v), above, zero)
+    }
+}
+
+/// What the convolution kernels apply themselves, and what is left to do.
+pub(in super::super) fn fused(activation: Activation) -> (Bounds, Activation) {
+    match Bounds::of(activation) {
+        Some(bounds) => (bounds, Activation::None),
+        None => (Bounds::NONE, activation),
+    }
+}
+
 /// Applies an activation in place.
 pub(super) fn activate_in_place(x: &mut [f32], activation: Activation) {
     fn each(x: &mut [f32], f: impl Fn(f32) -> f32 + Sync) {
@@ -77,18 +129,17 @@ fn relu6(x: f32) -> f32 {
 /// Multiplies `grad` by the slope of an activation. `at` is the activation's input; for ReLU and ReLU6, its output does as
 /// well.
 pub(super) fn slope_in_place(grad: &mut [f32], at: &[f32], activation: Activation) {
-    fn each(grad: &mut [f32], at: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) {
-        let arch = Arch::new();
-        grad.par_chunks_mut(CHUNK).zip(at.par_chunks(CHUNK)).for_each(|(grad, at)| {
-            arch.dispatch(|| grad.iter_mut().zip(at).for_each(|(grad, &at)| *grad = f(*grad, at)));
-        });
+    match Bounds::of(activation) {
+        Some(bounds) => bounds.slope_in_place(grad, at),
+        None => each_pair(grad, at, |g, x| g * gelu_slope(x)),
     }
-    match activation {
-        Activation::None => {}
-        Activation::Relu => each(grad, at, |g, x| if x > 0.0 { g } else { 0.0 }),
-        Activation::Relu6 => each(grad, at, |g, x| if x > 0.0 && x < 6.0 { g } else { 0.0 }),
-        Activation::Gelu => each(grad, at, |g, x| g * gelu_slope(x)),
-    }
+}
+
+fn each_pair(grad: &mut [f32], at: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) {
+    let arch = Arch::new();
+    grad.par_chunks_mut(CHUNK).zip(at.par_chunks(CHUNK)).for_each(|(grad, at)| {
+        arch.dispatch(|| grad.iter_mut().zip(at).for_each(|(grad, &at)| *grad = f(*grad, at)));
+    });
 }
 
 /// An activation as an operation.

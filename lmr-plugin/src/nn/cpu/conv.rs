@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 
 use super::super::{Activation, ConvConfig};
 use super::access::{blocked, slice, tensor, with_slice};
-use super::activation::activate;
+use super::activation::{Bounds, activate};
 use super::finish::Finish;
 use super::geometry::Geometry;
 use super::layer::{convolve, input_gradient, weight_gradient};
@@ -15,12 +15,12 @@ use super::norm;
 struct Convolution {
     geometry: Geometry,
     bias: Option<Vec<f32>>,
-    relu: bool,
+    bounds: Bounds,
 }
 
 impl Convolution {
     fn run(&self, x: &[f32], weight: &[f32], residual: Option<&[f32]>) -> (CpuStorage, Shape) {
-        let finish = Finish::Activate { bias: self.bias.as_deref(), residual, relu: self.relu };
+        let finish = Finish::Activate { bias: self.bias.as_deref(), residual, bounds: self.bounds };
         let mut y = vec![0.0; self.geometry.y.len()];
         convolve(x, weight, &self.geometry, finish, &mut y);
         blocked(y, self.geometry.y)
@@ -73,12 +73,12 @@ pub(in super::super) fn conv2d_inference(
     bias: Option<&Tensor>,
     config: &ConvConfig,
     residual: Option<&Tensor>,
-    relu: bool,
+    bounds: Bounds,
 ) -> Result<Tensor> {
     let geometry = Geometry::new(Dims::of(x)?, weight.dims4()?.into(), *config)?;
     check(geometry.y, residual, bias.as_slice())?;
     let bias = bias.map(|b| b.to_vec1::<f32>()).transpose()?;
-    let op = Convolution { geometry, bias, relu };
+    let op = Convolution { geometry, bias, bounds };
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     match residual {
         Some(residual) => x.apply_op3_no_bwd(&weight, &residual.contiguous()?, &op),
@@ -103,7 +103,7 @@ impl CustomOp3 for Biased {
         b: &CpuStorage,
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let finish = Finish::Activate { bias: Some(slice(b, lb)?), residual: None, relu: false };
+        let finish = Finish::Activate { bias: Some(slice(b, lb)?), residual: None, bounds: Bounds::NONE };
         let mut y = vec![0.0; self.0.y.len()];
         convolve(slice(x, lx)?, slice(w, lw)?, &self.0, finish, &mut y);
         Ok(blocked(y, self.0.y))
@@ -143,18 +143,6 @@ impl CustomOp3 for Biased {
     }
 }
 
-/// `dy` where `y > 0`, else 0.
-pub(super) fn masked(dy: &Tensor, y: &Tensor) -> Result<Tensor> {
-    let mut out = vec![0.0; y.elem_count()];
-    with_slice(dy, |dy| {
-        with_slice(y, |y| {
-            norm::mask(dy, y, &mut out);
-            Ok(())
-        })
-    })?;
-    tensor(out, y.dims())
-}
-
 /// `activation(conv(x) + bias + residual)` of blocked activations; differentiable.
 pub(in super::super) fn conv2d(
     x: &Tensor,
@@ -162,7 +150,7 @@ pub(in super::super) fn conv2d(
     bias: &Tensor,
     config: &ConvConfig,
     residual: Option<&Tensor>,
-    relu: bool,
+    activation: Activation,
 ) -> Result<Tensor> {
     let geometry = Geometry::new(Dims::of(x)?, weight.dims4()?.into(), *config)?;
     check(geometry.y, residual, &[bias])?;
@@ -171,5 +159,5 @@ pub(in super::super) fn conv2d(
         Some(residual) => (y + residual)?,
         None => y,
     };
-    if relu { activate(&y, Activation::Relu) } else { Ok(y) }
+    activate(&y, activation)
 }

@@ -7,10 +7,10 @@
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::finish::Finish;
+use super::finish::{Finish, activate};
 use super::geometry::{Axis, Geometry};
 use super::layout::Dims;
-use super::simd::{get, load, put, store};
+use super::simd::{get, load, store};
 use super::statistics::Sums;
 
 /// Parts that the lines of an image batch are cut into: enough for the threads of a large machine, and few enough that
@@ -126,10 +126,10 @@ impl WithSimd for Lines<'_, '_> {
                     let row = &mut out[channel * n..][..n];
                     let weight = &weight[channel * taps..][..taps];
                     add_taps(simd, input, &found[..count], weight, channel * n, row);
-                    if let Finish::Activate { bias, residual, relu } = finish {
+                    if let Finish::Activate { bias, residual, bounds } = finish {
                         let at = (first * to.w + i) * len + channel * n;
                         let bias = bias.map_or(0.0, |bias| bias[channel]);
-                        activate(simd, row, bias, residual.map(|r| &r[at..at + n]), relu);
+                        activate(simd, row, bias, residual.map(|r| &r[at..at + n]), bounds);
                     }
                 }
             }
@@ -163,20 +163,6 @@ fn add_taps<S: Simd>(simd: S, input: &[f32], sources: &[Source], weight: &[f32],
         }
         // SAFETY: as above, for the output row.
         unsafe { store(simd, mask, masked, row.as_mut_ptr().wrapping_add(at), sum) };
-    }
-}
-
-/// `relu(row + bias + residual)`, in place.
-#[inline(always)]
-fn activate<S: Simd>(simd: S, row: &mut [f32], bias: f32, residual: Option<&[f32]>, relu: bool) {
-    let floor = simd.splat_f32s(if relu { 0.0 } else { f32::NEG_INFINITY });
-    let bias = simd.splat_f32s(bias);
-    for at in (0..row.len()).step_by(S::F32_LANES) {
-        let mut sum = simd.add_f32s(get(simd, row, at), bias);
-        if let Some(residual) = residual {
-            sum = simd.add_f32s(sum, get(simd, residual, at));
-        }
-        put(simd, row, at, simd.max_f32s(floor, sum));
     }
 }
 

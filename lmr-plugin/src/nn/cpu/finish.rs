@@ -2,6 +2,8 @@
 
 use pulp::Simd;
 
+use super::activation::Bounds;
+
 /// What is done to the rows of a position as soon as they are complete.
 #[derive(Clone, Copy)]
 pub(super) enum Finish<'a> {
@@ -9,8 +11,8 @@ pub(super) enum Finish<'a> {
     Store,
     /// Sum and sum of squares per channel.
     Statistics,
-    /// Adds a bias per channel and a residual, then applies ReLU.
-    Activate { bias: Option<&'a [f32]>, residual: Option<&'a [f32]>, relu: bool },
+    /// Adds a bias per channel and a residual, then cuts off.
+    Activate { bias: Option<&'a [f32]>, residual: Option<&'a [f32]>, bounds: Bounds },
 }
 
 impl Finish<'_> {
@@ -36,9 +38,9 @@ impl Finish<'_> {
         match *self {
             Finish::Store => {}
             Finish::Statistics => statistics[index].add(simd, row),
-            Finish::Activate { bias, residual, relu } => {
+            Finish::Activate { bias, residual, bounds } => {
                 let residual = residual.map(|r| &r[at..][..row.len()]);
-                activate(simd, row, bias.map_or(0.0, |b| b[channel]), residual, relu);
+                activate(simd, row, bias.map_or(0.0, |b| b[channel]), residual, bounds);
             }
         }
     }
@@ -91,10 +93,9 @@ impl<S: Simd> Statistics<S> {
     }
 }
 
-/// `relu(row + bias + residual)`, in place.
+/// `activation(row + bias + residual)`, in place.
 #[inline(always)]
-fn activate<S: Simd>(simd: S, row: &mut [f32], bias: f32, residual: Option<&[f32]>, relu: bool) {
-    let floor = simd.splat_f32s(if relu { 0.0 } else { f32::NEG_INFINITY });
+pub(super) fn activate<S: Simd>(simd: S, row: &mut [f32], bias: f32, residual: Option<&[f32]>, bounds: Bounds) {
     let bias = simd.splat_f32s(bias);
     let (vectors, rest) = S::as_mut_simd_f32s(row);
     let residual = residual.map(S::as_simd_f32s);
@@ -103,13 +104,13 @@ fn activate<S: Simd>(simd: S, row: &mut [f32], bias: f32, residual: Option<&[f32
         if let Some((residual, _)) = residual {
             sum = simd.add_f32s(sum, residual[i]);
         }
-        *v = simd.max_f32s(floor, sum);
+        *v = bounds.cut(simd, sum);
     }
     if !rest.is_empty() {
         let mut sum = simd.add_f32s(simd.partial_load_f32s(rest), bias);
         if let Some((_, residual)) = residual {
             sum = simd.add_f32s(sum, simd.partial_load_f32s(residual));
         }
-        simd.partial_store_f32s(rest, simd.max_f32s(floor, sum));
+        simd.partial_store_f32s(rest, bounds.cut(simd, sum));
     }
 }

@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use super::super::batch_norm::Moments;
 use super::super::{Activation, ConvConfig};
 use super::access::{blocked, slice, tensor, with_slice};
-use super::activation::{activate_in_place, slope_in_place};
+use super::activation::{Bounds, activate_in_place, fused, slope_in_place};
 use super::conv::check;
 use super::finish::Finish;
 use super::geometry::Geometry;
@@ -86,22 +86,22 @@ struct Graph {
 impl Plan {
     /// Fills `y` from the value it reads and, if any, the residual.
     fn forward(&self, x: &[f32], residual: Option<&[f32]>, parameters: &[&[f32]], y: &mut [f32]) -> Trace {
-        let relu = matches!(self.activation, Activation::Relu | Activation::Relu6);
+        let (bounds, rest) = fused(self.activation);
         let trace = match (&self.work, parameters) {
             (Work::ConvBn(geometry), [weight, gamma, beta]) => {
                 let mut z = Scratch::take(y.len());
                 let sums = convolve(x, weight, geometry, Finish::Statistics, &mut z);
                 let norm = Norm::new(&sums, self.y, gamma, beta);
-                norm.apply(&z, self.y, residual, relu, y);
+                norm.apply(&z, self.y, residual, bounds, y);
                 Trace::Normed { z: Some(z), norm }
             }
             (Work::BatchNorm, [gamma, beta]) => {
                 let norm = Norm::new(&statistics::sums(x, self.y), self.y, gamma, beta);
-                norm.apply(x, self.y, None, relu, y);
+                norm.apply(x, self.y, None, bounds, y);
                 Trace::Normed { z: None, norm }
             }
             (Work::Conv(geometry, _), [weight, bias @ ..]) => {
-                convolve(x, weight, geometry, Finish::Activate { bias: bias.first().copied(), residual, relu }, y);
+                convolve(x, weight, geometry, Finish::Activate { bias: bias.first().copied(), residual, bounds }, y);
                 Trace::Plain
             }
             (Work::MaxPool(pool), _) => {
@@ -112,9 +112,7 @@ impl Plan {
             // `plan` pairs work with its parameters.
             _ => Trace::Plain,
         };
-        if self.activation == Activation::Relu6 {
-            activate_in_place(y, Activation::Relu6);
-        }
+        activate_in_place(y, rest);
         trace
     }
 }
@@ -166,14 +164,14 @@ impl Plan {
         gradients: &mut Gradients,
         wanted: bool,
     ) -> Vec<Vec<f32>> {
-        // Batch norm works out again where its own ReLU was active; everything else reads it off the output.
-        let mut relu = self.activation == Activation::Relu;
-        if self.activation != Activation::None
-            && !(relu && self.residual.is_none() && matches!(trace, Trace::Normed { .. }))
-        {
-            slope_in_place(&mut g, y, self.activation);
-            relu = false;
-        }
+        // Batch norm works out again what its own activation cut off; everything else reads it off the output.
+        let bounds = match (Bounds::of(self.activation), trace) {
+            (Some(bounds), Trace::Normed { .. }) if self.residual.is_none() => bounds,
+            _ => {
+                slope_in_place(&mut g, y, self.activation);
+                Bounds::NONE
+            }
+        };
         match (&self.work, trace, parameters) {
             (Work::ConvBn(geometry), Trace::Normed { z: Some(z), norm }, [weight, ..]) => {
                 let [dgamma, dbeta] = match self.residual {
@@ -183,7 +181,7 @@ impl Plan {
                         gradients.add(residual, std::mem::replace(&mut g, dz));
                         of_norm
                     }
-                    None => norm.backward_in_place(z, self.y, &mut g, relu),
+                    None => norm.backward_in_place(z, self.y, &mut g, bounds),
                 };
                 if wanted {
                     gradients.fill(self.input, x.len(), |more, dx| input_gradient(&g, weight, geometry, more, dx));
@@ -191,7 +189,7 @@ impl Plan {
                 vec![weight_gradient(x, &g, geometry), dgamma, dbeta]
             }
             (Work::BatchNorm, Trace::Normed { norm, .. }, _) => {
-                let sums = norm.backward_in_place(x, self.y, &mut g, relu);
+                let sums = norm.backward_in_place(x, self.y, &mut g, bounds);
                 if wanted {
                     gradients.add(self.input, g);
                 }

@@ -1,5 +1,6 @@
 //! Convolution, batch norm, residual and ReLU as one layer, forward and backward, over plain slices.
 
+use super::activation::Bounds;
 use super::finish::Finish;
 use super::gather::Gather;
 use super::geometry::Geometry;
@@ -49,7 +50,7 @@ pub(super) fn convolve(
 /// Fills `dx` with the gradient with respect to a convolution's input, plus `more`.
 pub(super) fn input_gradient(dz: &[f32], weight: &[f32], geometry: &Geometry, more: Option<&[f32]>, dx: &mut [f32]) {
     let finish = match more {
-        Some(_) => Finish::Activate { bias: None, residual: more, relu: false },
+        Some(_) => Finish::Activate { bias: None, residual: more, bounds: Bounds::NONE },
         None => Finish::Store,
     };
     match Kernels::of(geometry) {
@@ -79,19 +80,19 @@ pub(super) struct Trace {
     pub norm: Norm,
 }
 
-/// Fills `y` with `relu(batch_norm(conv(x)) + residual)` by the batch's statistics; parameters are weight, gamma and beta.
+/// Fills `y` with `activation(batch_norm(conv(x)) + residual)` by the batch's statistics; parameters are weight, gamma and beta.
 pub(super) fn forward(
     x: &[f32],
     [weight, gamma, beta]: [&[f32]; 3],
     geometry: &Geometry,
     residual: Option<&[f32]>,
-    relu: bool,
+    bounds: Bounds,
     y: &mut [f32],
 ) -> Trace {
     let mut z = Scratch::take(geometry.y.len());
     let sums = convolve(x, weight, geometry, Finish::Statistics, &mut z);
     let norm = Norm::new(&sums, geometry.y, gamma, beta);
-    norm.apply(&z, geometry.y, residual, relu, y);
+    norm.apply(&z, geometry.y, residual, bounds, y);
     Trace { z, norm }
 }
 

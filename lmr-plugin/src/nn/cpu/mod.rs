@@ -29,7 +29,7 @@ mod trial;
 mod weights;
 mod winograd;
 
-pub(super) use activation::activate;
+pub(super) use activation::{activate, fused};
 pub(super) use attention::attend;
 pub(super) use conv::{conv2d, conv2d_inference};
 pub(super) use graph::{Kind, Step, trunk};

@@ -4,6 +4,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::super::BatchNorm2d;
+use super::activation::Bounds;
 use super::layout::Dims;
 use super::simd::{get, put};
 
@@ -32,42 +33,42 @@ impl Norm {
         Self { mean: narrow(&mean), var: narrow(&var), scale: narrow(&scale), inv_std, shift }
     }
 
-    /// Fills `out` with `relu(z · scale + shift + residual)`.
-    pub fn apply(&self, z: &[f32], dims: Dims, residual: Option<&[f32]>, relu: bool, out: &mut [f32]) {
+    /// Fills `out` with `activation(z · scale + shift + residual)`.
+    pub fn apply(&self, z: &[f32], dims: Dims, residual: Option<&[f32]>, bounds: Bounds, out: &mut [f32]) {
         let (arch, len) = (Arch::new(), chunk_len(dims));
         out.par_chunks_mut(len)
             .enumerate()
-            .for_each(|(i, out)| arch.dispatch(Apply { norm: self, z, residual, relu, dims, begin: i * len, out }));
+            .for_each(|(i, out)| arch.dispatch(Apply { norm: self, z, residual, bounds, dims, begin: i * len, out }));
     }
 
     /// Fills `dz` with the gradient with respect to `z` and returns those of gamma and beta.
     pub fn backward(&self, z: &[f32], dims: Dims, grad: &[f32], dz: &mut [f32]) -> [Vec<f32>; 2] {
-        let (totals, linear) = self.backward_terms(z, dims, grad, false);
+        let (totals, linear) = self.backward_terms(z, dims, grad, Bounds::NONE);
         let (arch, len) = (Arch::new(), chunk_len(dims));
         dz.par_chunks_mut(len).enumerate().for_each(|(i, dz)| {
-            let (grad, relu) = (Some(grad), false);
-            arch.dispatch(Input { norm: self, grad, relu, z, linear: &linear, dims, begin: i * len, dz });
+            let (grad, bounds) = (Some(grad), Bounds::NONE);
+            arch.dispatch(Input { norm: self, grad, bounds, z, linear: &linear, dims, begin: i * len, dz });
         });
         totals
     }
 
-    /// [`Norm::backward`] in place; with `relu`, the gradient is that behind a ReLU on the batch norm's output.
-    pub fn backward_in_place(&self, z: &[f32], dims: Dims, grad: &mut [f32], relu: bool) -> [Vec<f32>; 2] {
-        let (totals, linear) = self.backward_terms(z, dims, grad, relu);
+    /// [`Norm::backward`] in place; the gradient is that behind an activation with `bounds` on the batch norm's output.
+    pub fn backward_in_place(&self, z: &[f32], dims: Dims, grad: &mut [f32], bounds: Bounds) -> [Vec<f32>; 2] {
+        let (totals, linear) = self.backward_terms(z, dims, grad, bounds);
         let (arch, len) = (Arch::new(), chunk_len(dims));
         grad.par_chunks_mut(len).enumerate().for_each(|(i, dz)| {
-            arch.dispatch(Input { norm: self, grad: None, relu, z, linear: &linear, dims, begin: i * len, dz });
+            arch.dispatch(Input { norm: self, grad: None, bounds, z, linear: &linear, dims, begin: i * len, dz });
         });
         totals
     }
 
     /// The gradients of gamma and beta, and that of `z` as a function of the gradient.
-    fn backward_terms(&self, z: &[f32], dims: Dims, grad: &[f32], relu: bool) -> ([Vec<f32>; 2], Linear) {
+    fn backward_terms(&self, z: &[f32], dims: Dims, grad: &[f32], bounds: Bounds) -> ([Vec<f32>; 2], Linear) {
         let (arch, len) = (Arch::new(), chunk_len(dims));
         let chunks: Vec<Vec<f32>> = z
             .par_chunks(len)
             .enumerate()
-            .map(|(i, z)| arch.dispatch(Sums { norm: self, grad, relu, z, dims, begin: i * len }))
+            .map(|(i, z)| arch.dispatch(Sums { norm: self, grad, bounds, z, dims, begin: i * len }))
             .collect();
         let totals = add_chunks(&chunks, 2 * dims.c);
         let (sum, product) = totals.split_at(dims.c);
@@ -110,7 +111,7 @@ struct Apply<'a> {
     norm: &'a Norm,
     z: &'a [f32],
     residual: Option<&'a [f32]>,
-    relu: bool,
+    bounds: Bounds,
     dims: Dims,
     begin: usize,
     out: &'a mut [f32],
@@ -121,8 +122,7 @@ impl WithSimd for Apply<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { norm, z, residual, relu, dims: Dims { c, n, .. }, begin, out } = self;
-        let floor = simd.splat_f32s(if relu { 0.0 } else { f32::NEG_INFINITY });
+        let Self { norm, z, residual, bounds, dims: Dims { c, n, .. }, begin, out } = self;
         for (row, out) in out.chunks_exact_mut(n).enumerate() {
             let (first, channel) = (begin + row * n, row % c);
             let (scale, shift) = (simd.splat_f32s(norm.scale[channel]), simd.splat_f32s(norm.shift[channel]));
@@ -133,26 +133,17 @@ impl WithSimd for Apply<'_> {
                 if let Some(residual) = residual {
                     v = simd.add_f32s(v, get(simd, residual, at));
                 }
-                put(simd, out, at, simd.max_f32s(floor, v));
+                put(simd, out, at, bounds.cut(simd, v));
             }
         }
     }
-}
-
-/// `grad` where the batch norm's output is positive, else 0.
-#[inline(always)]
-fn behind_relu<S: Simd>(simd: S, grad: S::f32s, z: S::f32s, scale: S::f32s, shift: S::f32s) -> S::f32s {
-    // The very expression of the forward pass, so that its sign is the same.
-    let before = simd.mul_add_e_f32s(z, scale, shift);
-    let zero = simd.splat_f32s(0.0);
-    simd.select_f32s(simd.greater_than_f32s(before, zero), grad, zero)
 }
 
 /// Per channel the sums of `g` and of `g · (z - mean)`.
 struct Sums<'a> {
     norm: &'a Norm,
     grad: &'a [f32],
-    relu: bool,
+    bounds: Bounds,
     z: &'a [f32],
     dims: Dims,
     begin: usize,
@@ -163,7 +154,7 @@ impl WithSimd for Sums<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
-        let Self { norm, grad, relu, z, dims: Dims { c, n, .. }, begin } = self;
+        let Self { norm, grad, bounds, z, dims: Dims { c, n, .. }, begin } = self;
         let mut sums = vec![simd.splat_f32s(0.0); 2 * c];
         let (sums, products) = sums.split_at_mut(c);
         for (row, z) in z.chunks_exact(n).enumerate() {
@@ -176,8 +167,9 @@ impl WithSimd for Sums<'_> {
                 let z = get(simd, z, at);
                 // Lanes beyond the row are 0 here.
                 let mut g = get(simd, grad, at);
-                if relu {
-                    g = behind_relu(simd, g, z, scale, shift);
+                if bounds != Bounds::NONE {
+                    // The very expression of the forward pass, so that the same values are cut off.
+                    g = bounds.slope(simd, g, simd.mul_add_e_f32s(z, scale, shift));
                 }
                 sum = simd.add_f32s(sum, g);
                 product = simd.mul_add_e_f32s(g, simd.sub_f32s(z, mean), product);
@@ -192,7 +184,7 @@ impl WithSimd for Sums<'_> {
 struct Input<'a> {
     norm: &'a Norm,
     grad: Option<&'a [f32]>,
-    relu: bool,
+    bounds: Bounds,
     z: &'a [f32],
     linear: &'a Linear,
     dims: Dims,
@@ -205,7 +197,7 @@ impl WithSimd for Input<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { norm, grad, relu, z, linear, dims: Dims { c, n, .. }, begin, dz } = self;
+        let Self { norm, grad, bounds, z, linear, dims: Dims { c, n, .. }, begin, dz } = self;
         for (row, dz) in dz.chunks_exact_mut(n).enumerate() {
             let (first, channel) = (begin + row * n, row % c);
             let (scale, shift) = (simd.splat_f32s(norm.scale[channel]), simd.splat_f32s(norm.shift[channel]));
@@ -215,42 +207,12 @@ impl WithSimd for Input<'_> {
             for at in (0..n).step_by(S::F32_LANES) {
                 let z = get(simd, z, at);
                 let mut g = get(simd, grad.unwrap_or(dz), at);
-                if relu {
-                    g = behind_relu(simd, g, z, scale, shift);
+                if bounds != Bounds::NONE {
+                    // The very expression of the forward pass, so that the same values are cut off.
+                    g = bounds.slope(simd, g, simd.mul_add_e_f32s(z, scale, shift));
                 }
                 put(simd, dz, at, simd.mul_add_e_f32s(g, scale, simd.mul_add_e_f32s(z, slope, offset)));
             }
-        }
-    }
-}
-
-/// Fills `out` with `dy` where `y > 0`, else 0.
-pub(super) fn mask(dy: &[f32], y: &[f32], out: &mut [f32]) {
-    let arch = Arch::new();
-    out.par_chunks_mut(MASK_LEN)
-        .zip(y.par_chunks(MASK_LEN).zip(dy.par_chunks(MASK_LEN)))
-        .for_each(|(out, (y, dy))| arch.dispatch(Mask { dy, y, out }));
-}
-
-/// Floats that one task masks.
-const MASK_LEN: usize = 1 << 14;
-
-struct Mask<'a> {
-    dy: &'a [f32],
-    y: &'a [f32],
-    out: &'a mut [f32],
-}
-
-impl WithSimd for Mask<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let zero = simd.splat_f32s(0.0);
-        for at in (0..self.out.len()).step_by(S::F32_LANES) {
-            let positive = simd.greater_than_f32s(get(simd, self.y, at), zero);
-            let dy = get(simd, self.dy, at);
-            put(simd, self.out, at, simd.select_f32s(positive, dy, zero));
         }
     }
 }

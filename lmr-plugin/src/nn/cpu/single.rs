@@ -7,7 +7,8 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 use super::super::ConvConfig;
 use super::super::batch_norm::Moments;
 use super::access::{blocked, slice, tensor, with_slice};
-use super::conv::{check, masked};
+use super::activation::Bounds;
+use super::conv::check;
 use super::geometry::Geometry;
 use super::layer::{Trace, backward, forward};
 use super::layout::Dims;
@@ -59,7 +60,7 @@ pub(super) fn kept<T>(stash: &Stash<T>) -> Result<&T> {
 struct Single {
     geometry: Geometry,
     parameters: Parameters,
-    relu: bool,
+    bounds: Bounds,
     stash: Stash<Trace>,
 }
 
@@ -71,18 +72,18 @@ pub(super) fn of_layer<'a>(parameters: &[&'a [f32]], i: usize) -> [&'a [f32]; 3]
 impl Single {
     fn forward(&self, x: &[f32], residual: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
         let mut y = vec![0.0; self.geometry.y.len()];
-        let trace = self
-            .parameters
-            .with(|parameters| Ok(forward(x, of_layer(parameters, 0), &self.geometry, residual, self.relu, &mut y)))?;
+        let trace = self.parameters.with(|parameters| {
+            Ok(forward(x, of_layer(parameters, 0), &self.geometry, residual, self.bounds, &mut y))
+        })?;
         keep(&self.stash, trace)?;
         Ok(blocked(y, self.geometry.y))
     }
 
-    /// Gradients of input and links, from that of the output in `grad`; `relu` if it is yet to be masked.
-    fn backward(&self, x: &Tensor, mut grad: Scratch, relu: bool) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    /// Gradients of input and links, from that of the output in `grad`, cut off at `bounds` yet.
+    fn backward(&self, x: &Tensor, mut grad: Scratch, bounds: Bounds) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (geometry, trace) = (&self.geometry, kept(&self.stash)?);
         let mut dx = x.track_op().then(|| vec![0.0; geometry.x.len()]);
-        let [dgamma, dbeta] = trace.norm.backward_in_place(&trace.z, geometry.y, &mut grad, relu);
+        let [dgamma, dbeta] = trace.norm.backward_in_place(&trace.z, geometry.y, &mut grad, bounds);
         let dweight = with_slice(x, |x| {
             self.parameters.with(|p| Ok(backward(x, of_layer(p, 0)[0], geometry, &grad, dx.as_deref_mut(), None)))
         })?;
@@ -110,7 +111,7 @@ impl CustomOp2 for Single {
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        self.backward(x, copy(dy)?, self.relu)
+        self.backward(x, copy(dy)?, self.bounds)
     }
 }
 
@@ -139,24 +140,29 @@ impl CustomOp3 for Single {
         y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let dresidual = if self.relu { masked(dy, y)? } else { dy.contiguous()? };
-        let (dx, links) = self.backward(x, copy(&dresidual)?, false)?;
+        let mut grad = copy(dy)?;
+        with_slice(y, |y| {
+            self.bounds.slope_in_place(&mut grad, y);
+            Ok(())
+        })?;
+        let dresidual = tensor(grad.to_vec(), y.dims())?;
+        let (dx, links) = self.backward(x, grad, Bounds::NONE)?;
         Ok((dx, links, Some(dresidual)))
     }
 }
 
-/// `activation(batch_norm(conv(x)) + residual)` of blocked activations, with the batch's statistics; differentiable.
+/// `batch_norm(conv(x)) + residual`, cut off at `bounds`, of blocked activations, with the batch's statistics; differentiable.
 pub(in super::super) fn conv_bn(
     x: &Tensor,
     layer: Layer<'_>,
     residual: Option<&Tensor>,
-    relu: bool,
+    bounds: Bounds,
 ) -> Result<(Tensor, Moments)> {
     let geometry = layer.geometry(Dims::of(x)?)?;
     check(geometry.y, residual, &[])?;
     let stash = Stash::default();
     let (parameters, links) = Parameters::new(&layer.parameters())?;
-    let (x, op) = (x.contiguous()?, Single { geometry, parameters, relu, stash: stash.clone() });
+    let (x, op) = (x.contiguous()?, Single { geometry, parameters, bounds, stash: stash.clone() });
     let y = match residual {
         Some(residual) => x.apply_op3(&links, &residual.contiguous()?, op),
         None => x.apply_op2(&links, op),

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::super::{Activation, ConvConfig};
 use super::access::{slice, tensor, with_slice};
-use super::activation::{activate_in_place, slope_in_place};
+use super::activation::{Bounds, activate_in_place, fused, slope_in_place};
 use super::finish::Finish;
 use super::geometry::Geometry;
 use super::layer::{convolve, input_gradient, weight_gradient};
@@ -90,10 +90,10 @@ struct Linear {
 }
 
 /// `conv(x)` by one-image parts where a batch of one block would leave threads idle.
-fn project(x: &[f32], weight: &[f32], geometry: &Geometry, bias: &[f32], relu: bool, y: &mut [f32]) {
+fn project(x: &[f32], weight: &[f32], geometry: &Geometry, bias: &[f32], bounds: Bounds, y: &mut [f32]) {
     /// Output features of a part.
     const PART: usize = 96;
-    let finish = |bias| Finish::Activate { bias: Some(bias), residual: None, relu };
+    let finish = |bias| Finish::Activate { bias: Some(bias), residual: None, bounds };
     if geometry.y.g > 1 {
         convolve(x, weight, geometry, finish(bias), y);
         return;
@@ -122,15 +122,15 @@ impl CustomOp3 for Linear {
     ) -> Result<(CpuStorage, Shape)> {
         let geometry = &self.geometry;
         let mut y = vec![0.0; geometry.y.len()];
-        let relu = self.activation == Activation::Relu;
-        project(slice(x, lx)?, slice(w, lw)?, geometry, slice(b, lb)?, relu, &mut y);
-        if !relu && self.activation != Activation::None {
+        let (bounds, rest) = fused(self.activation);
+        project(slice(x, lx)?, slice(w, lw)?, geometry, slice(b, lb)?, bounds, &mut y);
+        if rest != Activation::None {
             if let Some(stash) = &self.before {
                 let mut before = Scratch::take(y.len());
                 before.copy_from_slice(&y);
                 keep(stash, before)?;
             }
-            activate_in_place(&mut y, self.activation);
+            activate_in_place(&mut y, rest);
         }
         let [g, _, images, tokens] = lx.shape().dims4()?.into();
         Ok((CpuStorage::F32(y), Shape::from((g, geometry.y.c, images, tokens))))
@@ -151,9 +151,8 @@ impl CustomOp3 for Linear {
             Ok(())
         })?;
         match (self.activation, &self.before) {
-            (Activation::None, _) => {}
-            (Activation::Relu, _) => with_slice(y, |y| {
-                slope_in_place(&mut dz, y, Activation::Relu);
+            (activation, _) if Bounds::of(activation).is_some() => with_slice(y, |y| {
+                slope_in_place(&mut dz, y, activation);
                 Ok(())
             })?,
             (activation, Some(stash)) => slope_in_place(&mut dz, kept(stash)?, activation),

@@ -113,6 +113,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::super::ConvConfig;
+    use super::super::activation::Bounds;
     use super::super::correlate::{dot, outer};
     use super::super::gather::Gather;
     use super::super::layout::Dims;
@@ -162,7 +163,7 @@ mod tests {
 
             let more = random(seed, "more", x.len());
             let (mut found, mut expected) = (vec![f32::NAN; x.len()], vec![f32::NAN; x.len()]);
-            let finish = Finish::Activate { bias: None, residual: Some(&more), relu: true };
+            let finish = Finish::Activate { bias: None, residual: Some(&more), bounds: Bounds { low: 0.0, ..Bounds::NONE } };
             input_gradient(&dy, &weight, &geometry, finish, &mut found);
             let (weights, axes) = (&Packed::backward(&weight, &geometry), geometry.backward_axes());
             Gather { input: &dy, from: to, to: from, axes, weights, kw, finish }.run(&mut expected);
