@@ -91,18 +91,24 @@ struct State {
     digest: String,
     /// Key of the stage that put the model into a deployed form: weights alone do not tell.
     form: Option<String>,
+    /// Slot and digest of the model as the defender received it: from before the first purifying stage.
+    received: (usize, String),
 }
 
 impl State {
     fn received(model: &Model) -> Result<Self> {
-        Ok(Self { slot: 0, facts: Map::new(), digest: digest_of(model)?, form: None })
+        let digest = digest_of(model)?;
+        Ok(Self { slot: 0, facts: Map::new(), digest: digest.clone(), form: None, received: (0, digest) })
     }
 
     fn after(&self, step: &Step, record: &Record) -> Self {
         let mut facts = self.facts.clone();
         facts.extend(record.findings.clone());
+        let slot = if step.kind.model.changes_model() { step.index + 1 } else { self.slot };
         Self {
-            slot: if step.kind.model.changes_model() { step.index + 1 } else { self.slot },
+            slot,
+            // What an attack leaves is what the defender receives.
+            received: if step.kind.implants { (slot, record.model.clone()) } else { self.received.clone() },
             facts,
             digest: record.model.clone(),
             form: if step.kind.model == ModelUse::Deploys { Some(record.key.clone()) } else { self.form.clone() },
@@ -129,7 +135,7 @@ fn key(plan: &Plan, inputs: &Inputs, step: &Step, before: &State) -> Result<(Str
         "crate": env!("CARGO_PKG_VERSION"),
         "config": step.stage.config()?,
         "seed": plan.run.seed,
-        "model": { "spec": plan.model, "digest": before.digest, "form": before.form },
+        "model": { "spec": plan.model, "digest": before.digest, "form": before.form, "received": before.received.1 },
         "data": inputs.identity(step),
         "findings": needed,
     });
@@ -172,9 +178,9 @@ impl<'a> Runner<'a> {
         let before = step.from.map_or(&self.received, |from| &self.states[from]).clone();
         let (key, inputs) = key(self.plan, self.inputs, step, &before)?;
         let finished = if self.fresh { None } else { finished(self.folder.path(), &step.folder(), &key) };
-        let mut model = self.take_model(step, before.slot)?;
+        let mut model = self.take_model(step, &before)?;
         let result = match finished {
-            Some(finished) => self.reuse(step, &mut model, finished),
+            Some(finished) => self.reuse(step, &mut model, &before, finished),
             None => self.execute(step, &mut model, &before, key, inputs),
         };
         let (record, seconds, reused) = result?;
@@ -202,7 +208,8 @@ impl<'a> Runner<'a> {
     }
 
     /// The model a stage works on: its own copy if it will change what a later stage still needs.
-    fn take_model(&mut self, step: &Step, slot: usize) -> Result<Model> {
+    fn take_model(&mut self, step: &Step, before: &State) -> Result<Model> {
+        let slot = before.slot;
         let gone = || Error::Internal(format!("the model that stage[{}] needs is gone", step.index));
         if step.kind.model.changes_model() && self.needed_after(step.index, slot) {
             return Ok(self.models[slot].as_ref().ok_or_else(gone)?.try_clone()?);
@@ -210,30 +217,42 @@ impl<'a> Runner<'a> {
         self.models[slot].take().ok_or_else(gone)
     }
 
-    /// Whether a stage after `index` starts from the model in `slot`.
+    /// Whether a stage after `index` starts from the model in `slot`, or purifies what was received with it.
     fn needed_after(&self, index: usize, slot: usize) -> bool {
-        let slot_of = |from: Option<usize>| {
-            let mut at = from;
-            while let Some(i) = at {
-                if self.plan.steps[i].kind.model.changes_model() {
-                    return i + 1;
-                }
-                at = self.plan.steps[i].from;
-            }
-            0
+        let last = |from: Option<usize>, changes: fn(&Step) -> bool| {
+            let steps = std::iter::successors(from, |&i| self.plan.steps[i].from);
+            steps.into_iter().find(|&i| changes(&self.plan.steps[i])).map_or(0, |i| i + 1)
         };
-        self.plan.steps.iter().skip(index + 1).any(|later| slot_of(later.from) == slot)
+        self.plan.steps.iter().skip(index + 1).any(|later| {
+            last(later.from, |step| step.kind.model.changes_model()) == slot
+                || (later.kind.model == ModelUse::Writes && last(later.from, |step| step.kind.implants) == slot)
+        })
     }
 
-    fn reuse(&mut self, step: &Step, model: &mut Model, finished: Finished) -> Result<(Record, f64, bool)> {
+    /// The model as the defender received it, if it is not the one that the stage works on.
+    fn received_model(&self, before: &State) -> Option<&Model> {
+        if before.slot == before.received.0 { None } else { self.models[before.received.0].as_ref() }
+    }
+
+    fn reuse(
+        &mut self,
+        step: &Step,
+        model: &mut Model,
+        before: &State,
+        finished: Finished,
+    ) -> Result<(Record, f64, bool)> {
         let Finished { record, model: state, seconds } = finished;
         let failed = stage_error(step, self.folder.path());
         let restore = || {
             if let Some(state) = state {
                 model.network().params().load_state_dict(&state)?;
             }
-            let mut ctx =
-                Context { model, clean: &self.inputs.clean, run: Run::new(self.plan.run.seed, self.observer) };
+            let mut ctx = Context {
+                model,
+                received: self.received_model(before),
+                clean: &self.inputs.clean,
+                run: Run::new(self.plan.run.seed, self.observer),
+            };
             step.stage.restore(&mut ctx, &fact_store(&record.findings)?)
         };
         restore().map_err(failed)?;
@@ -255,7 +274,12 @@ impl<'a> Runner<'a> {
         let clock = Instant::now();
         let logged = Logged { log: &self.log, stage: &step.name, inner: self.observer };
         let facts = fact_store(&before.facts).map_err(stage_error(step, self.folder.path()))?;
-        let mut ctx = Context { model, clean: &self.inputs.clean, run: Run::new(self.plan.run.seed, &logged) };
+        let mut ctx = Context {
+            model,
+            received: self.received_model(before),
+            clean: &self.inputs.clean,
+            run: Run::new(self.plan.run.seed, &logged),
+        };
         let outcome = step.stage.run(&mut ctx, &facts, self.inputs.truth(step));
         let outcome = outcome.map_err(stage_error(step, self.folder.path()))?;
         let seconds = clock.elapsed().as_secs_f64();

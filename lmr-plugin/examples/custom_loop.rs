@@ -20,7 +20,7 @@ use lmr_plugin::models::{Arch, ModelSpec};
 use lmr_plugin::nn::Train;
 use lmr_plugin::rng;
 use lmr_plugin::run::Run;
-use lmr_plugin::stages::{BackdoorClass, DeltaPrune, Estimate, Evaluate, LogitRepel, Recover};
+use lmr_plugin::stages::{BackdoorClass, DeltaPrune, Estimate, Evaluate, LogitRepel, Recover, Teacher};
 use lmr_plugin::triggers::{Patch, TriggerConfig};
 use lmr_plugin::truth::{Planted, Truth};
 
@@ -77,9 +77,10 @@ fn main() -> Result<()> {
     let estimated = Estimate::default().estimate(network, &clean, &run)?;
     println!("backdoor class {}, collapse {:.2}, votes {:?}", estimated.class, estimated.collapse, estimated.votes);
     let class = BackdoorClass { class: estimated.class };
+    let received = Teacher::copy(network, class)?;
     let (delta, _) = LogitRepel::default().repel(network, class, &clean, &run)?;
     let pruned = DeltaPrune::default().prune(network, &delta)?;
-    Recover::default().recover(network, &pruned, &clean, &run)?;
+    Recover::default().recover(network, &received, &pruned, &clean, &run)?;
     report("after purification", &model)?;
 
     // And on with our own training.

@@ -8,9 +8,10 @@
 //! # fn purify(network: &dyn Classifier, clean: &CleanSet) -> Result<()> {
 //! let run = Run::quiet(0);
 //! let class = BackdoorClass { class: Estimate::default().estimate(network, clean, &run)?.class };
+//! let received = Teacher::copy(network, class)?;
 //! let (delta, _) = LogitRepel::default().repel(network, class, clean, &run)?;
 //! let pruned = DeltaPrune::default().prune(network, &delta)?;
-//! Recover::default().recover(network, &pruned, clean, &run)?;
+//! Recover::default().recover(network, &received, &pruned, clean, &run)?;
 //! # Ok(())
 //! # }
 //! ```
@@ -19,7 +20,7 @@
 //! |---|---|
 //! | [`stages`], [`attacks`] | what purifies, deploys and measures a model; what implants a backdoor |
 //! | [`stage`], [`truth`] | what a stage is; who may see the attack |
-//! | [`losses`], [`optim`], [`train`] | the losses of the method, SGD, the one training loop |
+//! | [`losses`], [`optim`], [`train`] | the losses of the method, SGD and AdamW, the one training loop |
 //! | [`models`], [`nn`] | architectures; trainable layers with a portable and a fast CPU path |
 //! | [`data`], [`triggers`] | images, clean sets, augmentation; τ(x) |
 //! | [`model`], [`quantization`], [`predict`] | a model and the form it is in; inference over images |

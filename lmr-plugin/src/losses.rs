@@ -41,6 +41,27 @@ pub fn conditional_margin(logits: &Tensor, labels: &Tensor, margin: f64) -> Resu
     hinge(&behind.affine(1.0, margin)?)
 }
 
+/// Distillation in which class c does not count on images of other classes: `T² · KL(softmax(t/T) ‖ softmax(z/T))`, with a
+/// teacher's logits `t: f32[B,K]` and the temperature T > 0 (Hinton et al., 2015, "Distilling the Knowledge in a Neural
+/// Network"); where `y != c`, both distributions are over the classes without c. Leaving c out is this project's. The teacher
+/// gets no gradient.
+pub fn distillation(
+    logits: &Tensor,
+    teacher: &Tensor,
+    labels: &Tensor,
+    class: u32,
+    temperature: f64,
+) -> Result<Tensor> {
+    let (rows, k) = logits.dims2()?;
+    let own = Tensor::arange(0u32, k as u32, logits.device())?.eq(class)?.to_dtype(logits.dtype())?;
+    // Far below any softened logit, so that its exponential is 0, and finite, so that 0 times a difference of it is 0.
+    let out = differs(labels, class)?.reshape((rows, 1))?.broadcast_mul(&own.affine(-1e4, 0.0)?.reshape((1, k))?)?;
+    let softened = |z: &Tensor| log_softmax(&((z / temperature)? + &out)?);
+    let (student, teacher) = (softened(logits)?, softened(&teacher.detach())?);
+    let divergence = (teacher.exp()? * (&teacher - student)?)?.sum(1)?;
+    Ok((divergence * (temperature * temperature))?)
+}
+
 /// Weights and margins of the Phase-1 loss, equation 8: `SCE + α·DSC + β·CM`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Repulsion {
@@ -131,6 +152,30 @@ mod tests {
 
     fn close(found: &[f32], expected: &[f32], rtol: f32, atol: f32) -> bool {
         found.len() == expected.len() && found.iter().zip(expected).all(|(a, b)| (a - b).abs() <= atol + rtol * b.abs())
+    }
+
+    /// Against the definition, and the gradient `T · (softmax(z/T) - softmax(t/T))`. The second image is of class c.
+    #[rstest]
+    fn distillation_follows_its_definition(#[values(0, 2)] class: u32, #[values(1.0, 2.5)] temperature: f64) {
+        let (z, t) = ([0.3f32, -1.2, 2.0, 0.7], [1.5f32, 0.2, -0.4, 0.9]);
+        let logits = Var::new(&[z, z], &Device::Cpu).unwrap();
+        let teacher = Tensor::new(&[t, t], &Device::Cpu).unwrap();
+        let labels = Tensor::new(&[1, class], &Device::Cpu).unwrap();
+        let loss = distillation(&logits, &teacher, &labels, class, temperature).unwrap();
+        let gradient = loss.sum_all().unwrap().backward().unwrap().get(&logits).unwrap().to_vec2::<f32>().unwrap();
+        for (row, left_out) in [Some(class as usize), None].into_iter().enumerate() {
+            let softmax = |values: [f32; 4]| {
+                let power = |j| if left_out == Some(j) { 0.0 } else { (f64::from(values[j]) / temperature).exp() };
+                let sum: f64 = (0..4).map(power).sum();
+                (0..4).map(|j| power(j) / sum).collect::<Vec<f64>>()
+            };
+            let (p, q) = (softmax(t), softmax(z));
+            let kl: f64 = p.iter().zip(&q).filter(|(p, _)| **p > 0.0).map(|(p, q)| p * (p / q).ln()).sum();
+            let found = loss.get(row).unwrap().to_scalar::<f32>().unwrap();
+            assert!(close(&[found], &[(temperature * temperature * kl) as f32], 1e-5, 1e-6), "{found}");
+            let expected: Vec<f32> = q.iter().zip(&p).map(|(q, p)| (temperature * (q - p)) as f32).collect();
+            assert!(close(&gradient[row], &expected, 1e-5, 1e-6), "{:?}, expected {expected:?}", gradient[row]);
+        }
     }
 
     /// Every loss agrees with PyTorch's value and gradient in every case of the fixture, ties and kinks included.

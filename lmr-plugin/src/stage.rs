@@ -123,10 +123,20 @@ pub trait Stage: Default + Serialize + DeserializeOwned + JsonSchema + Send + Sy
 pub struct Context<'a> {
     /// The model, changed in place.
     pub model: &'a mut Model,
+    /// The model as the defender received it, if a purifying stage has changed it since; see [`Context::received`].
+    pub received: Option<&'a Model>,
     /// The defender's clean images: all the data that a purifying stage has.
     pub clean: &'a CleanSet,
     /// Seed, progress, cancellation.
     pub run: Run<'a>,
+}
+
+impl Context<'_> {
+    /// The model from before the first purifying stage of this branch. For that stage it is the model itself, also while
+    /// the stage changes it.
+    pub fn received(&self) -> &Model {
+        self.received.unwrap_or(self.model)
+    }
 }
 
 /// What a stage hands back.

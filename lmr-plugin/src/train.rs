@@ -46,6 +46,11 @@ pub enum Flow {
 
 /// What is minimized, and what happens between steps.
 pub trait Objective {
+    /// Called with a batch of normalized images `f32[B,C,H,W]` before the model sees it.
+    fn before_forward(&mut self, _images: &Tensor) -> Result<()> {
+        Ok(())
+    }
+
     /// The loss of a batch: a scalar, from logits `f32[B,K]` and labels `u32[B]`.
     fn loss(&mut self, logits: &Tensor, labels: &Tensor) -> Result<Tensor>;
 
@@ -109,6 +114,7 @@ impl Training {
                 rest = tail;
                 let (pixels, labels) = images.augmented_batch(batch, &self.augment, &mut draws, &device)?;
                 let x = normalization.apply(&pixels)?;
+                objective.before_forward(&x)?;
                 let logits = model.forward(&mut Train { batch_norm: self.batch_norm }, &x)?;
                 let loss = objective.loss(&logits, &labels)?;
                 let value = f64::from(loss.to_scalar::<f32>()?);

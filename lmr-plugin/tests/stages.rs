@@ -5,6 +5,7 @@
 use candle_core::{Device, Tensor};
 use lmr_plugin::attacks::Attack;
 use lmr_plugin::data::{Augment, CleanSet, Images, Normalization};
+use lmr_plugin::losses::log_softmax;
 use lmr_plugin::model::{Deployed, Model};
 use lmr_plugin::models::{Arch, Classifier, ModelSpec, Stem};
 use lmr_plugin::nn::StateDict;
@@ -12,7 +13,7 @@ use lmr_plugin::run::Run;
 use lmr_plugin::stage::{AnyStage, Context, FactStore};
 use lmr_plugin::stages::{
     BackdoorClass, DeltaPrune, Estimate, Evaluate, HeadDelta, LogitRepel, PrunedColumns, Quantize, Recover,
-    StructuredPrune,
+    StructuredPrune, Teacher,
 };
 use lmr_plugin::triggers::{Patch, TriggerConfig};
 use lmr_plugin::truth::{Planted, Truth};
@@ -160,7 +161,8 @@ fn pruned_columns_stay_exactly_zero_through_recovery(attacked: &StateDict) {
     let pruned = DeltaPrune { ratio: 0.25 }.prune(network, &delta).unwrap();
     assert_eq!(pruned.columns.len(), 8);
     let stage = Recover { epochs: 3, batch_size: 32, weight_decay: 5e-4, lr: 0.05, ..Recover::default() };
-    stage.recover(network, &pruned, &clean(), &Run::quiet(0)).unwrap();
+    let teacher = Teacher::copy(network, BackdoorClass { class: 1 }).unwrap();
+    stage.recover(network, &teacher, &pruned, &clean(), &Run::quiet(0)).unwrap();
     for row in network.head().weight().to_vec2::<f32>().unwrap() {
         for (column, value) in row.iter().enumerate() {
             assert_eq!(pruned.columns.contains(&column), *value == 0.0, "column {column}: {value}");
@@ -168,13 +170,38 @@ fn pruned_columns_stay_exactly_zero_through_recovery(attacked: &StateDict) {
     }
 }
 
+/// A teacher keeps the answers of all classes but its own: with it, the model stays nearer to what it was.
+#[rstest]
+fn distillation_keeps_the_model_near_its_teacher(attacked: &StateDict) {
+    let clean = clean();
+    let (x, _) = clean.images.batch(&(0..32).collect::<Vec<_>>(), &Device::Cpu).unwrap();
+    let others = |model: &Model| {
+        let logits = model.logits(&x).unwrap();
+        log_softmax(&Tensor::cat(&[logits.narrow(1, 0, 1).unwrap(), logits.narrow(1, 2, 2).unwrap()], 1).unwrap())
+            .unwrap()
+    };
+    let before = others(&model(attacked));
+    let moved = |distill: f64| {
+        let model = model(attacked);
+        let stage = LogitRepel { epochs: 4, batch_size: 32, augment: Augment::NONE, distill, ..LogitRepel::default() };
+        let network = model.full_precision().unwrap();
+        let (_, report) = stage.repel(network, BackdoorClass { class: 1 }, &clean, &Run::quiet(0)).unwrap();
+        assert_eq!(report.epochs[0].distillation.is_some(), distill > 0.0);
+        (others(&model) - &before).unwrap().abs().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap()
+    };
+    let (near, far) = (moved(2.0), moved(0.0));
+    assert!(near < far, "{near}, without {far}");
+    let message = Teacher::copy(model(attacked).network(), BackdoorClass { class: 4 }).err().unwrap().to_string();
+    assert!(message.contains("backdoor class 4: expected one below 4"), "{message}");
+}
+
 #[rstest]
 fn a_loss_that_is_not_finite_names_the_step(attacked: &StateDict) {
     let model = model(attacked);
     let stage = Recover { epochs: 50, lr: 1e30, ..Recover::default() };
-    let error = stage
-        .recover(model.full_precision().unwrap(), &PrunedColumns::default(), &clean(), &Run::quiet(0))
-        .unwrap_err();
+    let network = model.full_precision().unwrap();
+    let teacher = Teacher::copy(network, BackdoorClass { class: 0 }).unwrap();
+    let error = stage.recover(network, &teacher, &PrunedColumns::default(), &clean(), &Run::quiet(0)).unwrap_err();
     assert!(matches!(error, Error::NotFinite { .. }), "{error}");
     assert!(error.to_string().contains("at step"), "{error}");
 }
@@ -217,9 +244,12 @@ fn every_architecture_goes_through_the_stages(#[case] spec: ModelSpec) {
     let run = Run::quiet(0);
     let network = spec.fresh(rng::stream(3, "weights"), &Device::Cpu).unwrap();
     let repel = LogitRepel { epochs: 1, batch_size: 8, ..LogitRepel::default() };
-    let (delta, _) = repel.repel(&*network, BackdoorClass { class: 1 }, &clean, &run).unwrap();
+    let class = BackdoorClass { class: 1 };
+    let teacher = Teacher::copy(&*network, class).unwrap();
+    let (delta, _) = repel.repel(&*network, class, &clean, &run).unwrap();
     let pruned = DeltaPrune { ratio: 0.3 }.prune(&*network, &delta).unwrap();
-    Recover { epochs: 1, batch_size: 8, ..Recover::default() }.recover(&*network, &pruned, &clean, &run).unwrap();
+    let recover = Recover { epochs: 1, batch_size: 8, ..Recover::default() };
+    recover.recover(&*network, &teacher, &pruned, &clean, &run).unwrap();
     let mut model = Model::new(network, normalization(), Device::Cpu);
     let (x, _) = clean.images.batch(&[0, 1, 2], &Device::Cpu).unwrap();
     let exact = model.logits(&x).unwrap();
@@ -282,16 +312,18 @@ fn erased_stages_give_what_typed_calls_give(attacked: &StateDict) {
     let run = Run::quiet(3);
     let network = typed.full_precision().unwrap();
     let class = Estimate::default().estimate(network, &clean, &run).unwrap().class;
+    let teacher = Teacher::copy(network, BackdoorClass { class }).unwrap();
     let (delta, _) = repel.repel(network, BackdoorClass { class }, &clean, &run).unwrap();
     let pruned = DeltaPrune::default().prune(network, &delta).unwrap();
-    recover.recover(network, &pruned, &clean, &run).unwrap();
+    recover.recover(network, &teacher, &pruned, &clean, &run).unwrap();
 
     let mut erased = model(attacked);
+    let received = model(attacked);
     let mut facts = FactStore::default();
     let stages: [Box<dyn AnyStage>; 4] =
         [Box::new(Estimate::default()), Box::new(repel), Box::new(DeltaPrune::default()), Box::new(recover)];
     for stage in stages {
-        let mut ctx = Context { model: &mut erased, clean: &clean, run };
+        let mut ctx = Context { model: &mut erased, received: Some(&received), clean: &clean, run };
         let outcome = stage.run(&mut ctx, &facts, None).unwrap();
         // Findings travel as JSON between stages and between runs.
         let json = serde_json::to_string(&outcome.gives).unwrap();
@@ -304,7 +336,7 @@ fn erased_stages_give_what_typed_calls_give(attacked: &StateDict) {
 fn a_stage_without_its_findings_or_test_data_says_so(attacked: &StateDict) {
     let clean = clean();
     let mut model = model(attacked);
-    let mut ctx = Context { model: &mut model, clean: &clean, run: Run::quiet(0) };
+    let mut ctx = Context { model: &mut model, received: None, clean: &clean, run: Run::quiet(0) };
     let facts = FactStore::default();
     let message = AnyStage::run(&LogitRepel::default(), &mut ctx, &facts, None).unwrap_err().to_string();
     assert!(message.contains("`backdoor-class`"), "{message}");

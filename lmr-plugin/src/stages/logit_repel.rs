@@ -4,8 +4,8 @@ use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::estimate::BackdoorClass;
-use super::faults;
+use super::teacher::Lesson;
+use super::{BackdoorClass, Teacher, faults};
 use crate::Result;
 use crate::data::{Augment, CleanSet};
 use crate::losses::Repulsion;
@@ -31,6 +31,11 @@ pub struct LogitRepel {
     pub alpha: f64,
     /// β ≥ 0, the weight of the conditional margin (CM); at 0 nothing keeps class c alive.
     pub beta: f64,
+    /// γ ≥ 0, the weight of distillation from the model as it comes in, on images of other classes without
+    /// class c. Not in the paper; 0 is the paper's.
+    pub distill: f64,
+    /// Temperature of the distillation, above 0.
+    pub temperature: f64,
     /// Passes over the clean images: the budget T1.
     pub epochs: usize,
     /// At least this many steps, for very small clean sets.
@@ -63,6 +68,8 @@ impl Default for LogitRepel {
             m2: 0.5,
             alpha: 1.0,
             beta: 0.25,
+            distill: 1.0,
+            temperature: 2.0,
             epochs: 10,
             min_steps: 50,
             lr: 0.03,
@@ -120,6 +127,8 @@ pub struct RepelEpoch {
     pub dsc: f64,
     /// Conditional margin.
     pub cm: f64,
+    /// Distillation; `null` if its weight is 0.
+    pub distillation: Option<f64>,
     /// Accuracy on the clean images.
     pub accuracy: f64,
     /// Accuracy on the clean images of class c, `null` if there are none.
@@ -159,8 +168,19 @@ impl LogitRepel {
             clip_norm: self.clip_norm,
         };
         let loss = Repulsion { class, alpha: self.alpha, beta: self.beta, m1: self.m1, m2: self.m2 };
-        let mut phase =
-            Phase1 { stage: self, loss, model, clean, sums: [0.0; 3], steps: 0, epochs: Vec::new(), switched: false };
+        let teacher = if self.distill > 0.0 { Some(Teacher::copy(model, BackdoorClass { class })?) } else { None };
+        let lesson = teacher.as_ref().map_or_else(Lesson::none, |t| Lesson::new(t, self.distill, self.temperature));
+        let mut phase = Phase1 {
+            stage: self,
+            loss,
+            lesson,
+            model,
+            clean,
+            sums: [0.0; 4],
+            steps: 0,
+            epochs: Vec::new(),
+            switched: false,
+        };
         let mut sgd = Optimizer::new(model.params(), Rule::Sgd, self.momentum, self.weight_decay)?;
         let data = (&clean.images, &clean.normalization);
         training.fit("logit-repel", model, data, &mut sgd, &mut phase, run)?;
@@ -180,22 +200,34 @@ impl LogitRepel {
 struct Phase1<'a> {
     stage: &'a LogitRepel,
     loss: Repulsion,
+    lesson: Lesson<'a>,
     model: &'a dyn Classifier,
     clean: &'a CleanSet,
-    sums: [f64; 3],
+    sums: [f64; 4],
     steps: usize,
     epochs: Vec<RepelEpoch>,
     switched: bool,
 }
 
 impl Objective for Phase1<'_> {
+    fn before_forward(&mut self, images: &Tensor) -> Result<()> {
+        self.lesson.ask(images)
+    }
+
     fn loss(&mut self, logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
         let [sce, dsc, cm] = self.loss.terms(logits, labels)?;
-        for (sum, term) in self.sums.iter_mut().zip([&sce, &dsc, &cm]) {
-            *sum += f64::from(term.mean_all()?.to_scalar::<f32>()?);
+        let distillation = self.lesson.term(logits, labels)?;
+        for (sum, term) in self.sums.iter_mut().zip([Some(&sce), Some(&dsc), Some(&cm), distillation.as_ref()]) {
+            if let Some(term) = term {
+                *sum += f64::from(term.mean_all()?.to_scalar::<f32>()?);
+            }
         }
         self.steps += 1;
-        Ok(((sce + (dsc * self.loss.alpha)?)? + (cm * self.loss.beta)?)?.mean_all()?)
+        let total = ((sce + (dsc * self.loss.alpha)?)? + (cm * self.loss.beta)?)?.mean_all()?;
+        match distillation {
+            Some(distillation) => Ok((total + (distillation * self.stage.distill)?)?),
+            None => Ok(total),
+        }
     }
 
     fn after_epoch(&mut self, _: usize) -> Result<Flow> {
@@ -219,11 +251,20 @@ impl Objective for Phase1<'_> {
             }
         }
         let share = |part: usize, all: usize| part as f64 / all.max(1) as f64;
-        let [sce, dsc, cm] = std::mem::take(&mut self.sums).map(|sum| sum / self.steps.max(1) as f64);
+        let [sce, dsc, cm, distillation] = std::mem::take(&mut self.sums).map(|sum| sum / self.steps.max(1) as f64);
+        let distillation = (self.stage.distill > 0.0).then_some(distillation);
         self.steps = 0;
         let class_accuracy = (own > 0).then(|| share(own_right, own));
         let accuracy = predict::accuracy(&predicted, labels);
-        self.epochs.push(RepelEpoch { sce, dsc, cm, accuracy, class_accuracy, beyond_margin: share(beyond, others) });
+        self.epochs.push(RepelEpoch {
+            sce,
+            dsc,
+            cm,
+            distillation,
+            accuracy,
+            class_accuracy,
+            beyond_margin: share(beyond, others),
+        });
         // With fewer than five images of class c, "near chance" is noise.
         let chance = (2.0 / logits.dims2()?.1 as f64).max(0.05);
         self.switched = self.stage.early_switch && own >= 5 && share(own_right, own) <= chance;
@@ -246,6 +287,8 @@ impl Stage for LogitRepel {
             (positive(self.m2), "m2", "a number above 0", self.m2.to_string()),
             (self.alpha >= 0.0, "alpha", "a number of at least 0", self.alpha.to_string()),
             (self.beta >= 0.0, "beta", "a number of at least 0", self.beta.to_string()),
+            (self.distill >= 0.0, "distill", "a number of at least 0", self.distill.to_string()),
+            (positive(self.temperature), "temperature", "a number above 0", self.temperature.to_string()),
             (self.epochs > 0, "epochs", "at least 1", self.epochs.to_string()),
             (positive(self.lr), "lr", "a number above 0", self.lr.to_string()),
             ((0.0..1.0).contains(&self.momentum), "momentum", "a number in [0, 1)", self.momentum.to_string()),

@@ -7,6 +7,7 @@ mod logit_repel;
 mod quantize;
 mod recover;
 mod structured_prune;
+mod teacher;
 
 pub use delta_prune::{DeltaPrune, PrunedColumns};
 pub use estimate::{BackdoorClass, Estimate, Estimated};
@@ -15,6 +16,7 @@ pub use logit_repel::{HeadDelta, LogitRepel, RepelEpoch, Repelled};
 pub use quantize::Quantize;
 pub use recover::{Recover, Recovered};
 pub use structured_prune::{Ranked, StructuredPrune};
+pub use teacher::Teacher;
 
 /// `key: expected ..., found ...` for every check that fails.
 pub(crate) fn faults<const N: usize>(checks: [(bool, &str, &str, String); N]) -> Vec<String> {

@@ -5,7 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::delta_prune::PrunedColumns;
-use super::faults;
+use super::teacher::Lesson;
+use super::{BackdoorClass, Teacher, faults};
 use crate::data::{Augment, CleanSet};
 use crate::losses;
 use crate::models::Classifier;
@@ -13,7 +14,7 @@ use crate::nn::BatchNormMode;
 use crate::optim::{Optimizer, Rule, Schedule};
 use crate::run::Run;
 use crate::stage::{CleanOnly, Context, ModelUse, Outcome, Stage};
-use crate::train::{Epoch, Training};
+use crate::train::{Epoch, Objective, Training};
 use crate::{Error, Result};
 
 /// Fine-tunes all parameters by cross-entropy over all classes. A fresh optimizer: Phase 1's momentum would go on in
@@ -21,6 +22,11 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Recover {
+    /// δ in [0, 1]: the loss is (1−δ) times cross-entropy plus δ times distillation from the received model, on images of other
+    /// classes without the backdoor class. Not in the paper; 0 is the paper's.
+    pub distill: f64,
+    /// Temperature of the distillation, above 0.
+    pub temperature: f64,
     /// Passes over the clean images; 0 leaves the model as it is.
     pub epochs: usize,
     /// At least this many steps, for very small clean sets.
@@ -44,6 +50,8 @@ pub struct Recover {
 impl Default for Recover {
     fn default() -> Self {
         Self {
+            distill: 0.5,
+            temperature: 2.0,
             epochs: 20,
             min_steps: 0,
             lr: 0.01,
@@ -65,10 +73,12 @@ pub struct Recovered {
 }
 
 impl Recover {
-    /// Trains `model` in place. The columns of `pruned` are zero before, after and at every step between.
+    /// Trains `model` in place. The columns of `pruned` are zero before, after and at every step between. `teacher` is the
+    /// model from before Phase 1.
     pub fn recover(
         &self,
         model: &dyn Classifier,
+        teacher: &Teacher,
         pruned: &PrunedColumns,
         clean: &CleanSet,
         run: &Run<'_>,
@@ -98,9 +108,29 @@ impl Recover {
             batch_norm: self.batch_norm,
             clip_norm: None,
         };
-        let mut loss = |z: &Tensor, y: &Tensor| Ok(losses::cross_entropy(z, y)?.mean_all()?);
+        let lesson = Lesson::new(teacher, self.distill, self.temperature);
+        let mut loss = Phase2 { lesson, distill: self.distill };
         let data = (&clean.images, &clean.normalization);
         Ok(Recovered { epochs: training.fit("recover", model, data, &mut sgd, &mut loss, run)? })
+    }
+}
+
+struct Phase2<'a> {
+    lesson: Lesson<'a>,
+    distill: f64,
+}
+
+impl Objective for Phase2<'_> {
+    fn before_forward(&mut self, images: &Tensor) -> Result<()> {
+        self.lesson.ask(images)
+    }
+
+    fn loss(&mut self, logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+        let own = losses::cross_entropy(logits, labels)?.mean_all()?;
+        match self.lesson.term(logits, labels)? {
+            Some(distillation) => Ok(((own * (1.0 - self.distill))? + (distillation * self.distill)?)?),
+            None => Ok(own),
+        }
     }
 }
 
@@ -108,12 +138,19 @@ impl Stage for Recover {
     const KIND: &'static str = "recover";
     const SUMMARY: &'static str = "fine-tunes on the clean images with the pruned columns frozen at zero";
     const MODEL: ModelUse = ModelUse::Writes;
-    type Needs = (PrunedColumns,);
+    type Needs = (BackdoorClass, PrunedColumns);
     type Gives = ();
     type Sees = CleanOnly;
 
     fn faults(&self) -> Vec<String> {
         faults([
+            ((0.0..=1.0).contains(&self.distill), "distill", "a number in [0, 1]", self.distill.to_string()),
+            (
+                self.temperature > 0.0 && self.temperature.is_finite(),
+                "temperature",
+                "a number above 0",
+                self.temperature.to_string(),
+            ),
             (self.lr > 0.0 && self.lr.is_finite(), "lr", "a number above 0", self.lr.to_string()),
             ((0.0..1.0).contains(&self.momentum), "momentum", "a number in [0, 1)", self.momentum.to_string()),
             (self.weight_decay >= 0.0, "weight-decay", "a number of at least 0", self.weight_decay.to_string()),
@@ -121,8 +158,14 @@ impl Stage for Recover {
         ])
     }
 
-    fn run(&self, ctx: &mut Context<'_>, (pruned,): (PrunedColumns,), _: &CleanOnly) -> Result<Outcome<()>> {
-        let report = self.recover(ctx.model.full_precision()?, &pruned, ctx.clean, &ctx.run)?;
+    fn run(
+        &self,
+        ctx: &mut Context<'_>,
+        (class, pruned): (BackdoorClass, PrunedColumns),
+        _: &CleanOnly,
+    ) -> Result<Outcome<()>> {
+        let teacher = Teacher::copy(ctx.received().full_precision()?, class)?;
+        let report = self.recover(ctx.model.full_precision()?, &teacher, &pruned, ctx.clean, &ctx.run)?;
         Outcome::new((), &report)
     }
 }
