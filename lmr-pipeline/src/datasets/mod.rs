@@ -27,6 +27,8 @@ pub use descriptor::{Descriptor, IdxSource, ImageShape, ParquetFile, ParquetSour
 pub use digest::digest;
 pub(crate) use digest::sha256_file;
 pub use error::DataError;
+#[cfg(test)]
+pub(crate) use pixels::decode_raster;
 
 use crate::hub::{Hub, HubFile, RemoteFile, RemoteFiles};
 

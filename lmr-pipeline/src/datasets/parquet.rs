@@ -109,7 +109,7 @@ fn read_rows(
             let fault = outs
                 .zip(&encoded)
                 .enumerate()
-                .filter_map(|(offset, (out, bytes))| Some((offset, decode(bytes.data(), shape, out).err()?)))
+                .filter_map(|(offset, (out, bytes))| Some((offset, decode(bytes.data(), shape, None, out).err()?)))
                 .find_first(|_| true);
             if let Some((offset, (found, expected))) = fault {
                 return Err(DataError::content(file, found, expected).at(format_args!(
