@@ -74,7 +74,7 @@ impl Plan {
         let mut faults = std::mem::take(&mut draft.faults);
         let device = draft.run.as_mut().and_then(|run| check_run(run, file, &mut faults));
         let checkpoint = check_weights(&draft, &mut faults);
-        let dataset = check_data(&draft, &mut faults);
+        let dataset = check_data(&draft, checkpoint.as_ref(), &mut faults);
         check_trigger(&draft, dataset.as_ref(), &mut faults);
         let from = check_stages(&draft, &mut faults);
         if !faults.is_empty() {
@@ -130,7 +130,7 @@ fn check_weights(draft: &Draft, faults: &mut Faults) -> Option<Checkpoint> {
     Some(Checkpoint { table, file: file? })
 }
 
-fn check_data(draft: &Draft, faults: &mut Faults) -> Option<Dataset> {
+fn check_data(draft: &Draft, checkpoint: Option<&Checkpoint>, faults: &mut Faults) -> Option<Dataset> {
     let data = draft.data.as_ref()?;
     let place = Place::section("data");
     if data.clean.count == 0 {
@@ -148,7 +148,14 @@ fn check_data(draft: &Draft, faults: &mut Faults) -> Option<Dataset> {
         }
         found
     });
-    let dataset = open_dataset(draft, &data.name, &place.key("name"), faults)?;
+    let mut dataset = open_dataset(draft, &data.name, &place.key("name"), faults)?;
+    if let Some(convention) = data.preprocessing {
+        let preprocessing = convention.preprocessing(checkpoint.map(|checkpoint| checkpoint.file.as_path()));
+        let changed = preprocessing
+            .map_err(|error| error.to_string())
+            .and_then(|preprocessing| dataset.with_preprocessing(&preprocessing).map_err(|error| error.to_string()));
+        dataset = changed.map_err(|message| faults.add(&place.key("preprocessing"), message)).ok()?;
+    }
     if let Some(model) = &draft.model {
         let descriptor = dataset.descriptor();
         let model_place = Place::section("model");

@@ -18,32 +18,51 @@ const MAX_SIDE: u32 = 65_535;
 /// What is wrong with an image: found and expected.
 pub(super) type Fault = (String, String);
 
-/// Decodes `bytes` into `out` in CHW order: resized where there is `preprocessing`, otherwise of exactly this shape.
-///
-/// The size is compared before a pixel is decoded, so a small file cannot claim a huge image.
-pub(super) fn decode(
-    bytes: &[u8],
-    [channels, height, width]: [usize; 3],
-    preprocessing: Option<&Preprocessing>,
-    out: &mut [u8],
-) -> Result<(), Fault> {
-    let decoder = open(bytes)?;
-    if let Some(preprocessing) = preprocessing {
-        preprocessing.resize_and_crop(&raster(decoder, channels)?, out);
-        return Ok(());
-    }
-    let (found_width, found_height) = decoder.dimensions();
-    if (found_height as usize, found_width as usize) != (height, width) {
-        return Err((format!("an image of {found_height}x{found_width} (height, width)"), format!("{height}x{width}")));
-    }
-    // Stored with the channels of a pixel together; wanted one channel after the other.
-    let image = raster(decoder, channels)?;
-    for (channel, plane) in out.chunks_exact_mut(height * width).enumerate() {
-        for (out, pixel) in plane.iter_mut().zip(image.pixels.chunks_exact(channels)) {
-            *out = pixel[channel];
+/// What encoded images become.
+#[derive(Clone, Debug)]
+pub(super) struct Decoding {
+    /// Channels, height and width.
+    pub shape: [usize; 3],
+    /// How an image of any size is brought to them; without it, only images that have them are taken.
+    pub preprocessing: Option<Preprocessing>,
+}
+
+impl Decoding {
+    /// Decodes an image into `out`, in CHW order.
+    ///
+    /// The size is compared before a pixel is decoded, so a small file cannot claim a huge image.
+    pub(super) fn decode(&self, bytes: &[u8], out: &mut [u8]) -> Result<(), Fault> {
+        let [channels, height, width] = self.shape;
+        let decoder = open(bytes)?;
+        if let Some(preprocessing) = &self.preprocessing {
+            preprocessing.resize_and_crop(&raster(decoder, channels)?, out);
+            return Ok(());
         }
+        let (found_width, found_height) = decoder.dimensions();
+        if (found_height as usize, found_width as usize) != (height, width) {
+            let found = format!("an image of {found_height}x{found_width} (height, width)");
+            return Err((found, format!("{height}x{width}")));
+        }
+        // Stored with the channels of a pixel together; wanted one channel after the other.
+        let image = raster(decoder, channels)?;
+        for (channel, plane) in out.chunks_exact_mut(height * width).enumerate() {
+            for (out, pixel) in plane.iter_mut().zip(image.pixels.chunks_exact(channels)) {
+                *out = pixel[channel];
+            }
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// Bytes that determine the pixels of an encoded image with this digest.
+    pub(super) fn identity(&self, sha256: &[u8; 32]) -> Vec<u8> {
+        let how = self.preprocessing.as_ref().map(|how| (how.resize, how.interpolation));
+        [&sha256[..], format!("{:?} {how:?}", self.shape).as_bytes()].concat()
+    }
+}
+
+/// Refuses what cannot be decoded, as far as the header and the structure of the file show it.
+pub(super) fn check(bytes: &[u8]) -> Result<(), Fault> {
+    open(bytes).map(drop)
 }
 
 /// Decodes an image of any size.
@@ -135,12 +154,21 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
-    use crate::preprocess::Preset;
+    use crate::preprocess::Convention;
 
     fn encode(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
         image.into().write_to(&mut bytes, format).unwrap();
         bytes.into_inner()
+    }
+
+    fn decode(
+        bytes: &[u8],
+        shape: [usize; 3],
+        preprocessing: Option<Preprocessing>,
+        out: &mut [u8],
+    ) -> Result<(), Fault> {
+        Decoding { shape, preprocessing }.decode(bytes, out)
     }
 
     /// Two rows, three columns; red counts columns, green counts rows.
@@ -219,9 +247,9 @@ mod tests {
     #[test]
     fn an_image_of_any_size_is_resized() {
         let source = RgbImage::from_fn(40, 30, |_, y| Rgb([if y < 15 { 10 } else { 240 }, 7, 9]));
-        let preprocessing = Preset::VitTransformers.preprocessing();
+        let preprocessing = Convention::VitTransformers.preprocessing(None).unwrap();
         let mut out = vec![1; 3 * 224 * 224];
-        decode(&encode(source, ImageFormat::Png), [3, 224, 224], Some(&preprocessing), &mut out).unwrap();
+        decode(&encode(source, ImageFormat::Png), [3, 224, 224], Some(preprocessing), &mut out).unwrap();
         assert_eq!((out[0], out[224 * 224 - 1], out[224 * 224], out[3 * 224 * 224 - 1]), (10, 240, 7, 9));
     }
 

@@ -1,7 +1,5 @@
 //! Against Pillow on a synthetic image, and against torchvision on photographs where there are some.
 
-use std::path::Path;
-
 use rstest::rstest;
 
 use super::*;
@@ -32,7 +30,8 @@ fn bytes_are_pillows() {
             ((7 * x + 13 * y + 50 * c + 3 * (x * y % 31)) % 256) as u8
         };
         let image = Raster { pixels: (0..height * width * 3).map(value).collect(), channels: 3, height, width };
-        let preprocessing = Preprocessing { size, resize, interpolation, ..Preset::VitAugreg.preprocessing() };
+        let preprocessing =
+            Preprocessing { size, resize, interpolation, ..Convention::VitAugreg.preprocessing(None).unwrap() };
         let mut out = vec![1; 3 * size[0] * size[1]];
         preprocessing.resize_and_crop(&image, &mut out);
         let found: String = out.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -42,7 +41,7 @@ fn bytes_are_pillows() {
 
 #[derive(Deserialize)]
 struct Photograph {
-    pipeline: Preset,
+    pipeline: Convention,
     file: String,
     mean: [f64; 3],
     std: [f64; 3],
@@ -60,7 +59,7 @@ fn photographs_are_torchvisions() {
     let photographs: Vec<Photograph> = serde_json::from_str(&expected).unwrap();
     let (mut near, mut all, mut worst_mean, mut worst_std, mut worst) = (0, 0, 0f64, 0f64, 0f64);
     for photograph in photographs {
-        let preprocessing = photograph.pipeline.preprocessing();
+        let preprocessing = photograph.pipeline.preprocessing(None).unwrap();
         let [height, width] = preprocessing.size;
         let bytes = std::fs::read(Path::new(&folder).join(&photograph.file)).unwrap();
         let mut out = vec![0; 3 * height * width];
@@ -100,7 +99,7 @@ fn a_thin_image_takes_no_more_memory() {
     // Resized as a whole, it would have 256 × 16,776,960 pixels.
     let mut out = vec![0; 3 * 224 * 224];
     let image = Raster { pixels: vec![9; 3 * 65_535], channels: 3, height: 1, width: 65_535 };
-    Preset::ResnetImagenet.preprocessing().resize_and_crop(&image, &mut out);
+    Convention::ResnetImagenet.preprocessing(None).unwrap().resize_and_crop(&image, &mut out);
     assert!(out.iter().all(|&byte| byte == 9));
 }
 
@@ -112,9 +111,24 @@ fn a_thin_image_takes_no_more_memory() {
 #[case::mean(|p: &mut Preprocessing| p.mean[2] = f64::NAN, "normalization.mean: found NaN")]
 #[case::channels(|p: &mut Preprocessing| p.mean.truncate(1), "has 1 means and 3 standard deviations")]
 fn impossible_settings_are_refused(#[case] change: fn(&mut Preprocessing), #[case] expected: &str) {
-    let mut preprocessing = Preset::VitAugreg.preprocessing();
+    let mut preprocessing = Convention::VitAugreg.preprocessing(None).unwrap();
     preprocessing.validate().unwrap();
     change(&mut preprocessing);
     let message = preprocessing.validate().unwrap_err();
     assert!(message.contains(expected), "{message}");
+}
+
+#[test]
+fn a_checkpoint_brings_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = folder.path().join("model.safetensors");
+    let from = |checkpoint| Convention::Checkpoint.preprocessing(checkpoint);
+    let error = from(None).unwrap_err().to_string();
+    assert!(error.contains("there is no checkpoint"), "{error}");
+    let error = from(Some(&checkpoint)).unwrap_err().to_string();
+    assert!(error.contains("model.safetensors: no config.json"), "{error}");
+    let config = r#"{"architecture": "vit_base_patch16_224", "pretrained_cfg": {"input_size": [3, 224, 224],
+        "interpolation": "bicubic", "crop_pct": 0.9, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}"#;
+    std::fs::write(folder.path().join("config.json"), config).unwrap();
+    assert_eq!(from(Some(&checkpoint)).unwrap(), Convention::VitAugreg.preprocessing(None).unwrap());
 }
