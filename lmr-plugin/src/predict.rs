@@ -21,11 +21,45 @@ pub fn logits(
     images: &Images,
     trigger: Option<&dyn Trigger>,
     device: &Device,
-    (run, phase): (&Run<'_>, &str),
+    run: (&Run<'_>, &str),
 ) -> Result<Tensor> {
+    let mut parts = Vec::new();
+    for_each_batch(forward, images, trigger, device, run, |logits| {
+        parts.push(logits);
+        Ok(())
+    })?;
+    Ok(Tensor::cat(&parts, 0)?)
+}
+
+/// [`classes`] of the [`logits`] of every image, without keeping those: a thousand classes make them large.
+pub fn predictions(
+    forward: &dyn Fn(&Tensor) -> Result<Tensor>,
+    images: &Images,
+    trigger: Option<&dyn Trigger>,
+    device: &Device,
+    run: (&Run<'_>, &str),
+) -> Result<Vec<u32>> {
+    let mut predicted = Vec::with_capacity(images.len());
+    for_each_batch(forward, images, trigger, device, run, |logits| {
+        predicted.extend(classes(&logits)?);
+        Ok(())
+    })?;
+    Ok(predicted)
+}
+
+fn for_each_batch(
+    forward: &dyn Fn(&Tensor) -> Result<Tensor>,
+    images: &Images,
+    trigger: Option<&dyn Trigger>,
+    device: &Device,
+    (run, phase): (&Run<'_>, &str),
+    mut take: impl FnMut(Tensor) -> Result<()>,
+) -> Result<()> {
+    if images.is_empty() {
+        return Err(Error::invalid(format!("{phase}: no images to look at")));
+    }
     let order: Vec<usize> = (0..images.len()).collect();
     let size = batch_size(images.shape());
-    let mut parts = Vec::with_capacity(order.len().div_ceil(size));
     for (i, batch) in order.chunks(size).enumerate() {
         run.checkpoint()?;
         let (mut pixels, _) = images.batch(batch, device)?;
@@ -36,13 +70,10 @@ pub fn logits(
         if let Some(value) = z.flatten_all()?.to_vec1::<f32>()?.into_iter().find(|v| !v.is_finite()) {
             return Err(Error::NotFinite { what: "logit", step: i, value: value.into() });
         }
-        parts.push(z);
+        take(z)?;
         run.progress(phase, i * size + batch.len(), images.len(), "image");
     }
-    if parts.is_empty() {
-        return Err(Error::invalid(format!("{phase}: no images to look at")));
-    }
-    Ok(Tensor::cat(&parts, 0)?)
+    Ok(())
 }
 
 fn batch_size(shape: [usize; 3]) -> usize {

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::digest::hex;
-use super::pixels::{self, Decoding};
+use super::pixels::Decoding;
 use super::{DataError, FileProvenance, FolderSource};
 
 /// Far above any photograph of a data set.
@@ -67,7 +67,7 @@ impl Folder {
         }
         found.sort_by_key(|&(rank, class, _)| (rank, class));
 
-        let checked: Vec<_> = found.par_iter().map(|(_, _, path)| check(&root.join(path))).collect();
+        let checked: Vec<_> = found.par_iter().map(|(_, _, path)| check(&root.join(path), &decoding)).collect();
         let (mut files, mut labels, mut bytes) = (Vec::new(), Vec::new(), 0);
         for ((_, class, path), checked) in found.into_iter().zip(checked) {
             let (sha256, len) = checked?;
@@ -141,7 +141,10 @@ fn class_folders(root: &Path, source: &FolderSource, names: Names<'_>) -> Result
     for (name, path) in folders {
         let is_it = |class: usize| classes[class] == name || names.ids.get(class).is_some_and(|id| *id == name);
         let Some(class) = (0..classes.len()).find(|&class| is_it(class)) else {
-            return Err(DataError::content(path, "a folder of no class", "the name or the id of a class"));
+            if image_files(root, &path)?.is_empty() {
+                continue;
+            }
+            return Err(DataError::content(path, "images of no class", "the name or the id of a class"));
         };
         if let Some(other) = by_class[class].replace(path.clone()) {
             let found = format!("a second folder of class `{}`, beside {}", classes[class], other.display());
@@ -211,10 +214,10 @@ fn name_of(path: &Path) -> Result<String, DataError> {
     }
 }
 
-/// The digest and length of an image whose header is sound.
-fn check(path: &Path) -> Result<([u8; 32], u64), DataError> {
+/// The digest and length of an image that looks sound from outside.
+fn check(path: &Path, decoding: &Decoding) -> Result<([u8; 32], u64), DataError> {
     let bytes = read_file(path)?;
-    pixels::check(&bytes).map_err(|(found, expected)| DataError::content(path, found, expected))?;
+    decoding.check(&bytes).map_err(|(found, expected)| DataError::content(path, found, expected))?;
     Ok((Sha256::digest(&bytes).into(), bytes.len() as u64))
 }
 

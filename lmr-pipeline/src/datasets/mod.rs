@@ -243,7 +243,7 @@ impl Dataset {
                 };
                 match &mut spool {
                     Some(spool) => images.iter().enumerate().try_for_each(|(offset, image)| {
-                        pixels::check(image.data()).map_err(|fault| bad((offset, fault)))?;
+                        decoding.check(image.data()).map_err(|fault| bad((offset, fault)))?;
                         spool.push(image.data())
                     }),
                     None => decode_all(&decoding, images, &mut pixels).map_err(bad),

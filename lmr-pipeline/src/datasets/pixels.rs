@@ -29,22 +29,14 @@ pub(super) struct Decoding {
 
 impl Decoding {
     /// Decodes an image into `out`, in CHW order.
-    ///
-    /// The size is compared before a pixel is decoded, so a small file cannot claim a huge image.
     pub(super) fn decode(&self, bytes: &[u8], out: &mut [u8]) -> Result<(), Fault> {
         let [channels, height, width] = self.shape;
-        let decoder = open(bytes)?;
+        let image = raster(self.open(bytes)?, channels)?;
         if let Some(preprocessing) = &self.preprocessing {
-            preprocessing.resize_and_crop(&raster(decoder, channels)?, out);
+            preprocessing.resize_and_crop(&image, out);
             return Ok(());
         }
-        let (found_width, found_height) = decoder.dimensions();
-        if (found_height as usize, found_width as usize) != (height, width) {
-            let found = format!("an image of {found_height}x{found_width} (height, width)");
-            return Err((found, format!("{height}x{width}")));
-        }
         // Stored with the channels of a pixel together; wanted one channel after the other.
-        let image = raster(decoder, channels)?;
         for (channel, plane) in out.chunks_exact_mut(height * width).enumerate() {
             for (out, pixel) in plane.iter_mut().zip(image.pixels.chunks_exact(channels)) {
                 *out = pixel[channel];
@@ -53,16 +45,28 @@ impl Decoding {
         Ok(())
     }
 
+    /// Refuses what cannot be decoded, as far as the header and the structure of the file show it.
+    pub(super) fn check(&self, bytes: &[u8]) -> Result<(), Fault> {
+        self.open(bytes).map(drop)
+    }
+
+    /// The size is compared before a pixel is decoded, so a small file cannot claim a huge image.
+    fn open(&self, bytes: &[u8]) -> Result<impl ImageDecoder, Fault> {
+        let decoder = open(bytes)?;
+        let [_, height, width] = self.shape;
+        let (found_width, found_height) = decoder.dimensions();
+        if self.preprocessing.is_none() && (found_height as usize, found_width as usize) != (height, width) {
+            let found = format!("an image of {found_height}x{found_width} (height, width)");
+            return Err((found, format!("{height}x{width}")));
+        }
+        Ok(decoder)
+    }
+
     /// Bytes that determine the pixels of an encoded image with this digest.
     pub(super) fn identity(&self, sha256: &[u8; 32]) -> Vec<u8> {
         let how = self.preprocessing.as_ref().map(|how| (how.resize, how.interpolation));
         [&sha256[..], format!("{:?} {how:?}", self.shape).as_bytes()].concat()
     }
-}
-
-/// Refuses what cannot be decoded, as far as the header and the structure of the file show it.
-pub(super) fn check(bytes: &[u8]) -> Result<(), Fault> {
-    open(bytes).map(drop)
 }
 
 /// Decodes an image of any size.
@@ -100,7 +104,7 @@ fn open(bytes: &[u8]) -> Result<impl ImageDecoder, Fault> {
 const PNG_OR_JPEG: &str = "a PNG or JPEG";
 
 fn unreadable(error: image::ImageError) -> Fault {
-    (format!("an unreadable image ({error})"), PNG_OR_JPEG.to_owned())
+    (format!("an unreadable image ({})", error.to_string().trim_end()), PNG_OR_JPEG.to_owned())
 }
 
 /// Whether a JPEG goes on to its end marker. What is cut off, the decoder paints grey and says nothing.
@@ -150,6 +154,7 @@ fn luma([r, g, b]: [u8; 3]) -> u8 {
 #[cfg(test)]
 mod tests {
     use image::{GrayImage, Luma, Rgb, RgbImage};
+    use proptest::prelude::*;
     use rstest::rstest;
     use serde::Deserialize;
 
@@ -264,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_images_do_no_harm() {
+    fn one_damaged_byte_does_no_harm() {
         for Decoded { file, .. } in fixtures() {
             let file = unhex(&file);
             for at in 0..file.len() {
@@ -272,6 +277,20 @@ mod tests {
                 damaged[at] ^= 0xff;
                 let _ = decode_raster(&damaged, 3);
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn damage_does_no_harm(
+            which in any::<prop::sample::Index>(),
+            damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..20),
+        ) {
+            let mut file = unhex(&which.get(&fixtures()).file);
+            for (at, byte) in damage {
+                *at.get_mut(&mut file) = byte;
+            }
+            let _ = decode_raster(&file, 3);
         }
     }
 

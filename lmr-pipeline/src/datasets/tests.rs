@@ -311,6 +311,7 @@ fn pictures() -> Vec<(&'static str, Vec<u8>)> {
         ("c/notes.txt", b"no image".to_vec()),
         ("c/.hidden.jpg", b"no image".to_vec()),
         ("README.md", b"no image".to_vec()),
+        ("doc/README.md", b"no image".to_vec()),
     ]
 }
 
@@ -349,11 +350,7 @@ fn sorted_folders_are_classes_in_their_order() {
 #[case::nothing("a/1.png", vec![], "val/a/1.png: found 0 bytes")]
 #[case::cut_off("a/1.png", png(3, 2)[..20].to_vec(), "val/a/1.png: found an unreadable image")]
 #[case::webp("a/3.webp", b"RIFF\x10\0\0\0WEBPVP8 ".to_vec(), "val/a/3.webp: found 16 bytes that begin with")]
-#[case::unknown_class(
-    "d/1.png",
-    png(3, 2),
-    "val/d: found a folder of no class, expected the name or the id of a class"
-)]
+#[case::unknown_class("d/1.png", png(3, 2), "val/d: found images of no class, expected the name or the id of a class")]
 #[case::twice("b/1.png", png(3, 2), "val/n2: found a second folder of class `b`")]
 fn bad_files_in_folders_are_refused(#[case] path: &'static str, #[case] bytes: Vec<u8>, #[case] message: &str) {
     let mut files = pictures();
@@ -405,13 +402,17 @@ fn links_stay_in_the_folder() {
 }
 
 #[test]
-fn a_file_that_changes_is_noticed() {
+fn a_file_of_another_size_and_one_that_changes_are_noticed() {
     let folder = TempDir::new().unwrap();
     for class in ["a", "b", "c"] {
         std::fs::create_dir_all(folder.path().join("val").join(class)).unwrap();
         std::fs::write(folder.path().join("val").join(class).join("1.png"), png(3, 2)).unwrap();
     }
     let text = descriptor(3, "test = { kind = \"folder\", path = \"val\" }");
+    std::fs::write(folder.path().join("val/c/2.png"), png(2, 3)).unwrap();
+    let error = open(folder.path(), &text).unwrap().with_root(folder.path()).load(Split::Test).unwrap_err().to_string();
+    assert!(error.contains("val/c/2.png: found an image of 3x2 (height, width), expected 2x3"), "{error}");
+    std::fs::remove_file(folder.path().join("val/c/2.png")).unwrap();
     let images = open(folder.path(), &text).unwrap().with_root(folder.path()).load(Split::Test).unwrap().images;
     assert!(images.image(1).is_ok());
     std::fs::write(folder.path().join("val/b/1.png"), png(2, 3)).unwrap();

@@ -48,10 +48,8 @@ impl Images {
     /// # Ok::<(), lmr_plugin::Error>(())
     /// ```
     pub fn new(pixels: Vec<u8>, labels: Vec<u32>, shape: [usize; 3], classes: usize) -> Result<Self> {
+        check_shape(shape)?;
         let [c, h, w] = shape;
-        if shape.contains(&0) {
-            return Err(Error::invalid(format!("images of {c}x{h}x{w} (channels, height, width) have no pixels")));
-        }
         let expected = [c, h, w].iter().try_fold(labels.len(), |n, &d| n.checked_mul(d));
         if expected != Some(pixels.len()) {
             return Err(Error::invalid(format!(
@@ -68,10 +66,8 @@ impl Images {
     ///
     /// Refuses a zero dimension, a number of labels that does not fit, and a label outside `0..classes`.
     pub fn from_source(source: Arc<dyn ImageSource>, labels: Vec<u32>, classes: usize) -> Result<Self> {
-        let (count, [c, h, w]) = (source.count(), source.shape());
-        if [c, h, w].contains(&0) {
-            return Err(Error::invalid(format!("images of {c}x{h}x{w} (channels, height, width) have no pixels")));
-        }
+        check_shape(source.shape())?;
+        let count = source.count();
         if labels.len() != count {
             return Err(Error::invalid(format!("{count} images: found {} labels, expected as many", labels.len())));
         }
@@ -237,6 +233,13 @@ impl Images {
             None => Ok(()),
         }
     }
+}
+
+fn check_shape([c, h, w]: [usize; 3]) -> Result<()> {
+    if [c, h, w].contains(&0) {
+        return Err(Error::invalid(format!("images of {c}x{h}x{w} (channels, height, width) have no pixels")));
+    }
+    Ok(())
 }
 
 /// A byte as a float in [0, 1]: divided, not multiplied by a rounded 1/255, so values equal those of torchvision.
