@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let [_, height, width] = images.shape();
     let labels: Vec<u8> = images.labels().iter().map(|&label| label as u8).collect();
-    write(folder.join("t10k-images-idx3-ubyte.gz"), &[images.len(), height, width], images.pixels())?;
+    write(folder.join("t10k-images-idx3-ubyte.gz"), &[images.len(), height, width], &images.pixels()?)?;
     write(folder.join("t10k-labels-idx1-ubyte.gz"), &[images.len()], &labels)
 }
 

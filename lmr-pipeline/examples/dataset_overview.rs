@@ -30,23 +30,24 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (class, count) in dataset.descriptor().classes.iter().zip(loaded.images.class_counts()) {
         println!("  {count:>6} {class}");
     }
-    for (channel, (mean, std)) in statistics(&loaded.images).into_iter().enumerate() {
+    for (channel, (mean, std)) in statistics(&loaded.images)?.into_iter().enumerate() {
         println!("  channel {channel}: mean {mean:.4}, std {std:.4}");
     }
-    println!("  digest {}", digest(&loaded.images));
-    contact_sheet(&loaded.images).save(sheet)?;
+    println!("  digest {}", digest(&loaded.images)?);
+    contact_sheet(&loaded.images)?.save(sheet)?;
     Ok(())
 }
 
 /// Mean and standard deviation of each channel, for pixels in [0, 1].
-fn statistics(images: &Images) -> Vec<(f64, f64)> {
+fn statistics(images: &Images) -> lmr_plugin::Result<Vec<(f64, f64)>> {
     let [channels, height, width] = images.shape();
     let mut sums = vec![(0u64, 0u64); channels];
-    for (index, plane) in images.pixels().chunks_exact(height * width).enumerate() {
-        let (sum, squares) = &mut sums[index % channels];
-        for &byte in plane {
-            *sum += u64::from(byte);
-            *squares += u64::from(byte) * u64::from(byte);
+    for index in 0..images.len() {
+        for ((sum, squares), plane) in sums.iter_mut().zip(images.image(index)?.chunks_exact(height * width)) {
+            for &byte in plane {
+                *sum += u64::from(byte);
+                *squares += u64::from(byte) * u64::from(byte);
+            }
         }
     }
     let n = (images.len() * height * width) as f64;
@@ -54,19 +55,20 @@ fn statistics(images: &Images) -> Vec<(f64, f64)> {
         let mean = sum as f64 / n / 255.0;
         (mean, (squares as f64 / n / (255.0 * 255.0) - mean * mean).sqrt())
     };
-    sums.into_iter().map(moments).collect()
+    Ok(sums.into_iter().map(moments).collect())
 }
 
 /// A row of images for each class.
-fn contact_sheet(images: &Images) -> RgbImage {
+fn contact_sheet(images: &Images) -> lmr_plugin::Result<RgbImage> {
     let [channels, height, width] = images.shape();
     let mut sheet = RgbImage::new((COLUMNS * width) as u32, (images.classes() * height) as u32);
     let mut used = vec![0; images.classes()];
-    for (&label, pixels) in images.labels().iter().zip(images.pixels().chunks_exact(channels * height * width)) {
+    for (index, &label) in images.labels().iter().enumerate() {
         let class = label as usize;
         if used[class] == COLUMNS {
             continue;
         }
+        let pixels = images.image(index)?;
         for row in 0..height {
             for column in 0..width {
                 let at = |channel: usize| pixels[(channel % channels) * height * width + row * width + column];
@@ -76,5 +78,5 @@ fn contact_sheet(images: &Images) -> RgbImage {
         }
         used[class] += 1;
     }
-    sheet
+    Ok(sheet)
 }

@@ -82,6 +82,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Rejected(_) | Self::Input { .. } | Self::Data { .. } => 2,
+            Self::Model(lmr_plugin::Error::Image(_)) | Self::Stage { source: lmr_plugin::Error::Image(_), .. } => 2,
             Self::Interrupted { .. } => 130,
             Self::Busy { .. }
             | Self::Stage { .. }

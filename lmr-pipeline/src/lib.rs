@@ -12,6 +12,7 @@ pub mod inspect;
 mod log;
 pub mod model_config;
 pub mod plan;
+pub mod preprocess;
 pub mod problem;
 pub mod registry;
 pub mod report;

@@ -8,16 +8,14 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use lmr_plugin::data::Normalization;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::preprocess::{Interpolation, Preprocessing, Resize, check_side};
 use crate::{Error, Result};
 
 /// 21,841 class names with descriptions take 2 MB.
 const MAX_FILE: u64 = 16 << 20;
-/// The largest side of an image, as for datasets.
-const MAX_SIDE: usize = 4096;
 const MAX_CLASSES: usize = 100_000;
 
 /// What `config.json` says, whoever wrote it.
@@ -48,46 +46,6 @@ pub enum Library {
     Timm,
     /// Hugging Face transformers.
     Transformers,
-}
-
-/// From an image of any size to the model's input.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Preprocessing {
-    /// Height and width of the input, 1 to 4096.
-    pub size: [usize; 2],
-    /// What the image is resized to before the centre of `size` is cut out.
-    pub resize: Resize,
-    /// How it is resized.
-    pub interpolation: Interpolation,
-    /// Per channel, for pixels in [0, 1].
-    pub mean: Vec<f64>,
-    /// Per channel, above 0.
-    pub std: Vec<f64>,
-}
-
-/// What an image is resized to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Resize {
-    /// Its shorter side has so many pixels, the other follows.
-    ShortestEdge(usize),
-    /// Height and width, whatever the proportions were.
-    Exact([usize; 2]),
-}
-
-/// How pixels between pixels are made. All are antialiased, as Pillow's are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Interpolation {
-    /// The nearest pixel.
-    Nearest,
-    /// Linear.
-    Bilinear,
-    /// Cubic, a = -0.5.
-    Bicubic,
-    /// Lanczos, 3 lobes.
-    Lanczos,
 }
 
 impl ModelConfig {
@@ -286,7 +244,8 @@ impl RawPretrained {
         if channels != self.mean.len() {
             return Err(format!("pretrained_cfg.mean: expected {channels} numbers, found {}", self.mean.len()));
         }
-        Preprocessing { size: [height, width], resize, interpolation, mean: self.mean, std: self.std }.checked()
+        let found = Preprocessing { size: [height, width], resize, interpolation, mean: self.mean, std: self.std };
+        found.validate().map(|()| found)
     }
 }
 
@@ -306,41 +265,17 @@ impl RawProcessor {
         let size = sides(self.crop_size.filter(|_| self.do_center_crop).unwrap_or(self.size));
         size.iter().chain(&sides(self.size)).try_for_each(|side| check_side("size", *side))?;
         let resize = match (self.size, self.crop_pct) {
-            // Before ConvNeXT's own crop, the shorter side is larger by this share.
+            // ConvNeXT's own crop: the shorter side is larger by this share before it; large inputs are stretched.
+            (RawSize::Shortest { shortest_edge }, Some(_)) if shortest_edge >= 384 => Resize::Exact([shortest_edge; 2]),
             (RawSize::Shortest { shortest_edge }, Some(crop)) => {
                 Resize::ShortestEdge(resized("crop_pct", shortest_edge, crop)?)
             }
             (RawSize::Shortest { shortest_edge }, None) => Resize::ShortestEdge(shortest_edge),
             (size, _) => Resize::Exact(sides(size)),
         };
-        Preprocessing { size, resize, interpolation, mean: self.image_mean, std: self.image_std }.checked()
+        let found = Preprocessing { size, resize, interpolation, mean: self.image_mean, std: self.image_std };
+        found.validate().map(|()| found)
     }
-}
-
-impl Preprocessing {
-    /// Mean and standard deviation.
-    pub fn normalization(&self) -> Normalization {
-        let single = |values: &[f64]| values.iter().map(|&value| value as f32).collect();
-        Normalization { mean: single(&self.mean), std: single(&self.std) }
-    }
-
-    fn checked(self) -> Result<Self, String> {
-        if self.mean.len() != self.std.len() || self.mean.is_empty() {
-            return Err(format!("has {} means and {} standard deviations", self.mean.len(), self.std.len()));
-        }
-        // Pixels are f32, and a subnormal divisor would overflow them.
-        if let Some(std) = self.std.iter().find(|std| !(**std > 0.0 && (**std as f32).is_normal())) {
-            return Err(format!("expected standard deviations above 0, found {std}"));
-        }
-        Ok(self)
-    }
-}
-
-fn check_side(key: &str, side: usize) -> Result<(), String> {
-    if !(1..=MAX_SIDE).contains(&side) {
-        return Err(format!("{key}: expected 1 to {MAX_SIDE} pixels, found {side}"));
-    }
-    Ok(())
 }
 
 /// The side before a crop that keeps this share of it.
@@ -401,6 +336,7 @@ mod tests {
     #[case::shortest("{\"height\": 224, \"width\": 224}", "{\"shortest_edge\": 256}, \"do_center_crop\": true, \"crop_size\": 224", [224, 224], Resize::ShortestEdge(256))]
     #[case::old("{\"height\": 224, \"width\": 224}", "384", [384, 384], Resize::Exact([384, 384]))]
     #[case::convnext("{\"height\": 224, \"width\": 224}", "{\"shortest_edge\": 224}, \"crop_pct\": 0.875", [224, 224], Resize::ShortestEdge(256))]
+    #[case::large_convnext("{\"height\": 224, \"width\": 224}", "{\"shortest_edge\": 384}, \"crop_pct\": 0.875", [384, 384], Resize::Exact([384, 384]))]
     fn sizes(#[case] from: &str, #[case] to: &str, #[case] size: [usize; 2], #[case] resize: Resize) {
         let images = beside(VIT, Some(&PROCESSOR.replace(from, to))).unwrap().preprocessing.unwrap();
         assert_eq!((images.size, images.resize), (size, resize));
@@ -418,7 +354,7 @@ mod tests {
     #[case::crop(&TIMM.replace("0.95", "1e-9"), "pretrained_cfg.crop_pct: expected 0.1 to 1")]
     #[case::interpolation(&TIMM.replace("bicubic", "cubist"), "pretrained_cfg.interpolation: expected nearest")]
     #[case::channels(&TIMM.replace("0.5, 0.4", "0.5"), "pretrained_cfg.mean: expected 3 numbers, found 2")]
-    #[case::std(&TIMM.replace("0.2, 0.2, 0.2", "0.2, 0, 0.2"), "standard deviations above 0, found 0")]
+    #[case::std(&TIMM.replace("0.2, 0.2, 0.2", "0.2, 0, 0.2"), "normalization.std: found 0")]
     #[case::classes(&TIMM.replace("10", "0"), "expected 1 to 100000 classes, found 0")]
     #[case::labels(&VIT.replace("\"10\"", "\"11\""), "id2label: has no class 10, but 11")]
     #[case::label_number(&VIT.replace("\"10\"", "\"x\""), "id2label")]

@@ -73,9 +73,11 @@ impl Step {
 }
 
 impl Plan {
-    /// What the model was trained to expect of pixels: as its `config.json` says, or else as usual for the dataset.
+    /// What the model was trained to expect of pixels: as the pipeline's `preprocessing` says, or else the model's
+    /// `config.json`, or else as usual for the dataset.
     pub fn normalization(&self) -> Normalization {
         let config = self.weights.as_ref().and_then(|weights| weights.config.as_ref()?.preprocessing.as_ref());
+        let config = config.filter(|_| self.data.preprocessing.is_none());
         match config {
             Some(images) => images.normalization(),
             None => self.dataset.descriptor().normalization.clone(),
@@ -88,7 +90,7 @@ impl Plan {
         let mut faults = std::mem::take(&mut draft.faults);
         let device = draft.run.as_mut().and_then(|run| check_run(run, file, &mut faults));
         let checkpoint = check_weights(&draft, &mut faults);
-        let dataset = check_data(&draft, &mut faults);
+        let dataset = check_data(&draft, checkpoint.as_ref(), &mut faults);
         check_trigger(&draft, dataset.as_ref(), &mut faults);
         let from = check_stages(&draft, &mut faults);
         if !faults.is_empty() {
@@ -172,7 +174,7 @@ fn check_model_config(model: &ModelSpec, config: &ModelConfig, head: Option<Head
     compare("channels", text(Some(model.channels)), text(means));
 }
 
-fn check_data(draft: &Draft, faults: &mut Faults) -> Option<Dataset> {
+fn check_data(draft: &Draft, checkpoint: Option<&Checkpoint>, faults: &mut Faults) -> Option<Dataset> {
     let data = draft.data.as_ref()?;
     let place = Place::section("data");
     if data.clean.count == 0 {
@@ -190,15 +192,25 @@ fn check_data(draft: &Draft, faults: &mut Faults) -> Option<Dataset> {
         }
         found
     });
-    let dataset = open_dataset(draft, &data.name, &place.key("name"), faults)?;
+    let mut dataset = open_dataset(draft, &data.name, &place.key("name"), faults)?;
+    if let Some(convention) = data.preprocessing {
+        let preprocessing = convention.preprocessing(checkpoint.map(|checkpoint| checkpoint.file.as_path()));
+        let changed = preprocessing
+            .map_err(|error| error.to_string())
+            .and_then(|preprocessing| dataset.with_preprocessing(&preprocessing).map_err(|error| error.to_string()));
+        dataset = changed.map_err(|message| faults.add(&place.key("preprocessing"), message)).ok()?;
+    }
     if let Some(model) = &draft.model {
         let descriptor = dataset.descriptor();
         let model_place = Place::section("model");
+        let image = descriptor.image;
         for (key, found, expected) in [
-            ("classes", model.classes, descriptor.classes.len()),
-            ("channels", model.channels, descriptor.image.channels),
+            ("classes", Some(model.classes), descriptor.classes.len()),
+            ("channels", Some(model.channels), image.channels),
+            ("image-size", model.image_size, image.height),
+            ("image-size", model.image_size.filter(|_| image.width != image.height), image.width),
         ] {
-            if found != expected {
+            if let Some(found) = found.filter(|found| *found != expected) {
                 let message = format!("expected {expected}, as the dataset {} has, found {found}", descriptor.name);
                 faults.add(&model_place.key(key), message);
             }

@@ -1,16 +1,18 @@
-//! Labelled images in memory: decoded once, kept as bytes, turned into float batches on demand.
+//! Labelled images as bytes, turned into float batches on demand.
 //!
-//! Nothing here opens a file. A loader (or any caller's own code) hands over pixels and labels; stages receive a
-//! [`CleanSet`], the only data a purifying stage may see.
+//! Nothing here opens a file. A loader (or any caller's own code) hands over pixels, or an [`ImageSource`] that reads them
+//! when they are wanted, and labels; stages receive a [`CleanSet`], the only data a purifying stage may see.
 
 mod augment;
 mod images;
 mod normalization;
+mod source;
 mod split;
 
 pub use augment::Augment;
 pub use images::Images;
 pub use normalization::Normalization;
+pub use source::ImageSource;
 pub use split::stratified_split;
 
 use crate::{Error, Result};

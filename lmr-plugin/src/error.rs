@@ -9,6 +9,9 @@ pub enum Error {
     /// A setting or an input is impossible; the message says what was found and what was expected.
     #[error("{0}")]
     Invalid(String),
+    /// An image could not be read from where it is kept.
+    #[error(transparent)]
+    Image(Box<dyn std::error::Error + Send + Sync>),
     /// A checkpoint does not fit the model it was meant for.
     #[error("{0}")]
     Weights(#[from] crate::nn::WeightsError),

@@ -208,7 +208,11 @@ fn a_checkpoint_that_is_a_folder() {
     let project = project();
     fs::remove_file(project.path().join("model.safetensors")).unwrap();
     fs::create_dir(project.path().join("model.safetensors")).unwrap();
-    refused(&project, RUN, &["model.safetensors: expected a safetensors file, found a folder"]);
+    refused(
+        &project,
+        RUN,
+        &["model.safetensors: has no checkpoint; expected model.safetensors or another .safetensors"],
+    );
 }
 
 #[rstest]

@@ -39,7 +39,7 @@ fn the_backdoor_goes_and_the_accuracy_stays() {
         "stage.logit-repel.lr=0.1",
         "stage.logit-repel.epochs=30",
         &format!("stage.logit-repel.augment={PLAIN}"),
-        "stage.recover.epochs=20",
+        "stage.recover.lr=0.01",
         &format!("stage.recover.augment={PLAIN}"),
     ];
     let purified = run(&project, "pipeline.toml", "purified", &sets.map(String::from));

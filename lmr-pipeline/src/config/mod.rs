@@ -18,6 +18,7 @@ use toml::{Table, Value};
 
 use crate::Result;
 use crate::datasets::Split;
+use crate::preprocess::Convention;
 use crate::problem::hint;
 use crate::registry::{AnyTrigger, STAGES, StageKind, TRIGGERS, TriggerKind};
 use crate::weights::Export;
@@ -85,6 +86,9 @@ pub struct DataTable {
     /// A local folder with the dataset's files, instead of the Hub's cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<PathBuf>,
+    /// How images of any size are brought to the model's input, in place of what the dataset's descriptor says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preprocessing: Option<Convention>,
     /// The defender's clean images, drawn by the seed with all classes in proportion.
     #[serde(default)]
     pub clean: Clean,

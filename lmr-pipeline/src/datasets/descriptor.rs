@@ -9,9 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{DataError, Split};
 use crate::hub::names;
-
-/// The largest side a data set's images may have; far above any classifier's input, far below what exhausts memory.
-const MAX_SIDE: usize = 4096;
+use crate::preprocess::{Interpolation, Preprocessing, Resize, check_side};
 
 /// A data set: its classes, the shape of its images and where they come from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -27,7 +25,10 @@ pub struct Descriptor {
     pub homepage: String,
     /// The name of each class, in the order of the labels.
     pub classes: Vec<String>,
-    /// The shape every image has.
+    /// Other names of the classes in the same order, such as WordNet's ids. The folders of images may have either.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub class_ids: Vec<String>,
+    /// The shape every image has, or is brought to.
     pub image: ImageShape,
     /// Mean and standard deviation of the training split's pixels in [0, 1].
     pub normalization: Normalization,
@@ -39,7 +40,7 @@ pub struct Descriptor {
     pub test: Option<Source>,
 }
 
-/// Channels, height and width of an image.
+/// Channels, height and width of an image, and how one of another size is brought to them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ImageShape {
@@ -49,6 +50,13 @@ pub struct ImageShape {
     pub height: usize,
     /// Columns, 1 to 4096.
     pub width: usize,
+    /// What an image of any size is resized to before the centre of `height` and `width` is cut out. Without it, every
+    /// image must have them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resize: Option<Resize>,
+    /// How it is resized; `bilinear` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interpolation: Option<Interpolation>,
 }
 
 impl ImageShape {
@@ -62,10 +70,30 @@ impl ImageShape {
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Source {
+    /// A folder with a folder of images for each class.
+    Folder(FolderSource),
     /// A pair of IDX files, the format of MNIST.
     Idx(IdxSource),
     /// Parquet files of a data set repository on the Hugging Face Hub.
     Parquet(ParquetSource),
+}
+
+/// A folder with a folder for each class, and in that the images of the class (PNG or JPEG), as ImageNet is laid out.
+///
+/// Symbolic links may lead to other places in the folder, not out of it. Hidden entries, files that are not called as
+/// images and folders without images are passed over.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct FolderSource {
+    /// The folder. Relative to the `root` of a pipeline's `[data]`, otherwise to the descriptor's folder.
+    pub path: String,
+    /// Whether the folders, sorted by name, are the classes in their order, whatever they are called. Otherwise the name
+    /// of a folder is the class, or its id.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sorted: bool,
+    /// Whether classes may be without images.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
 }
 
 /// Two IDX files, plain or gzipped, next to the descriptor.
@@ -130,10 +158,13 @@ impl<'de> Deserialize<'de> for Source {
 
         let mut table = toml::Table::deserialize(deserializer)?;
         match table.remove("kind") {
+            Some(toml::Value::String(kind)) if kind == "folder" => rest(table).map(Self::Folder),
             Some(toml::Value::String(kind)) if kind == "idx" => rest(table).map(Self::Idx),
             Some(toml::Value::String(kind)) if kind == "parquet" => rest(table).map(Self::Parquet),
-            Some(kind) => Err(D::Error::custom(format_args!("kind: found {kind}, expected \"idx\" or \"parquet\""))),
-            None => Err(D::Error::custom("kind is missing; expected kind = \"idx\" or kind = \"parquet\"")),
+            Some(kind) => {
+                Err(D::Error::custom(format_args!("kind: found {kind}, expected \"folder\", \"idx\" or \"parquet\"")))
+            }
+            None => Err(D::Error::custom("kind is missing; expected \"folder\", \"idx\" or \"parquet\"")),
         }
     }
 }
@@ -162,8 +193,28 @@ impl Descriptor {
         }
     }
 
+    /// How an image of any size becomes one of `image`, if it may have any.
+    pub fn preprocessing(&self) -> Option<Preprocessing> {
+        let widen = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect();
+        Some(Preprocessing {
+            size: [self.image.height, self.image.width],
+            resize: self.image.resize?,
+            interpolation: self.image.interpolation.unwrap_or_default(),
+            mean: widen(&self.normalization.mean),
+            std: widen(&self.normalization.std),
+        })
+    }
+
+    /// Takes size, resizing and normalization from elsewhere. The result may have [`faults`](Self::faults).
+    pub(super) fn set_preprocessing(&mut self, preprocessing: &Preprocessing) {
+        [self.image.height, self.image.width] = preprocessing.size;
+        self.image.resize = Some(preprocessing.resize);
+        self.image.interpolation = Some(preprocessing.interpolation);
+        self.normalization = preprocessing.normalization();
+    }
+
     /// Everything impossible about it, each with the key.
-    fn faults(&self) -> Vec<String> {
+    pub(super) fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         if !is_name(&self.name) {
             faults.push(format!(
@@ -174,27 +225,37 @@ impl Descriptor {
         if self.classes.len() < 2 {
             faults.push(format!("classes: found {}, expected at least 2", self.classes.len()));
         }
-        let mut seen = HashSet::new();
-        for class in &self.classes {
-            if !seen.insert(class) {
-                faults.push(format!("classes: {class:?} occurs twice"));
-            }
+        for (key, names) in [("classes", &self.classes), ("class-ids", &self.class_ids)] {
+            let mut seen = HashSet::new();
+            faults.extend(
+                names.iter().filter(|name| !seen.insert(*name)).map(|name| format!("{key}: {name:?} occurs twice")),
+            );
         }
-        let ImageShape { channels, height, width } = self.image;
+        if ![0, self.classes.len()].contains(&self.class_ids.len()) {
+            faults.push(format!(
+                "class-ids: found {}, expected {}, one for each class",
+                self.class_ids.len(),
+                self.classes.len()
+            ));
+        }
+        let ImageShape { channels, height, width, resize, interpolation } = self.image;
         if ![1, 3].contains(&channels) {
             faults.push(format!("image.channels: found {channels}, expected 1 or 3"));
         }
         for (key, side) in [("height", height), ("width", width)] {
-            if !(1..=MAX_SIDE).contains(&side) {
-                faults.push(format!("image.{key}: found {side}, expected 1 to {MAX_SIDE}"));
-            }
+            faults.extend(check_side(key, side).err().map(|fault| format!("image.{fault}")));
+        }
+        faults.extend(resize.and_then(|resize| resize.validate().err()).map(|fault| format!("image.{fault}")));
+        if interpolation.is_some() && resize.is_none() {
+            faults.push("image.interpolation: says how to resize, but there is no image.resize".to_owned());
         }
         if let Err(error) = self.normalization.validate(channels) {
             faults.push(error.to_string());
         }
         for split in [Split::Train, Split::Test] {
             let found = match self.source(split) {
-                Some(Source::Idx(source)) => source.faults(channels),
+                Some(Source::Folder(source)) => source.faults(),
+                Some(Source::Idx(source)) => source.faults(&self.image),
                 Some(Source::Parquet(source)) => source.faults(),
                 None => Vec::new(),
             };
@@ -204,11 +265,25 @@ impl Descriptor {
     }
 }
 
+impl FolderSource {
+    fn faults(&self) -> Vec<String> {
+        let mut faults: Vec<String> =
+            names::check_path(&self.path).err().map(|fault| format!("path: {fault}")).into_iter().collect();
+        if self.sorted && self.partial {
+            faults.push("partial: folders that are classes by their order cannot be missing; remove sorted".to_owned());
+        }
+        faults
+    }
+}
+
 impl IdxSource {
-    fn faults(&self, channels: usize) -> Vec<String> {
+    fn faults(&self, image: &ImageShape) -> Vec<String> {
         let mut faults = Vec::new();
-        if channels != 1 {
-            faults.push(format!("kind: IDX images are greyscale, but image.channels is {channels}"));
+        if image.channels != 1 {
+            faults.push(format!("kind: IDX images are greyscale, but image.channels is {}", image.channels));
+        }
+        if image.resize.is_some() {
+            faults.push("kind: IDX images are not resized, but there is image.resize".to_owned());
         }
         for (key, path) in [("images", &self.images), ("labels", &self.labels)] {
             faults.extend(names::check_path(path).err().map(|fault| format!("{key}: {fault}")));

@@ -1,4 +1,5 @@
-//! Data sets: a descriptor says what and where, a loader brings the images into memory.
+//! Data sets: a descriptor says what and where, a loader brings small images into memory and decodes photographs when they
+//! are wanted.
 //!
 //! ```no_run
 //! use lmr_pipeline::datasets::{Dataset, Split};
@@ -11,24 +12,34 @@
 mod descriptor;
 mod digest;
 mod error;
+mod folder;
 mod idx;
 mod parquet;
 mod pixels;
+mod spool;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use lmr_plugin::data::Images;
+use ::parquet::data_type::ByteArray;
+use lmr_plugin::data::{ImageSource, Images};
+use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use descriptor::{Descriptor, IdxSource, ImageShape, ParquetFile, ParquetSource, Source};
+pub use descriptor::{Descriptor, FolderSource, IdxSource, ImageShape, ParquetFile, ParquetSource, Source};
 pub use digest::digest;
 pub(crate) use digest::sha256_file;
 pub use error::DataError;
+use folder::{Folder, Names};
+use pixels::Decoding;
+#[cfg(test)]
+pub(crate) use pixels::decode_raster;
 
 use crate::hub::{Hub, HubFile, RemoteFile, RemoteFiles};
+use crate::preprocess::Preprocessing;
 
 /// Which part of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -88,7 +99,7 @@ pub struct Provenance {
     pub files: Vec<FileProvenance>,
 }
 
-/// One file that was read.
+/// One file that was read, or a folder of images.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct FileProvenance {
@@ -98,9 +109,10 @@ pub struct FileProvenance {
     /// tag; absent for a file next to the descriptor or in a folder the user named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repo: Option<String>,
-    /// How many bytes it has.
+    /// How many bytes it has, or all its images together.
     pub bytes: u64,
-    /// The SHA-256 of the bytes that were read, in hexadecimal digits.
+    /// The SHA-256 of the bytes that were read, in hexadecimal digits. Of a folder, that of the lines that `sha256sum`
+    /// prints of its images (path below the folder), sorted by path.
     pub sha256: String,
 }
 
@@ -126,7 +138,8 @@ impl Dataset {
         Ok(Self { descriptor, file, root: None, hub: Hub::from_env() })
     }
 
-    /// Looks for Parquet files in `root`, under the paths they have in the repository, and nowhere else.
+    /// Looks for Parquet files in `root`, under the paths they have in the repository, and nowhere else; for folders of
+    /// images too, instead of beside the descriptor.
     #[must_use]
     pub fn with_root(mut self, root: impl Into<PathBuf>) -> Self {
         self.root = Some(root.into());
@@ -140,26 +153,36 @@ impl Dataset {
         self
     }
 
+    /// Brings images of any size to the input of a model in this way, instead of that of the descriptor.
+    pub fn with_preprocessing(mut self, preprocessing: &Preprocessing) -> Result<Self, DataError> {
+        self.descriptor.set_preprocessing(preprocessing);
+        match self.descriptor.faults() {
+            faults if faults.is_empty() => Ok(self),
+            faults => Err(DataError::Descriptor { file: self.file, faults }),
+        }
+    }
+
     /// What the descriptor says.
     pub fn descriptor(&self) -> &Descriptor {
         &self.descriptor
     }
 
-    /// Reads all images of a split, downloading files that are not here yet.
+    /// The images of a split; files that are not here yet are downloaded.
+    ///
+    /// Images that the descriptor resizes, and those in folders, are decoded when they are wanted; others are now.
     pub fn load(&self, split: Split) -> Result<Loaded, DataError> {
         let source = self
             .descriptor
             .source(split)
             .ok_or_else(|| DataError::NoSplit { file: self.file.clone(), split: split.name() })?;
-        let (pixels, labels, files) = match source {
+        let (images, files) = match source {
+            Source::Folder(source) => self.load_folder(source)?,
             Source::Idx(source) => self.load_idx(source)?,
             Source::Parquet(source) => self.load_parquet(source)?,
         };
-        if labels.is_empty() {
+        if images.is_empty() {
             return Err(DataError::content(&self.file, format!("no images in the {split} split"), "at least one"));
         }
-        let images = Images::new(pixels, labels, self.descriptor.image.chw(), self.descriptor.classes.len())
-            .map_err(|source| DataError::Images { file: self.file.clone(), source })?;
         tracing::debug!(dataset = self.descriptor.name, %split, images = images.len(), "loaded");
         let provenance = Provenance { dataset: self.descriptor.name.clone(), split, count: images.len(), files };
         Ok(Loaded { images, provenance })
@@ -188,7 +211,17 @@ impl Dataset {
             let (sha256, bytes) = sha256_file(&file).map_err(|source| DataError::io(&file, source))?;
             files.push(FileProvenance { path: path.clone(), repo: None, bytes, sha256 });
         }
-        Ok((pixels, labels.into_iter().map(u32::from).collect(), files))
+        Ok((self.in_memory(pixels, labels.into_iter().map(u32::from).collect())?, files))
+    }
+
+    fn load_folder(&self, source: &FolderSource) -> Result<Parts, DataError> {
+        let root = match &self.root {
+            Some(root) => root.join(&source.path),
+            None => self.file.with_file_name(&source.path),
+        };
+        let names = Names { classes: &self.descriptor.classes, ids: &self.descriptor.class_ids };
+        let (folder, labels, provenance) = Folder::open(&root, source, names, self.decoding())?;
+        Ok((self.decoded_later(folder, labels)?, vec![provenance]))
     }
 
     fn load_parquet(&self, source: &ParquetSource) -> Result<Parts, DataError> {
@@ -196,17 +229,49 @@ impl Dataset {
             Some(root) => in_folder(root, source)?,
             None => self.on_hub(source)?,
         };
+        let decoding = self.decoding();
+        let mut spool = decoding.preprocessing.as_ref().map(|_| spool::Writer::new()).transpose()?;
         let (mut pixels, mut labels, mut files) = (Vec::new(), Vec::new(), Vec::new());
         for (file, (path, provenance)) in source.files.iter().zip(located) {
-            let expected = parquet::Expected {
-                rows: file.rows,
-                shape: self.descriptor.image.chw(),
-                classes: self.descriptor.classes.len(),
+            if let Some(spool) = &mut spool {
+                spool.begin(&path);
+            }
+            let mut take = |row: usize, images: &[ByteArray]| {
+                let bad = |(offset, (found, expected)): (usize, pixels::Fault)| {
+                    let place = format!("row {}, column `{}`", row + offset, source.image_column);
+                    DataError::content(&path, found, expected).at(place)
+                };
+                match &mut spool {
+                    Some(spool) => images.iter().enumerate().try_for_each(|(offset, image)| {
+                        decoding.check(image.data()).map_err(|fault| bad((offset, fault)))?;
+                        spool.push(image.data())
+                    }),
+                    None => decode_all(&decoding, images, &mut pixels).map_err(bad),
+                }
             };
-            parquet::read(&path, source, expected, &mut pixels, &mut labels)?;
+            let expected = parquet::Expected { rows: file.rows, classes: self.descriptor.classes.len() };
+            parquet::read(&path, source, expected, &mut take, &mut labels)?;
             files.push(provenance);
         }
-        Ok((pixels, labels, files))
+        let images = match spool {
+            Some(spool) => self.decoded_later(spool.finish(decoding)?, labels)?,
+            None => self.in_memory(pixels, labels)?,
+        };
+        Ok((images, files))
+    }
+
+    fn decoding(&self) -> Decoding {
+        Decoding { shape: self.descriptor.image.chw(), preprocessing: self.descriptor.preprocessing() }
+    }
+
+    fn in_memory(&self, pixels: Vec<u8>, labels: Vec<u32>) -> Result<Images, DataError> {
+        Images::new(pixels, labels, self.descriptor.image.chw(), self.descriptor.classes.len())
+            .map_err(|source| DataError::Images { file: self.file.clone(), source })
+    }
+
+    fn decoded_later(&self, source: impl ImageSource + 'static, labels: Vec<u32>) -> Result<Images, DataError> {
+        Images::from_source(Arc::new(source), labels, self.descriptor.classes.len())
+            .map_err(|source| DataError::Images { file: self.file.clone(), source })
     }
 
     /// The Parquet files in the cache or from the Hub, all from one commit.
@@ -249,8 +314,19 @@ fn in_folder(root: &Path, source: &ParquetSource) -> Result<Vec<Located>, DataEr
     source.files.iter().map(locate).collect()
 }
 
-/// Pixels, labels and the files they came from.
-type Parts = (Vec<u8>, Vec<u32>, Vec<FileProvenance>);
+/// Appends the pixels of encoded images; an error comes with the number of the image.
+fn decode_all(decoding: &Decoding, images: &[ByteArray], pixels: &mut Vec<u8>) -> Result<(), (usize, pixels::Fault)> {
+    let (start, len) = (pixels.len(), decoding.shape.iter().product::<usize>());
+    pixels.resize(start + images.len() * len, 0);
+    let outs = pixels[start..].par_chunks_exact_mut(len).zip(images).enumerate();
+    let fault = outs
+        .filter_map(|(offset, (out, image))| Some((offset, decoding.decode(image.data(), out).err()?)))
+        .find_first(|_| true);
+    fault.map_or(Ok(()), Err)
+}
+
+/// Images and the files they came from.
+type Parts = (Images, Vec<FileProvenance>);
 
 /// The descriptor of the data set `name`: `datasets/<name>.toml` here or above.
 fn find(name: &str, here: &Path) -> Result<PathBuf, DataError> {

@@ -12,13 +12,11 @@ use ::parquet::errors::ParquetError;
 use ::parquet::file::reader::{RowGroupReader, SerializedFileReader};
 use ::parquet::schema::types::SchemaDescriptor;
 use candle_datasets::hub::FileReader;
-use rayon::prelude::*;
 
-use super::pixels::decode;
 use super::{DataError, ParquetSource};
 
-/// Rows decoded at a time: enough to keep all threads busy, few enough that encoded bytes stay small.
-const CHUNK: usize = 2048;
+/// Rows read at a time: enough to keep all threads busy, few enough that encoded photographs take little memory.
+const CHUNK: usize = 256;
 
 const DAMAGED: &str = "; the file is cut off or damaged";
 
@@ -27,23 +25,24 @@ const DAMAGED: &str = "; the file is cut off or damaged";
 pub(super) struct Expected {
     /// How many there are, if known.
     pub(super) rows: Option<usize>,
-    /// Channels, height and width of the images.
-    pub(super) shape: [usize; 3],
     /// Labels are below this.
     pub(super) classes: usize,
 }
 
-/// Appends the images of one file to `pixels` and their classes to `labels`.
+/// Takes the encoded images of a run of rows, the first of which has this number.
+pub(super) type Take<'a> = dyn FnMut(usize, &[ByteArray]) -> Result<(), DataError> + 'a;
+
+/// Hands the images of one file to `take` and appends their classes to `labels`.
 pub(super) fn read(
     file: &Path,
     source: &ParquetSource,
     expected: Expected,
-    pixels: &mut Vec<u8>,
+    take: &mut Take<'_>,
     labels: &mut Vec<u32>,
 ) -> Result<(), DataError> {
     // The Parquet reader asserts some properties of a page where it should report them, so one flipped byte can make it
     // panic. What was appended by then is dropped with the error.
-    let rows = AssertUnwindSafe(|| read_rows(file, source, expected, pixels, labels));
+    let rows = AssertUnwindSafe(|| read_rows(file, source, expected, take, labels));
     catch_unwind(rows).unwrap_or_else(|_| {
         Err(DataError::content(file, "no readable Parquet (the reader gave up)", "a Parquet file").advise(DAMAGED))
     })
@@ -52,8 +51,8 @@ pub(super) fn read(
 fn read_rows(
     file: &Path,
     source: &ParquetSource,
-    Expected { rows, shape, classes }: Expected,
-    pixels: &mut Vec<u8>,
+    Expected { rows, classes }: Expected,
+    take: &mut Take<'_>,
     labels: &mut Vec<u32>,
 ) -> Result<(), DataError> {
     let damaged = |error: ParquetError| {
@@ -69,7 +68,6 @@ fn read_rows(
     }
     let columns = Columns::find(file, reader.metadata().file_metadata().schema_descr(), source)?;
 
-    let image_len = shape.iter().product::<usize>();
     let mut row = 0;
     for group in 0..reader.num_row_groups() {
         let group = reader.get_row_group(group).map_err(damaged)?;
@@ -103,21 +101,7 @@ fn read_rows(
                     }
                 }
             }
-            let start = pixels.len();
-            pixels.resize(start + count * image_len, 0);
-            let outs = pixels[start..].par_chunks_exact_mut(image_len);
-            let fault = outs
-                .zip(&encoded)
-                .enumerate()
-                .filter_map(|(offset, (out, bytes))| Some((offset, decode(bytes.data(), shape, out).err()?)))
-                .find_first(|_| true);
-            if let Some((offset, (found, expected))) = fault {
-                return Err(DataError::content(file, found, expected).at(format_args!(
-                    "row {}, column `{}`",
-                    row + offset,
-                    source.image_column
-                )));
-            }
+            take(row, &encoded)?;
             row += count;
             left -= count;
         }

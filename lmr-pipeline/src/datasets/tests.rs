@@ -11,9 +11,11 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use rstest::rstest;
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use super::*;
+use crate::preprocess::Convention;
 
 const REVISION: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -72,7 +74,7 @@ const PIXELS: [u8; 12] = [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15];
 fn idx_is_read(#[case] gzipped: bool) {
     let pack = |bytes: Vec<u8>| if gzipped { gz(&bytes) } else { bytes };
     let loaded = load_idx(&pack(idx(8, &[2, 2, 3], &PIXELS)), &pack(idx(8, &[2], &[2, 0]))).unwrap();
-    assert_eq!((loaded.images.pixels(), loaded.images.labels()), (&PIXELS[..], &[2, 0][..]));
+    assert_eq!((loaded.images.pixels().unwrap(), loaded.images.labels()), (PIXELS.to_vec(), &[2, 0][..]));
     assert_eq!(loaded.images.shape(), [1, 2, 3]);
     let files: Vec<&str> = loaded.provenance.files.iter().map(|file| file.path.as_str()).collect();
     assert_eq!((files, loaded.provenance.count), (vec!["tiny/i", "tiny/l"], 2));
@@ -280,15 +282,247 @@ fn provenance_names_the_commit(#[case] from: &str, #[case] to: &str) {
     assert_eq!(loaded.provenance.files[0].repo, Some(format!("some/tiny@{REVISION}")));
 }
 
+/// A folder data set: `files` are paths below `val` and what is in them.
+fn folder(files: &[(&str, Vec<u8>)], extra: &str, prepare: impl Fn(&Path)) -> Result<Loaded, DataError> {
+    let folder = TempDir::new().unwrap();
+    let root = folder.path().join("pictures");
+    std::fs::create_dir_all(root.join("val")).unwrap();
+    for (path, bytes) in files {
+        let path = root.join("val").join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+    prepare(&root);
+    let text = descriptor(3, &format!("[test]\nkind = \"folder\"\npath = \"val\"\n{extra}"));
+    let text = text.replace("width = 3", "width = 3, resize = { shortest-edge = 2 }, interpolation = \"bicubic\"");
+    let text = text.replace("image =", "class-ids = [\"n1\", \"n2\", \"n3\"]\nimage =");
+    let loaded = open(folder.path(), &text)?.with_root(&root).load(Split::Test)?;
+    // Decoded while the files are still there.
+    Ok(Loaded { images: loaded.images.in_memory().unwrap_or(loaded.images), ..loaded })
+}
+
+/// Two images of class a, one of b (by its id), one of c; of differing sizes.
+fn pictures() -> Vec<(&'static str, Vec<u8>)> {
+    vec![
+        ("a/1.png", png(3, 2)),
+        ("a/2.PNG", png(6, 4)),
+        ("n2/1.jpeg", png(30, 20)),
+        ("c/x.jpg", png(3, 2)),
+        ("c/notes.txt", b"no image".to_vec()),
+        ("c/.hidden.jpg", b"no image".to_vec()),
+        ("README.md", b"no image".to_vec()),
+        ("doc/README.md", b"no image".to_vec()),
+    ]
+}
+
+#[test]
+fn folders_are_read_class_by_class() {
+    let loaded = folder(&pictures(), "", |_| ()).unwrap();
+    assert_eq!(loaded.images.labels(), [0, 1, 2, 0], "the first of every class, then the second ones");
+    assert_eq!(loaded.images.shape(), [3, 2, 3]);
+    assert_eq!(loaded.images.image(0).unwrap(), [0, 1, 2, 0, 1, 2, 0, 0, 0, 10, 10, 10, 9, 9, 9, 9, 9, 9]);
+    assert_eq!(loaded.images.image(2).unwrap(), loaded.images.image(0).unwrap());
+    let Provenance { count, files, .. } = loaded.provenance;
+    assert_eq!((count, files.len(), files[0].path.as_str()), (4, 1, "val"));
+    // What `cd val; sha256sum a/1.png a/2.PNG c/x.jpg n2/1.jpeg | sha256sum` prints.
+    let line = |path: &str, bytes: &[u8]| format!("{}  {path}\n", super::digest::hex(&Sha256::digest(bytes)));
+    let listing: String = [
+        line("a/1.png", &png(3, 2)),
+        line("a/2.PNG", &png(6, 4)),
+        line("c/x.jpg", &png(3, 2)),
+        line("n2/1.jpeg", &png(30, 20)),
+    ]
+    .concat();
+    assert_eq!(files[0].sha256, super::digest::hex(&Sha256::digest(listing)));
+}
+
+#[test]
+fn sorted_folders_are_classes_in_their_order() {
+    let files = [("y/1.png", png(3, 2)), ("x/1.png", png(4, 4)), ("z/1.png", png(9, 9)), ("x/2.png", png(3, 2))];
+    let loaded = folder(&files, "sorted = true", |_| ()).unwrap();
+    assert_eq!(loaded.images.labels(), [0, 1, 2, 0]);
+    let error = folder(&files[..2], "sorted = true", |_| ()).unwrap_err().to_string();
+    assert!(error.contains("val: found 2 folders, expected 3, one for each class"), "{error}");
+}
+
+#[rstest]
+#[case::text("a/1.png", b"<html>503</html>".to_vec(), "val/a/1.png: found 16 bytes that begin with [3c, 68, 74, 6d]")]
+#[case::nothing("a/1.png", vec![], "val/a/1.png: found 0 bytes")]
+#[case::cut_off("a/1.png", png(3, 2)[..20].to_vec(), "val/a/1.png: found an unreadable image")]
+#[case::webp("a/3.webp", b"RIFF\x10\0\0\0WEBPVP8 ".to_vec(), "val/a/3.webp: found 16 bytes that begin with")]
+#[case::unknown_class("d/1.png", png(3, 2), "val/d: found images of no class, expected the name or the id of a class")]
+#[case::twice("b/1.png", png(3, 2), "val/n2: found a second folder of class `b`")]
+fn bad_files_in_folders_are_refused(#[case] path: &'static str, #[case] bytes: Vec<u8>, #[case] message: &str) {
+    let mut files = pictures();
+    files.retain(|file| file.0 != path);
+    files.push((path, bytes));
+    let error = folder(&files, "", |_| ()).unwrap_err().to_string();
+    assert!(error.contains(message), "{error}");
+}
+
+#[test]
+fn classes_without_images_must_be_allowed() {
+    let files = &pictures()[..3];
+    let error = folder(files, "", |_| ()).unwrap_err().to_string();
+    assert!(
+        error.contains("val: found no folder of this name, expected `n3`; where classes may be without"),
+        "{error}"
+    );
+    assert_eq!(folder(files, "partial = true", |_| ()).unwrap().images.labels(), [0, 1, 0]);
+    let empty = |root: &Path| std::fs::create_dir(root.join("val/c")).unwrap();
+    let error = folder(files, "", empty).unwrap_err().to_string();
+    assert!(error.contains("val/c: found no image, expected at least one"), "{error}");
+    assert_eq!(folder(files, "partial = true", empty).unwrap().images.len(), 3);
+    let error = folder(&[], "partial = true", |_| ()).unwrap_err().to_string();
+    assert!(error.contains("found no images in the test split"), "{error}");
+    let error = folder(&[], "", |root| std::fs::remove_dir(root.join("val")).unwrap()).unwrap_err().to_string();
+    assert!(error.contains("set `root` under [data] to the folder that holds `val`"), "{error}");
+}
+
+#[cfg(unix)]
+#[test]
+fn links_stay_in_the_folder() {
+    use std::os::unix::fs::symlink;
+    let inside = |root: &Path| symlink("../a/1.png", root.join("val/c/link.png")).unwrap();
+    assert_eq!(folder(&pictures(), "", inside).unwrap().images.len(), 5);
+    let outside = |root: &Path| {
+        std::fs::write(root.join("secret.png"), png(3, 2)).unwrap();
+        symlink(root.join("secret.png"), root.join("val/c/link.png")).unwrap();
+    };
+    let error = folder(&pictures(), "", outside).unwrap_err().to_string();
+    assert!(
+        error.contains("val/c/link.png: found a symbolic link to") && error.contains("one that stays in"),
+        "{error}"
+    );
+    let class = |root: &Path| symlink("/", root.join("val/b")).unwrap();
+    let error = folder(&pictures(), "", class).unwrap_err().to_string();
+    assert!(error.contains("val/b: found a symbolic link to /, expected"), "{error}");
+    let gone = |root: &Path| symlink("nowhere", root.join("val/c/link.png")).unwrap();
+    assert!(folder(&pictures(), "", gone).unwrap_err().to_string().contains("val/c/link.png: "));
+}
+
+#[test]
+fn a_file_of_another_size_and_one_that_changes_are_noticed() {
+    let folder = TempDir::new().unwrap();
+    for class in ["a", "b", "c"] {
+        std::fs::create_dir_all(folder.path().join("val").join(class)).unwrap();
+        std::fs::write(folder.path().join("val").join(class).join("1.png"), png(3, 2)).unwrap();
+    }
+    let text = descriptor(3, "test = { kind = \"folder\", path = \"val\" }");
+    std::fs::write(folder.path().join("val/c/2.png"), png(2, 3)).unwrap();
+    let error = open(folder.path(), &text).unwrap().with_root(folder.path()).load(Split::Test).unwrap_err().to_string();
+    assert!(error.contains("val/c/2.png: found an image of 3x2 (height, width), expected 2x3"), "{error}");
+    std::fs::remove_file(folder.path().join("val/c/2.png")).unwrap();
+    let images = open(folder.path(), &text).unwrap().with_root(folder.path()).load(Split::Test).unwrap().images;
+    assert!(images.image(1).is_ok());
+    std::fs::write(folder.path().join("val/b/1.png"), png(2, 3)).unwrap();
+    let error = images.image(1).unwrap_err();
+    assert!(matches!(error, lmr_plugin::Error::Image(_)));
+    assert!(error.to_string().contains("val/b/1.png: found other bytes than when the run began"), "{error}");
+    std::fs::remove_file(folder.path().join("val/c/1.png")).unwrap();
+    let error = images.in_memory().unwrap_err().to_string();
+    assert!(error.contains("val/b/1.png"), "the first in order: {error}");
+}
+
+#[test]
+fn parquet_rows_are_resized_like_files() {
+    let rows: Vec<Row> = [(3, 2), (6, 4), (30, 20), (3, 2)]
+        .into_iter()
+        .zip([0, 1, 2, 0])
+        .map(|((width, height), class)| (Some(png(width, height)), Some(class)))
+        .collect();
+    let load = |rows: &[Row]| {
+        let folder = TempDir::new().unwrap();
+        std::fs::create_dir(folder.path().join("data")).unwrap();
+        std::fs::write(folder.path().join("data/t.parquet"), parquet(NESTED, rows)).unwrap();
+        let text = parquet_descriptor("").replace("width = 3", "width = 3, resize = { shortest-edge = 2 }");
+        open(folder.path(), &text).unwrap().with_root(folder.path()).load(Split::Train)
+    };
+    let images = load(&rows).unwrap().images;
+    assert_eq!(images.labels(), [0, 1, 2, 0]);
+    assert_eq!(images.image(3).unwrap(), [0, 1, 2, 0, 1, 2, 0, 0, 0, 10, 10, 10, 9, 9, 9, 9, 9, 9]);
+    assert_eq!(images.image(2).unwrap().len(), 18);
+    // Equal files have equal digests, whatever holds them; another way of resizing does not.
+    assert_eq!(images.identity(0).unwrap(), images.identity(3).unwrap());
+    assert_ne!(digest(&images.select(&[0]).unwrap()).unwrap(), digest(&images.select(&[1]).unwrap()).unwrap());
+    let mut bad = rows.clone();
+    bad[2].0 = Some(b"no image".to_vec());
+    let error = load(&bad).unwrap_err().to_string();
+    assert!(error.contains("row 2, column `image`: found 8 bytes"), "{error}");
+    // What only decoding shows is an error when the image is looked at.
+    let mut late = rows;
+    let whole = png(30, 20);
+    late[2].0 = Some(whole[..whole.len() - 30].to_vec());
+    let error = load(&late).unwrap().images.pixels().unwrap_err().to_string();
+    assert!(error.contains("t.parquet, row 2: found an unreadable image"), "{error}");
+}
+
+#[test]
+fn decoding_does_not_depend_on_threads() {
+    let rows: Vec<Row> = (0..20).map(|i| (Some(png(3 + i, 22 - i)), Some(i64::from(i) % 3))).collect();
+    let folder = TempDir::new().unwrap();
+    std::fs::create_dir(folder.path().join("data")).unwrap();
+    std::fs::write(folder.path().join("data/t.parquet"), parquet(FLAT, &rows)).unwrap();
+    let text = parquet_descriptor("").replace("width = 3", "width = 3, resize = { exact = [5, 7] }");
+    let dataset = open(folder.path(), &text).unwrap().with_root(folder.path());
+    let load = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let images = dataset.load(Split::Train).unwrap().images;
+            (images.pixels().unwrap(), digest(&images).unwrap())
+        })
+    };
+    assert_eq!(load(1), load(4));
+}
+
+#[rstest]
+#[case::size("resize", "resize = { shortest-edge = 0 }", "image.resize: expected 1 to 40960 pixels, found 0")]
+#[case::kind("resize", "resize = { longest-edge = 2 }", "unknown variant `longest-edge`")]
+#[case::alone("resize", "interpolation = \"bicubic\"", "image.interpolation: says how to resize, but there is no")]
+#[case::path("path", "path = \"../val\"", "test.path: found \"../val\", expected a relative path")]
+#[case::key("path", "path = \"val\", folder = \"x\"", "unknown field `folder`")]
+#[case::both(
+    "path",
+    "path = \"val\", sorted = true, partial = true",
+    "test.partial: folders that are classes by their"
+)]
+#[case::ids("ids", "class-ids = [\"x\", \"x\", \"y\"]", "class-ids: \"x\" occurs twice")]
+#[case::few_ids("ids", "class-ids = [\"x\"]", "class-ids: found 1, expected 3, one for each class")]
+#[case::idx("kind", "kind = \"idx\", images = \"i\", labels = \"l\"", "test.kind: IDX images are not resized")]
+fn impossible_folder_descriptors_are_refused(#[case] key: &str, #[case] value: &str, #[case] message: &str) {
+    let pick = |name: &str, default: &str| if key == name { value.to_owned() } else { default.to_owned() };
+    let (path, kind) = (pick("path", "path = \"val\""), pick("kind", "kind = \"folder\""));
+    let source = if key == "kind" { kind } else { format!("{kind}, {path}") };
+    let resize = pick("resize", "resize = { shortest-edge = 2 }");
+    let text = descriptor(3, &format!("test = {{ {source} }}")).replace("width = 3", &format!("width = 3, {resize}"));
+    let text = text.replace("image =", &format!("{}\nimage =", pick("ids", "")));
+    let folder = TempDir::new().unwrap();
+    let error = open(folder.path(), &text).unwrap_err().to_string();
+    assert!(error.contains(message) && error.contains("tiny.toml"), "{error}");
+}
+
+#[test]
+fn a_models_preprocessing_replaces_the_descriptors() {
+    let folder = TempDir::new().unwrap();
+    let convention = Convention::VitAugreg.preprocessing(None).unwrap();
+    let dataset = open(folder.path(), &parquet_descriptor("")).unwrap().with_preprocessing(&convention).unwrap();
+    assert_eq!(dataset.descriptor().image.chw(), [3, 224, 224]);
+    assert_eq!(dataset.descriptor().normalization.mean, [0.5; 3]);
+    assert_eq!(dataset.descriptor().preprocessing(), Some(convention.clone()));
+    let grey = descriptor(1, "test = { kind = \"folder\", path = \"val\" }");
+    let error = open(folder.path(), &grey).unwrap().with_preprocessing(&convention).unwrap_err().to_string();
+    assert!(error.contains("normalization.mean: found 3 values, expected 1"), "{error}");
+}
+
 #[rstest]
 #[case::channels("channels = 3", "channels = 2", "image.channels: found 2, expected 1 or 3")]
 #[case::unknown("title =", "titel =", "titel")]
 #[case::class("\"b\"", "\"a\"", "classes: \"a\" occurs twice")]
-#[case::side("height = 2", "height = 0", "image.height: found 0, expected 1 to 4096")]
+#[case::side("height = 2", "height = 0", "image.height: expected 1 to 4096 pixels, found 0")]
 #[case::path("data/t.parquet", "../t.parquet", "train.files[0].path: found \"../t.parquet\"")]
 #[case::revision(REVISION, "../x", "train.revision: found \"../x\", expected a commit (40 lower-case hex digits), or")]
 #[case::repo("some/tiny", "tiny", "train.repo: found \"tiny\", expected \"owner/name\"")]
-#[case::kind("\"parquet\"", "\"csv\"", "train: kind: found \"csv\", expected \"idx\" or \"parquet\"")]
+#[case::kind("\"parquet\"", "\"csv\"", "train: kind: found \"csv\", expected \"folder\", \"idx\" or \"parquet\"")]
 #[case::kind_missing("kind = ", "# ", "train: kind is missing")]
 #[case::field("path = \"data", "rows = \"x\", path = \"data", "train: files[0].rows: invalid type: string \"x\"")]
 #[case::name("name = \"tiny\"", "name = \"other\"", "name: found \"other\", expected the name of the file")]
@@ -357,8 +591,8 @@ fn bundled_sample_equals_the_hub() {
     dataset.descriptor.test = Some(Source::Parquet(source));
     let hub = dataset.load(Split::Test).unwrap().images;
     assert_eq!(bundled.labels(), hub.labels());
-    assert!(bundled.pixels() == hub.pixels());
-    assert_eq!(digest(&bundled), digest(&hub));
+    assert!(bundled.pixels().unwrap() == hub.pixels().unwrap());
+    assert_eq!(digest(&bundled).unwrap(), digest(&hub).unwrap());
 }
 
 #[test]
@@ -367,5 +601,5 @@ fn schema_knows_the_kinds() {
     let schema = serde_json::to_value(schemars::schema_for!(Source)).unwrap();
     let kinds: Vec<&str> =
         schema["oneOf"].as_array().unwrap().iter().filter_map(|s| s["properties"]["kind"]["const"].as_str()).collect();
-    assert_eq!(kinds, ["idx", "parquet"], "{schema:#}");
+    assert_eq!(kinds, ["folder", "idx", "parquet"], "{schema:#}");
 }

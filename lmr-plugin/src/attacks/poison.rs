@@ -1,13 +1,14 @@
 //! Static data poisoning (BadNets, Blend): part of the training images get the trigger and the target label.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rand::seq::index;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::data::{Augment, Images, Normalization};
+use crate::data::{Augment, ImageSource, Images, Normalization};
 use crate::losses;
 use crate::models::Classifier;
 use crate::nn::BatchNormMode;
@@ -15,6 +16,7 @@ use crate::optim::{Optimizer, Rule, Schedule};
 use crate::run::Run;
 use crate::stage::{Attachment, Context, ModelUse, Outcome, Stage};
 use crate::train::{Epoch, Training};
+use crate::triggers::Trigger;
 use crate::truth::{Planted, Truth};
 use crate::{Error, Result};
 
@@ -129,19 +131,41 @@ impl Attack {
 
 /// `train` with the trigger and the target label on the images at `indices`.
 fn poison(train: &Images, indices: &[usize], planted: &Planted) -> Result<Images> {
-    let mut pixels = train.pixels().to_vec();
     let mut labels = train.labels().to_vec();
-    let len: usize = train.shape().iter().product();
-    for chunk in indices.chunks(1000) {
-        let (clean, _) = train.batch(chunk, &Device::Cpu)?;
-        let triggered = planted.trigger.apply(&clean)?.affine(255.0, 0.5)?.clamp(0f64, 255.0)?;
-        let bytes = triggered.to_dtype(candle_core::DType::U8)?.flatten_all()?.to_vec1::<u8>()?;
-        for (&index, image) in chunk.iter().zip(bytes.chunks_exact(len)) {
-            pixels[index * len..(index + 1) * len].copy_from_slice(image);
-            labels[index] = planted.target;
-        }
+    let mut triggered = vec![false; train.len()];
+    for &index in indices {
+        labels[index] = planted.target;
+        triggered[index] = true;
     }
-    Images::new(pixels, labels, train.shape(), train.classes())
+    let source = Poisoned { images: train.clone(), triggered, trigger: planted.trigger.clone() };
+    Images::from_source(Arc::new(source), labels, train.classes())
+}
+
+/// Images of which some carry the trigger. They get it when they are read, so a set that is not in memory stays out of it.
+struct Poisoned {
+    images: Images,
+    triggered: Vec<bool>,
+    trigger: Arc<dyn Trigger>,
+}
+
+impl ImageSource for Poisoned {
+    fn count(&self) -> usize {
+        self.images.len()
+    }
+
+    fn shape(&self) -> [usize; 3] {
+        self.images.shape()
+    }
+
+    fn read(&self, index: usize, out: &mut [u8]) -> Result<()> {
+        if !self.triggered[index] {
+            return self.images.read(index, out);
+        }
+        let (clean, _) = self.images.batch(&[index], &Device::Cpu)?;
+        let triggered = self.trigger.apply(&clean)?.affine(255.0, 0.5)?.clamp(0f64, 255.0)?;
+        out.copy_from_slice(&triggered.to_dtype(DType::U8)?.flatten_all()?.to_vec1::<u8>()?);
+        Ok(())
+    }
 }
 
 impl Stage for Attack {
@@ -177,5 +201,27 @@ impl Stage for Attack {
         let metadata = BTreeMap::from([("target".to_string(), planted.target.to_string())]);
         outcome.attachments.push(Attachment { name: "trigger".into(), tensors, metadata });
         Ok(outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::triggers::{Patch, TriggerConfig};
+
+    #[test]
+    fn chosen_images_carry_trigger_and_label() {
+        let images = Images::new((0..3 * 48).collect(), vec![0, 1, 2], [3, 4, 4], 3).unwrap();
+        let planted = Planted { trigger: Patch::default().build(3, 4, 4).unwrap(), target: 0 };
+        let poisoned = poison(&images, &[1], &planted).unwrap();
+        assert_eq!(poisoned.labels(), [0, 0, 2]);
+        for untouched in [0, 2] {
+            assert_eq!(poisoned.image(untouched).unwrap(), images.image(untouched).unwrap());
+        }
+        let (clean, _) = images.batch(&[1], &Device::Cpu).unwrap();
+        let expected = planted.trigger.apply(&clean).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let found = poisoned.image(1).unwrap();
+        assert_ne!(found, images.image(1).unwrap());
+        assert!(found.iter().zip(expected).all(|(&byte, value)| (f32::from(byte) - 255.0 * value).abs() < 0.501));
     }
 }

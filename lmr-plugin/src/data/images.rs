@@ -1,33 +1,35 @@
-//! A set of equally large images as bytes, and the way from there to a float batch.
+//! A set of equally large images, and the way from their bytes to a float batch.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-use crate::data::Augment;
 use crate::data::augment::Draw;
+use crate::data::source::InMemory;
+use crate::data::{Augment, ImageSource};
 use crate::rng::Rng;
 use crate::{Error, Result};
 
-/// Labelled images of one shape: `u8` pixels in NCHW order, row-major, and a class for each image.
+/// Labelled images of one shape: a source of pixels as bytes, which of its images are in the set, and the class of each.
 ///
-/// Cloning is cheap: clones share pixels and labels. Bytes take a quarter of the memory of floats, and CIFAR-10's
-/// 50,000 training images stay at 150 MB.
+/// Cloning and selecting are cheap: all sets share the source. In memory, bytes take a quarter of what floats would, and
+/// CIFAR-10's 50,000 training images stay at 150 MB; a source that decodes files keeps no pixel at all.
 #[derive(Clone)]
 pub struct Images {
-    pixels: Arc<Vec<u8>>,
+    source: Arc<dyn ImageSource>,
+    /// Which images of the source are in the set, in its order.
+    indices: Arc<Vec<usize>>,
     labels: Arc<Vec<u32>>,
-    /// Channels, height, width.
-    shape: [usize; 3],
     classes: usize,
 }
 
 impl std::fmt::Debug for Images {
     /// Leaves the pixels out: a few million numbers help nobody in a message.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { shape, classes, .. } = self;
-        f.debug_struct("Images").field("len", &self.len()).field("shape", shape).field("classes", classes).finish()
+        let (len, shape) = (self.len(), self.shape());
+        f.debug_struct("Images").field("len", &len).field("shape", &shape).field("classes", &self.classes).finish()
     }
 }
 
@@ -46,10 +48,8 @@ impl Images {
     /// # Ok::<(), lmr_plugin::Error>(())
     /// ```
     pub fn new(pixels: Vec<u8>, labels: Vec<u32>, shape: [usize; 3], classes: usize) -> Result<Self> {
+        check_shape(shape)?;
         let [c, h, w] = shape;
-        if shape.contains(&0) {
-            return Err(Error::invalid(format!("images of {c}x{h}x{w} (channels, height, width) have no pixels")));
-        }
         let expected = [c, h, w].iter().try_fold(labels.len(), |n, &d| n.checked_mul(d));
         if expected != Some(pixels.len()) {
             return Err(Error::invalid(format!(
@@ -59,12 +59,24 @@ impl Images {
                 expected.map_or_else(|| "more than memory can hold".to_owned(), |n| n.to_string()),
             )));
         }
+        Self::from_source(Arc::new(InMemory { pixels, shape }), labels, classes)
+    }
+
+    /// All images of a source, with their classes.
+    ///
+    /// Refuses a zero dimension, a number of labels that does not fit, and a label outside `0..classes`.
+    pub fn from_source(source: Arc<dyn ImageSource>, labels: Vec<u32>, classes: usize) -> Result<Self> {
+        check_shape(source.shape())?;
+        let count = source.count();
+        if labels.len() != count {
+            return Err(Error::invalid(format!("{count} images: found {} labels, expected as many", labels.len())));
+        }
         if let Some((index, label)) = labels.iter().enumerate().find(|&(_, &label)| label as usize >= classes) {
             return Err(Error::invalid(format!(
                 "label of image {index}: found class {label}, expected one below {classes}"
             )));
         }
-        Ok(Self { pixels: Arc::new(pixels), labels: Arc::new(labels), shape, classes })
+        Ok(Self { source, indices: Arc::new((0..count).collect()), labels: Arc::new(labels), classes })
     }
 
     /// How many images there are.
@@ -79,7 +91,7 @@ impl Images {
 
     /// Channels, height and width of every image.
     pub fn shape(&self) -> [usize; 3] {
-        self.shape
+        self.source.shape()
     }
 
     /// How many classes there are; every label is below.
@@ -92,14 +104,30 @@ impl Images {
         &self.labels
     }
 
-    /// All pixels, image after image, in NCHW order.
-    pub fn pixels(&self) -> &[u8] {
-        &self.pixels
+    /// The pixels of one image in CHW order.
+    pub fn image(&self, index: usize) -> Result<Vec<u8>> {
+        self.check(&[index])?;
+        let mut pixels = vec![0; self.image_len()];
+        self.read(index, &mut pixels)?;
+        Ok(pixels)
     }
 
-    /// The pixels of one image in CHW order, if there is such an image.
-    pub fn image(&self, index: usize) -> Option<&[u8]> {
-        self.pixels.chunks_exact(self.image_len()).nth(index)
+    /// All pixels, image after image, in NCHW order.
+    pub fn pixels(&self) -> Result<Vec<u8>> {
+        let mut pixels = vec![0; self.len() * self.image_len()];
+        self.fill(&mut pixels, |index, out| self.read(index, out))?;
+        Ok(pixels)
+    }
+
+    /// The same set with all its pixels in memory: for few images that are looked at many times.
+    pub fn in_memory(&self) -> Result<Self> {
+        Self::new(self.pixels()?, self.labels.to_vec(), self.shape(), self.classes)
+    }
+
+    /// Bytes that tell an image from others, for digests; see [`ImageSource::identity`].
+    pub fn identity(&self, index: usize) -> Result<Cow<'_, [u8]>> {
+        self.check(&[index])?;
+        self.source.identity(self.indices[index])
     }
 
     /// How many images each class has, by class.
@@ -114,12 +142,9 @@ impl Images {
     /// The images at `indices`, in that order; an index may occur more than once.
     pub fn select(&self, indices: &[usize]) -> Result<Self> {
         self.check(indices)?;
-        let mut pixels = Vec::with_capacity(indices.len() * self.image_len());
-        for &index in indices {
-            pixels.extend_from_slice(self.bytes(index));
-        }
         let labels = indices.iter().map(|&index| self.labels[index]).collect();
-        Ok(Self { pixels: Arc::new(pixels), labels: Arc::new(labels), ..*self })
+        let indices = indices.iter().map(|&index| self.indices[index]).collect();
+        Ok(Self { indices: Arc::new(indices), labels: Arc::new(labels), ..self.clone() })
     }
 
     /// The images at `indices` as `f32` in [0, 1] of shape `[B, C, H, W]`, and their labels as `u32` of shape `[B]`.
@@ -133,8 +158,8 @@ impl Images {
     /// # Ok::<(), lmr_plugin::Error>(())
     /// ```
     pub fn batch(&self, indices: &[usize], device: &Device) -> Result<(Tensor, Tensor)> {
-        self.assemble(indices, device, |slot, out| {
-            for (out, &byte) in out.iter_mut().zip(self.bytes(indices[slot])) {
+        self.assemble(indices, device, |_, pixels, out| {
+            for (out, &byte) in out.iter_mut().zip(pixels) {
                 *out = unit(byte);
             }
         })
@@ -151,42 +176,55 @@ impl Images {
         rng: &mut Rng,
         device: &Device,
     ) -> Result<(Tensor, Tensor)> {
-        let [_, height, width] = self.shape;
+        let [_, height, width] = self.shape();
         let draws: Vec<Draw> = indices.iter().map(|_| augment.draw([height, width], rng)).collect();
-        self.assemble(indices, device, |slot, out| {
-            let planes = self.bytes(indices[slot]).chunks_exact(height * width);
+        self.assemble(indices, device, |slot, pixels, out| {
+            let planes = pixels.chunks_exact(height * width);
             for (out, plane) in out.chunks_exact_mut(height * width).zip(planes) {
                 draws[slot].render(plane, out, [height, width]);
             }
         })
     }
 
-    /// Fills a batch in parallel, one image at a time: `fill(slot, pixels of that slot)`.
+    /// Reads a batch in parallel and turns bytes into floats, one image at a time: `convert(slot, bytes, floats)`.
     fn assemble(
         &self,
         indices: &[usize],
         device: &Device,
-        fill: impl Fn(usize, &mut [f32]) + Sync,
+        convert: impl Fn(usize, &[u8], &mut [f32]) + Sync,
     ) -> Result<(Tensor, Tensor)> {
         if indices.is_empty() {
             return Err(Error::invalid("a batch needs at least one image, found none"));
         }
         self.check(indices)?;
-        let [c, h, w] = self.shape;
-        let mut pixels = vec![0f32; indices.len() * self.image_len()];
-        pixels.par_chunks_exact_mut(self.image_len()).enumerate().for_each(|(slot, out)| fill(slot, out));
+        let [c, h, w] = self.shape();
+        let mut floats = vec![0f32; indices.len() * self.image_len()];
+        self.fill(&mut floats, |slot, out| {
+            let mut bytes = vec![0; out.len()];
+            self.read(indices[slot], &mut bytes)?;
+            convert(slot, &bytes, out);
+            Ok(())
+        })?;
         let labels: Vec<u32> = indices.iter().map(|&index| self.labels[index]).collect();
-        let images = Tensor::from_vec(pixels, (indices.len(), c, h, w), device)?;
+        let images = Tensor::from_vec(floats, (indices.len(), c, h, w), device)?;
         let labels = Tensor::from_vec(labels, indices.len(), device)?;
         Ok((images, labels))
     }
 
-    fn image_len(&self) -> usize {
-        self.shape.iter().product()
+    /// Fills `out` in parallel, one image at a time. Of several errors the first in order is returned, whichever thread
+    /// was faster.
+    fn fill<T: Send>(&self, out: &mut [T], fill: impl Fn(usize, &mut [T]) -> Result<()> + Sync) -> Result<()> {
+        let slots = out.par_chunks_exact_mut(self.image_len()).enumerate();
+        let error = slots.filter_map(|(slot, out)| fill(slot, out).err()).find_first(|_| true);
+        error.map_or(Ok(()), Err)
     }
 
-    fn bytes(&self, index: usize) -> &[u8] {
-        &self.pixels[index * self.image_len()..][..self.image_len()]
+    fn image_len(&self) -> usize {
+        self.shape().iter().product()
+    }
+
+    pub(crate) fn read(&self, index: usize, out: &mut [u8]) -> Result<()> {
+        self.source.read(self.indices[index], out)
     }
 
     fn check(&self, indices: &[usize]) -> Result<()> {
@@ -195,6 +233,13 @@ impl Images {
             None => Ok(()),
         }
     }
+}
+
+fn check_shape([c, h, w]: [usize; 3]) -> Result<()> {
+    if [c, h, w].contains(&0) {
+        return Err(Error::invalid(format!("images of {c}x{h}x{w} (channels, height, width) have no pixels")));
+    }
+    Ok(())
 }
 
 /// A byte as a float in [0, 1]: divided, not multiplied by a rounded 1/255, so values equal those of torchvision.
@@ -235,9 +280,10 @@ mod tests {
     fn selection_keeps_order_and_repeats() {
         let chosen = images().select(&[2, 0, 2]).unwrap();
         assert_eq!(chosen.labels(), [2, 2, 2]);
-        assert_eq!(chosen.image(1), images().image(0));
-        assert_eq!(chosen.image(0), chosen.image(2));
-        assert_eq!(chosen.image(3), None);
+        assert_eq!(chosen.image(1).unwrap(), images().image(0).unwrap());
+        assert_eq!(chosen.image(0).unwrap(), chosen.image(2).unwrap());
+        assert_eq!(chosen.image(3).unwrap_err().to_string(), "image 3 was asked for, there are 3");
+        assert_eq!(chosen.select(&[1]).unwrap().pixels().unwrap(), images().image(0).unwrap());
         assert_eq!(chosen.class_counts(), [0, 0, 3]);
         assert!(images().select(&[]).unwrap().is_empty());
         let error = images().select(&[0, 3]).unwrap_err().to_string();
@@ -256,6 +302,39 @@ mod tests {
         }
         assert!(images().batch(&[], &Device::Cpu).unwrap_err().to_string().contains("at least one image"));
         assert!(images().batch(&[7], &Device::Cpu).is_err());
+    }
+
+    /// Images of two pixels that cannot be read from the third on.
+    struct Damaged;
+
+    impl ImageSource for Damaged {
+        fn count(&self) -> usize {
+            100
+        }
+
+        fn shape(&self) -> [usize; 3] {
+            [1, 1, 2]
+        }
+
+        fn read(&self, index: usize, out: &mut [u8]) -> Result<()> {
+            out.fill(index as u8);
+            if index < 3 { Ok(()) } else { Err(Error::Image(format!("image {index} is damaged").into())) }
+        }
+    }
+
+    #[test]
+    fn sources_are_read_when_asked() {
+        let images = Images::from_source(Arc::new(Damaged), vec![0; 100], 1).unwrap();
+        let sound = images.select(&[2, 0]).unwrap();
+        assert_eq!(sound.pixels().unwrap(), [2, 2, 0, 0]);
+        assert_eq!(sound.in_memory().unwrap().identity(0).unwrap(), sound.identity(0).unwrap());
+        let all: Vec<usize> = (0..100).collect();
+        for _ in 0..20 {
+            let error = images.batch(&all, &Device::Cpu).unwrap_err().to_string();
+            assert_eq!(error, "image 3 is damaged", "the first, whichever thread was faster");
+        }
+        let error = Images::from_source(Arc::new(Damaged), vec![0; 99], 1).unwrap_err().to_string();
+        assert_eq!(error, "100 images: found 99 labels, expected as many");
     }
 
     #[test]

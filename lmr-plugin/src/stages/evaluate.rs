@@ -38,9 +38,8 @@ impl Evaluate {
     pub fn evaluate(&self, model: &Model, truth: &Truth, run: &Run<'_>) -> Result<Evaluation> {
         let forward = |pixels: &_| model.logits(pixels);
         let labels = truth.test.labels();
-        let logits = predict::logits(&forward, &truth.test, None, model.device(), (run, "clean images"))?;
-        let predicted = predict::classes(&logits)?;
-        let per_class_acc = (0..logits.dims2()?.1 as u32)
+        let predicted = predict::predictions(&forward, &truth.test, None, model.device(), (run, "clean images"))?;
+        let per_class_acc = (0..truth.test.classes() as u32)
             .map(|class| {
                 let of_class = || predicted.iter().zip(labels).filter(|(_, y)| **y == class);
                 let total = of_class().count();
@@ -59,8 +58,8 @@ impl Evaluate {
             let others: Vec<usize> = (0..labels.len()).filter(|&i| labels[i] != planted.target).collect();
             let victims = truth.test.select(&others)?;
             let trigger = Some(planted.trigger.as_ref());
-            let logits = predict::logits(&forward, &victims, trigger, model.device(), (run, "triggered images"))?;
-            let predicted = predict::classes(&logits)?;
+            let phase = (run, "triggered images");
+            let predicted = predict::predictions(&forward, &victims, trigger, model.device(), phase)?;
             let hits = predicted.iter().filter(|p| **p == planted.target).count();
             result.asr = Some(hits as f64 / victims.len() as f64);
             result.ta = Some(predict::accuracy(&predicted, victims.labels()));

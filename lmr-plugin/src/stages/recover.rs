@@ -50,11 +50,11 @@ pub struct Recover {
 impl Default for Recover {
     fn default() -> Self {
         Self {
-            distill: 0.5,
+            distill: 0.9,
             temperature: 2.0,
             epochs: 20,
             min_steps: 0,
-            lr: 0.01,
+            lr: 0.03,
             schedule: Schedule::Cosine,
             momentum: 0.9,
             weight_decay: 0.0,
