@@ -1,27 +1,16 @@
 //! MobileNetV2 (Sandler et al., 2018, "Inverted Residuals and Linear Bottlenecks"), with torchvision's names. Dropout
 //! before the head is off, also in training.
 
-use candle_core::Tensor;
-
+use super::conv_net::{ConvNet, Neck};
 use super::recognize::Shapes;
 use super::spec::{Options, given};
-use super::{Arch, Classifier, ModelSpec, Prunable, Stem, conv_bn};
+use super::{Arch, ModelSpec, Stem, conv_bn};
 use crate::Result;
-use crate::nn::{
-    Activation, BatchNorm2d, Builder, Conv2d, ConvBn, ConvConfig, ConvSpec, Forward, Layer, Linear, Node, Params, Trunk,
-};
+use crate::nn::{Activation, BatchNorm2d, Builder, Conv2d, ConvBn, ConvConfig, ConvSpec, Layer, Linear, Node, Trunk};
 
 /// Expansion, channels, blocks and stride of the stages.
 const STAGES: [(usize, usize, usize, usize); 7] =
     [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)];
-
-/// MobileNetV2.
-pub struct MobileNetV2 {
-    spec: ModelSpec,
-    trunk: Trunk,
-    head: Linear,
-    params: Params,
-}
 
 /// `channels · multiplier` as a multiple of 8, at most 10% below.
 fn scaled(channels: usize, multiplier: f64) -> usize {
@@ -56,74 +45,47 @@ fn inverted_residual(
     Ok(())
 }
 
-impl MobileNetV2 {
-    pub(super) const OPTIONS: Options =
-        Options { stem: Some(Stem::Cifar), width_multiplier: Some(1.0), ..Options::NONE };
+pub(super) const OPTIONS: Options = Options { stem: Some(Stem::Cifar), width_multiplier: Some(1.0), ..Options::NONE };
 
-    /// The network that a checkpoint is for. The stem's stride does not show.
-    pub(super) fn recognize(arch: Arch, shapes: &Shapes) -> Option<ModelSpec> {
-        let [first, channels, ..] = shapes.of::<4>("features.0.0.weight")?;
-        let [last, narrow, ..] = shapes.of::<4>("features.18.0.weight")?;
-        let [classes, _] = shapes.of("classifier.1.weight")?;
-        let fits = |m: &f64| (scaled(32, *m), scaled(320, *m), scaled(1280, m.max(1.0))) == (first, narrow, last);
-        // In hundredths, those that are published first: several multipliers round to the same channels.
-        let published = [100, 75, 50, 35, 25, 10, 110, 120, 130, 140, 150, 200];
-        let multiplier = published.into_iter().chain(10..=400).map(|percent| f64::from(percent) / 100.0).find(fits)?;
-        Some(ModelSpec { channels, width_multiplier: Some(multiplier), ..ModelSpec::new(arch, classes) })
-    }
-
-    /// The network.
-    pub fn new(spec: &ModelSpec, b: &Builder) -> Result<Self> {
-        let multiplier = given(spec.width_multiplier, "width-multiplier")?;
-        let stride = match given(spec.stem, "stem")? {
-            Stem::Cifar => 1,
-            Stem::Imagenet => 2,
-        };
-        let features = b.pp("features");
-        let mut trunk = Trunk::default();
-        let mut channels = scaled(32, multiplier);
-        let (conv, bn) = (features.pp(0).pp(0), features.pp(0).pp(1));
-        let first = conv_bn((spec.channels, channels), 3, stride, &conv, &bn)?;
-        trunk.push(Layer::ConvBn(first), Activation::Relu6);
-        let mut index = 1;
-        for (expansion, to, blocks, stride) in STAGES {
-            let to = scaled(to, multiplier);
-            for block in 0..blocks {
-                let stride = if block == 0 { stride } else { 1 };
-                let b = features.pp(index).pp("conv");
-                inverted_residual(&mut trunk, (channels, expansion * channels, to), stride, &b)?;
-                channels = to;
-                index += 1;
-            }
-        }
-        let last = scaled(1280, multiplier.max(1.0));
-        let (conv, bn) = (features.pp(index).pp(0), features.pp(index).pp(1));
-        trunk.push(Layer::ConvBn(conv_bn((channels, last), 1, 1, &conv, &bn)?), Activation::Relu6);
-        let head = Linear::new(last, spec.classes, &b.pp("classifier").pp(1))?;
-        Ok(Self { spec: spec.clone(), trunk, head, params: b.finish()? })
-    }
+/// The network that a checkpoint is for. The stem's stride does not show.
+pub(super) fn recognize(arch: Arch, shapes: &Shapes) -> Option<ModelSpec> {
+    let [first, channels, ..] = shapes.of::<4>("features.0.0.weight")?;
+    let [last, narrow, ..] = shapes.of::<4>("features.18.0.weight")?;
+    let [classes, _] = shapes.of("classifier.1.weight")?;
+    let fits = |m: &f64| (scaled(32, *m), scaled(320, *m), scaled(1280, m.max(1.0))) == (first, narrow, last);
+    // In hundredths, those that are published first: several multipliers round to the same channels.
+    let published = [100, 75, 50, 35, 25, 10, 110, 120, 130, 140, 150, 200];
+    let multiplier = published.into_iter().chain(10..=400).map(|percent| f64::from(percent) / 100.0).find(fits)?;
+    Some(ModelSpec { channels, width_multiplier: Some(multiplier), ..ModelSpec::new(arch, classes) })
 }
 
-impl Classifier for MobileNetV2 {
-    fn spec(&self) -> &ModelSpec {
-        &self.spec
+/// The network.
+pub(super) fn build(spec: &ModelSpec, b: &Builder) -> Result<ConvNet> {
+    let multiplier = given(spec.width_multiplier, "width-multiplier")?;
+    let stride = match given(spec.stem, "stem")? {
+        Stem::Cifar => 1,
+        Stem::Imagenet => 2,
+    };
+    let features = b.pp("features");
+    let mut trunk = Trunk::default();
+    let mut channels = scaled(32, multiplier);
+    let (conv, bn) = (features.pp(0).pp(0), features.pp(0).pp(1));
+    let first = conv_bn((spec.channels, channels), 3, stride, &conv, &bn)?;
+    trunk.push(Layer::ConvBn(first), Activation::Relu6);
+    let mut index = 1;
+    for (expansion, to, blocks, stride) in STAGES {
+        let to = scaled(to, multiplier);
+        for block in 0..blocks {
+            let stride = if block == 0 { stride } else { 1 };
+            let b = features.pp(index).pp("conv");
+            inverted_residual(&mut trunk, (channels, expansion * channels, to), stride, &b)?;
+            channels = to;
+            index += 1;
+        }
     }
-
-    fn params(&self) -> &Params {
-        &self.params
-    }
-
-    fn head(&self) -> &Linear {
-        &self.head
-    }
-
-    fn prunable(&self) -> Vec<Prunable<'_>> {
-        self.trunk.convolutions().map(Into::into).collect()
-    }
-
-    fn features(&self, how: &mut dyn Forward, images: &Tensor) -> Result<Tensor> {
-        let x = how.input(images)?;
-        let x = how.trunk(&self.trunk, &x)?;
-        how.global_avg_pool(&x)
-    }
+    let last = scaled(1280, multiplier.max(1.0));
+    let (conv, bn) = (features.pp(index).pp(0), features.pp(index).pp(1));
+    trunk.push(Layer::ConvBn(conv_bn((channels, last), 1, 1, &conv, &bn)?), Activation::Relu6);
+    let head = Linear::new(last, spec.classes, &b.pp("classifier").pp(1))?;
+    ConvNet::new(spec, trunk, Neck::Average, head, b)
 }

@@ -1,6 +1,7 @@
 //! Architectures. Each is one file that names its layers as PyTorch does and says what it computes through
 //! [`Forward`]; nothing else in the workspace asks which architecture it holds.
 
+mod conv_net;
 mod mobilenet_v2;
 pub mod naming;
 mod preact_resnet;
@@ -13,12 +14,9 @@ mod vit;
 
 use candle_core::{Device, Tensor, Var};
 
-pub use mobilenet_v2::MobileNetV2;
-pub use preact_resnet::PreActResNet;
+pub use conv_net::ConvNet;
 pub use registry::Arch;
-pub use resnet::ResNet;
 pub use spec::{ModelSpec, Stem};
-pub use vgg::Vgg;
 pub use vit::VisionTransformer;
 
 use crate::Result;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::recognize::Shapes;
 use super::spec::{ModelSpec, Options};
-use super::{Classifier, MobileNetV2, PreActResNet, ResNet, Vgg, VisionTransformer};
+use super::{Classifier, VisionTransformer, mobilenet_v2, preact_resnet, resnet, vgg};
 use crate::Result;
 use crate::nn::Builder;
 
@@ -48,20 +48,20 @@ macro_rules! architectures {
 
 architectures! {
     /// ResNet-18 (He et al., 2016), torchvision's names.
-    Resnet18: ResNet::OPTIONS, |arch, s| ResNet::recognize(arch, &[2, 2, 2, 2], s)
-        => |spec, b| ResNet::new(spec, &[2, 2, 2, 2], b);
+    Resnet18: resnet::OPTIONS, |arch, s| resnet::recognize(arch, &[2, 2, 2, 2], s)
+        => |spec, b| resnet::build(spec, &[2, 2, 2, 2], b);
     /// ResNet-34.
-    Resnet34: ResNet::OPTIONS, |arch, s| ResNet::recognize(arch, &[3, 4, 6, 3], s)
-        => |spec, b| ResNet::new(spec, &[3, 4, 6, 3], b);
+    Resnet34: resnet::OPTIONS, |arch, s| resnet::recognize(arch, &[3, 4, 6, 3], s)
+        => |spec, b| resnet::build(spec, &[3, 4, 6, 3], b);
     /// ResNet-18 with pre-activation (He et al., 2016, "Identity Mappings"), BackdoorBench's names.
-    PreactResnet18: PreActResNet::OPTIONS, |arch, s| PreActResNet::recognize(arch, &[2, 2, 2, 2], s)
-        => |spec, b| PreActResNet::new(spec, &[2, 2, 2, 2], b);
+    PreactResnet18: preact_resnet::OPTIONS, |arch, s| preact_resnet::recognize(arch, &[2, 2, 2, 2], s)
+        => |spec, b| preact_resnet::build(spec, &[2, 2, 2, 2], b);
     /// VGG-16 without batch norm (Simonyan & Zisserman, 2015), torchvision's names.
-    Vgg16: Vgg::OPTIONS, |arch, s| Vgg::recognize(arch, false, s) => |spec, b| Vgg::new(spec, false, b);
+    Vgg16: vgg::OPTIONS, |arch, s| vgg::recognize(arch, false, s) => |spec, b| vgg::build(spec, false, b);
     /// VGG-16 with batch norm.
-    Vgg16Bn: Vgg::OPTIONS, |arch, s| Vgg::recognize(arch, true, s) => |spec, b| Vgg::new(spec, true, b);
+    Vgg16Bn: vgg::OPTIONS, |arch, s| vgg::recognize(arch, true, s) => |spec, b| vgg::build(spec, true, b);
     /// MobileNetV2 (Sandler et al., 2018), torchvision's names.
-    MobilenetV2: MobileNetV2::OPTIONS, MobileNetV2::recognize => MobileNetV2::new;
+    MobilenetV2: mobilenet_v2::OPTIONS, mobilenet_v2::recognize => mobilenet_v2::build;
     /// Vision transformer with 192 features in 3 heads; torchvision's, timm's or transformers' names.
     VitTiny: VisionTransformer::options(192), |arch, s| VisionTransformer::recognize(arch, 192, s)
         => |spec, b| VisionTransformer::new(spec, 3, b);

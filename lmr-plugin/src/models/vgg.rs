@@ -4,13 +4,12 @@
 //! For small images the head is the one of the CIFAR literature: global average pooling and a linear layer `classifier`.
 //! Torchvision's dropout (0.5 before the two last layers of the ImageNet head) is off, also in training.
 
-use candle_core::Tensor;
-
+use super::conv_net::{ConvNet, Neck};
 use super::recognize::Shapes;
 use super::spec::{Options, given};
-use super::{Arch, Classifier, ModelSpec, Prunable, Stem, conv};
+use super::{Arch, ModelSpec, Stem, conv};
 use crate::Result;
-use crate::nn::{Activation, BatchNorm2d, Builder, ConvBn, Forward, Layer, Linear, Params, Trunk};
+use crate::nn::{Activation, BatchNorm2d, Builder, ConvBn, Layer, Linear, Trunk};
 
 /// Convolutions of every stage, and their channels in multiples of the first's.
 const STAGES: [(usize, usize); 5] = [(2, 1), (2, 2), (3, 4), (3, 8), (3, 8)];
@@ -18,92 +17,49 @@ const STAGES: [(usize, usize); 5] = [(2, 1), (2, 2), (3, 4), (3, 8), (3, 8)];
 /// What the convolutions' output is pooled to before the ImageNet head.
 const POOLED: usize = 7;
 
-/// VGG-16.
-pub struct Vgg {
-    spec: ModelSpec,
-    trunk: Trunk,
-    /// The ImageNet head's layers with ReLU.
-    hidden: Vec<Linear>,
-    head: Linear,
-    params: Params,
+pub(super) const OPTIONS: Options = Options { stem: Some(Stem::Cifar), width: Some(64), ..Options::NONE };
+
+/// The network that a checkpoint is for.
+pub(super) fn recognize(arch: Arch, batch_norm: bool, shapes: &Shapes) -> Option<ModelSpec> {
+    let [width, channels, ..] = shapes.of::<4>("features.0.weight")?;
+    let (stem, [classes, _]) = match shapes.of("classifier.weight") {
+        Some(head) => (Stem::Cifar, head),
+        None => (Stem::Imagenet, shapes.of("classifier.6.weight")?),
+    };
+    let spec = ModelSpec { channels, stem: Some(stem), width: Some(width), ..ModelSpec::new(arch, classes) };
+    let last = if batch_norm { "features.41.running_mean" } else { "features.28.weight" };
+    (shapes.has(last) && shapes.has("features.1.running_mean") == batch_norm).then_some(spec)
 }
 
-impl Vgg {
-    pub(super) const OPTIONS: Options = Options { stem: Some(Stem::Cifar), width: Some(64), ..Options::NONE };
-
-    /// The network that a checkpoint is for.
-    pub(super) fn recognize(arch: Arch, batch_norm: bool, shapes: &Shapes) -> Option<ModelSpec> {
-        let [width, channels, ..] = shapes.of::<4>("features.0.weight")?;
-        let (stem, [classes, _]) = match shapes.of("classifier.weight") {
-            Some(head) => (Stem::Cifar, head),
-            None => (Stem::Imagenet, shapes.of("classifier.6.weight")?),
-        };
-        let spec = ModelSpec { channels, stem: Some(stem), width: Some(width), ..ModelSpec::new(arch, classes) };
-        let last = if batch_norm { "features.41.running_mean" } else { "features.28.weight" };
-        (shapes.has(last) && shapes.has("features.1.running_mean") == batch_norm).then_some(spec)
-    }
-
-    /// VGG-16, with or without batch norm behind every convolution.
-    pub fn new(spec: &ModelSpec, batch_norm: bool, b: &Builder) -> Result<Self> {
-        let width = given(spec.width, "width")?;
-        let (mut trunk, mut channels, mut index) = (Trunk::default(), spec.channels, 0);
-        for (count, multiple) in STAGES {
-            for _ in 0..count {
-                let to = width * multiple;
-                let conv = conv((channels, to), 3, 1, true, &b.pp("features").pp(index))?;
-                let layer = match batch_norm {
-                    true => Layer::ConvBn(ConvBn::new(conv, BatchNorm2d::new(to, &b.pp("features").pp(index + 1))?)?),
-                    false => Layer::Conv(conv),
-                };
-                trunk.push(layer, Activation::Relu);
-                channels = to;
-                // The numbers count ReLU and pooling, too.
-                index += if batch_norm { 3 } else { 2 };
-            }
-            trunk.push(Layer::MaxPool(2, 2, 0), Activation::None);
-            index += 1;
+/// VGG-16, with or without batch norm behind every convolution.
+pub(super) fn build(spec: &ModelSpec, batch_norm: bool, b: &Builder) -> Result<ConvNet> {
+    let width = given(spec.width, "width")?;
+    let (mut trunk, mut channels, mut index) = (Trunk::default(), spec.channels, 0);
+    for (count, multiple) in STAGES {
+        for _ in 0..count {
+            let to = width * multiple;
+            let conv = conv((channels, to), 3, 1, true, &b.pp("features").pp(index))?;
+            let layer = match batch_norm {
+                true => Layer::ConvBn(ConvBn::new(conv, BatchNorm2d::new(to, &b.pp("features").pp(index + 1))?)?),
+                false => Layer::Conv(conv),
+            };
+            trunk.push(layer, Activation::Relu);
+            channels = to;
+            // The numbers count ReLU and pooling, too.
+            index += if batch_norm { 3 } else { 2 };
         }
-        let b_head = b.pp("classifier");
-        let (mut hidden, mut head_builder, mut features) = (Vec::new(), b_head.clone(), channels);
-        if given(spec.stem, "stem")? == Stem::Imagenet {
-            features = 64 * width;
-            hidden.push(Linear::new(channels * POOLED * POOLED, features, &b_head.pp(0))?);
-            hidden.push(Linear::new(features, features, &b_head.pp(3))?);
-            head_builder = b_head.pp(6);
-        }
-        let head = Linear::new(features, spec.classes, &head_builder)?;
-        Ok(Self { spec: spec.clone(), trunk, hidden, head, params: b.finish()? })
+        trunk.push(Layer::MaxPool(2, 2, 0), Activation::None);
+        index += 1;
     }
-}
-
-impl Classifier for Vgg {
-    fn spec(&self) -> &ModelSpec {
-        &self.spec
+    let b_head = b.pp("classifier");
+    let (mut neck, mut head_builder, mut features) = (Neck::Average, b_head.clone(), channels);
+    if given(spec.stem, "stem")? == Stem::Imagenet {
+        features = 64 * width;
+        let first = Linear::new(channels * POOLED * POOLED, features, &b_head.pp(0))?;
+        let second = Linear::new(features, features, &b_head.pp(3))?;
+        neck = Neck::Hidden(POOLED, vec![first, second]);
+        head_builder = b_head.pp(6);
     }
-
-    fn params(&self) -> &Params {
-        &self.params
-    }
-
-    fn head(&self) -> &Linear {
-        &self.head
-    }
-
-    fn prunable(&self) -> Vec<Prunable<'_>> {
-        self.trunk.convolutions().map(Into::into).collect()
-    }
-
-    fn features(&self, how: &mut dyn Forward, images: &Tensor) -> Result<Tensor> {
-        let x = how.input(images)?;
-        let mut x = how.trunk(&self.trunk, &x)?;
-        if self.hidden.is_empty() {
-            return how.global_avg_pool(&x);
-        }
-        x = how.adaptive_avg_pool(&x, (POOLED, POOLED))?;
-        x = how.flatten(&x)?;
-        for layer in &self.hidden {
-            x = how.linear(layer, &x, Activation::Relu)?;
-        }
-        Ok(x)
-    }
+    let head = Linear::new(features, spec.classes, &head_builder)?;
+    ConvNet::new(spec, trunk, neck, head, b)
 }

@@ -1,0 +1,65 @@
+//! What all convolutional classifiers are: a trunk, what pools its output, and a linear head.
+
+use candle_core::Tensor;
+
+use super::{Classifier, ModelSpec, Prunable};
+use crate::Result;
+use crate::nn::{Activation, Builder, Forward, Linear, Params, Trunk};
+
+/// A convolutional classifier.
+pub struct ConvNet {
+    spec: ModelSpec,
+    trunk: Trunk,
+    neck: Neck,
+    head: Linear,
+    params: Params,
+}
+
+/// What is between the trunk and the head.
+pub(super) enum Neck {
+    /// The average over all positions.
+    Average,
+    /// The averages of a grid of so many rows and columns, and linear layers with ReLU.
+    Hidden(usize, Vec<Linear>),
+}
+
+impl ConvNet {
+    /// Puts the parts together; `b` is the builder that made them, at its root.
+    pub(super) fn new(spec: &ModelSpec, trunk: Trunk, neck: Neck, head: Linear, b: &Builder) -> Result<Self> {
+        Ok(Self { spec: spec.clone(), trunk, neck, head, params: b.finish()? })
+    }
+}
+
+impl Classifier for ConvNet {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn params(&self) -> &Params {
+        &self.params
+    }
+
+    fn head(&self) -> &Linear {
+        &self.head
+    }
+
+    fn prunable(&self) -> Vec<Prunable<'_>> {
+        self.trunk.convolutions().map(Into::into).collect()
+    }
+
+    fn features(&self, how: &mut dyn Forward, images: &Tensor) -> Result<Tensor> {
+        let x = how.input(images)?;
+        let x = how.trunk(&self.trunk, &x)?;
+        match &self.neck {
+            Neck::Average => how.global_avg_pool(&x),
+            Neck::Hidden(side, layers) => {
+                let mut x = how.adaptive_avg_pool(&x, (*side, *side))?;
+                x = how.flatten(&x)?;
+                for layer in layers {
+                    x = how.linear(layer, &x, Activation::Relu)?;
+                }
+                Ok(x)
+            }
+        }
+    }
+}
