@@ -43,7 +43,8 @@ pub struct Recover {
     pub batch_size: usize,
     /// Crop and flip; `{ crop-padding = 0, flip = false }` for none.
     pub augment: Augment,
-    /// Batch norm; `running` is meant for clean sets too small for statistics of their own (not measured).
+    /// Batch norm; `running` is meant for clean sets too small for statistics of their own, and diverged at the default
+    /// learning rate in the one trial made.
     pub batch_norm: BatchNormMode,
 }
 
