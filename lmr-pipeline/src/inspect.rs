@@ -141,7 +141,7 @@ pub fn inspect(path: &Path, key: Option<&str>) -> Result<Inspection> {
 
 /// What a checkpoint's shapes leave open, filled in from its `config.json` or with defaults; the keys with defaults.
 fn with_config(mut spec: ModelSpec, config: Option<&ModelConfig>) -> (ModelSpec, Vec<&'static str>) {
-    let (shapes, resolved) = (spec.clone(), spec.resolved());
+    let resolved = spec.resolved();
     if resolved.norm_eps.is_some() {
         spec.norm_eps = config.and_then(|config| config.layer_norm_eps);
     }
@@ -149,7 +149,7 @@ fn with_config(mut spec: ModelSpec, config: Option<&ModelConfig>) -> (ModelSpec,
     if resolved.norm_eps.is_some() && spec.norm_eps.is_none() {
         assumed.push("norm-eps");
     }
-    if resolved.stem.is_some() && shapes.stem.is_none() {
+    if resolved.stem.is_some() && spec.stem.is_none() {
         assumed.push("stem");
     }
     (spec.resolved(), assumed)

@@ -178,7 +178,7 @@ impl<'a> Runner<'a> {
         let before = step.from.map_or(&self.received, |from| &self.states[from]).clone();
         let (key, inputs) = key(self.plan, self.inputs, step, &before)?;
         let finished = if self.fresh { None } else { finished(self.folder.path(), &step.folder(), &key) };
-        let mut model = self.take_model(step, &before)?;
+        let mut model = self.take_model(step, before.slot)?;
         let result = match finished {
             Some(finished) => self.reuse(step, &mut model, &before, finished),
             None => self.execute(step, &mut model, &before, key, inputs),
@@ -208,8 +208,7 @@ impl<'a> Runner<'a> {
     }
 
     /// The model a stage works on: its own copy if it will change what a later stage still needs.
-    fn take_model(&mut self, step: &Step, before: &State) -> Result<Model> {
-        let slot = before.slot;
+    fn take_model(&mut self, step: &Step, slot: usize) -> Result<Model> {
         let gone = || Error::Internal(format!("the model that stage[{}] needs is gone", step.index));
         if step.kind.model.changes_model() && self.needed_after(step.index, slot) {
             return Ok(self.models[slot].as_ref().ok_or_else(gone)?.try_clone()?);
@@ -220,8 +219,8 @@ impl<'a> Runner<'a> {
     /// Whether a stage after `index` starts from the model in `slot`, or purifies what was received with it.
     fn needed_after(&self, index: usize, slot: usize) -> bool {
         let last = |from: Option<usize>, changes: fn(&Step) -> bool| {
-            let steps = std::iter::successors(from, |&i| self.plan.steps[i].from);
-            steps.into_iter().find(|&i| changes(&self.plan.steps[i])).map_or(0, |i| i + 1)
+            let mut steps = std::iter::successors(from, |&i| self.plan.steps[i].from);
+            steps.find(|&i| changes(&self.plan.steps[i])).map_or(0, |i| i + 1)
         };
         self.plan.steps.iter().skip(index + 1).any(|later| {
             last(later.from, |step| step.kind.model.changes_model()) == slot
