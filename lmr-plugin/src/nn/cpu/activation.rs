@@ -29,14 +29,16 @@ fn erf(x: f32) -> f32 {
 /// `e^x` for x up to 88, within 2e-7 of its value; 0 below -87.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
-    // x = n ln 2 + r with a whole n and |r| at most ln(2)/2; adding 1.5·2^23 rounds. ln 2 in two parts keeps r exact.
+    // x = n ln 2 + r with a whole n and |r| at most ln(2)/2; adding 1.5·2^23 rounds, and leaves n in the lowest bits, so
+    // that no conversion to an integer keeps the compiler from using vectors. ln 2 in two parts keeps r exact.
     const ROUND: f32 = 12_582_912.0;
-    let n = x.max(-87.5) * std::f32::consts::LOG2_E + ROUND - ROUND;
+    let rounded = x.max(-87.5) * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
     let r = (x.max(-87.5) - n * 0.693_359_4) + n * 2.121_944_4e-4;
     // Taylor's series to r⁷.
     let series = [1.0, 1.0, 0.5, 1.0 / 6.0, 1.0 / 24.0, 1.0 / 120.0, 1.0 / 720.0, 1.0 / 5040.0];
     let power = series.iter().rev().fold(0.0, |sum, c| sum * r + c);
-    let scale = f32::from_bits(((n as i32 + 127) << 23) as u32);
+    let scale = f32::from_bits(rounded.to_bits().wrapping_add(127) << 23);
     if x < -87.0 { 0.0 } else { power * scale }
 }
 

@@ -67,9 +67,7 @@ impl WithSimd for Chunk<'_, '_> {
                 let Gather { weights, input, .. } = *self.gather;
                 let (segments, accumulate) = (&segments[begin..end], block > 0);
                 let product = Product { weights: &weights.data, input, segments, n: to.n, accumulate };
-                for panel in &weights.panels {
-                    multiply(simd, panel, product, &mut out[panel.row * to.n..]);
-                }
+                multiply(simd, &weights.panels, product, out);
             }
             for (channel, row) in out.chunks_exact_mut(to.n).enumerate() {
                 let at = position * to.position_len() + channel * to.n;

@@ -16,7 +16,7 @@ pub(super) struct Panel {
     pub row: usize,
     /// Output channels, at most `width`.
     pub rows: usize,
-    /// 8 or 4: the floats per depth; the surplus is zero.
+    /// 8, 6 or 4: the floats per depth; the surplus is zero.
     pub width: usize,
     /// First input channel that the panel's group reads.
     pub input: usize,
@@ -39,7 +39,7 @@ impl WithSimd for PanelWidth {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) -> usize {
-        if S::REGISTER_COUNT >= 32 { 8 } else { 4 }
+        if S::REGISTER_COUNT >= 32 { 8 } else { 6 }
     }
 }
 

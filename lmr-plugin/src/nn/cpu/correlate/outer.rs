@@ -159,6 +159,7 @@ pub(in super::super) fn add_products<S: Simd>(simd: S, run: Run<'_>, rows: usize
                 (true, 3) => tile.run::<1, 3>(),
                 (true, 2) if left >= 12 => tile.run::<12, 2>(),
                 (true, 1) if left >= 16 => tile.run::<16, 1>(),
+                (false, 2) if left >= 6 => tile.run::<6, 2>(),
                 (_, 2) if left >= 4 => tile.run::<4, 2>(),
                 (_, 2) => tile.run::<1, 2>(),
                 (_, _) if left >= 8 => tile.run::<8, 1>(),

@@ -122,10 +122,7 @@ impl WithSimd for Task<'_, '_> {
                 let depth = weights.depth;
                 let segments = &[Segment { weight: i * depth, input: i * factors.stride, len: depth }];
                 let product = Product { weights: &weights.data, input: v, segments, n: factors.n, accumulate: false };
-                for panel in panels {
-                    let at = i * products.stride + (panel.row - rows.start) * products.n;
-                    multiply(simd, panel, product, &mut m[at..]);
-                }
+                multiply(simd, panels, product, &mut m[i * products.stride..]);
             }
             for (slot, tile) in tiles.enumerate() {
                 let targets = tiling.targets(tile);
