@@ -1,7 +1,9 @@
-//! Which device a run uses.
+//! Which device a run uses, and in what it computes there.
 
-use candle_core::Device;
 use candle_core::utils::{cuda_is_available, metal_is_available};
+use candle_core::{DType, Device};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
@@ -33,6 +35,15 @@ impl DeviceChoice {
         }
     }
 
+    /// Whether it is the CPU, as far as can be told before the device is opened.
+    pub fn is_cpu(self) -> bool {
+        match self {
+            Self::Cpu => true,
+            Self::Cuda(_) | Self::Metal(_) => false,
+            Self::Auto => !cuda_is_available() && !metal_is_available(),
+        }
+    }
+
     /// Opens the device.
     pub fn open(self) -> Result<Device> {
         let opened = match self {
@@ -44,6 +55,35 @@ impl DeviceChoice {
             Self::Auto => Ok(Device::Cpu),
         };
         opened.map_err(|error| Error::Model(error.into()))
+    }
+}
+
+/// What convolutions and matrix products are computed in; see [`lmr_plugin::nn::with_compute_dtype`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ComputeDtype {
+    /// 32 bits, on every device.
+    #[default]
+    F32,
+    /// 16 bits with f32's range, on a GPU.
+    Bf16,
+    /// 16 bits with more digits and a narrow range, on a GPU; small gradients are lost.
+    F16,
+}
+
+impl ComputeDtype {
+    /// Candle's word for it.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+        }
+    }
+
+    /// Whether it is the default, which need not be written down.
+    pub(crate) fn is_f32(&self) -> bool {
+        *self == Self::F32
     }
 }
 

@@ -128,7 +128,12 @@ fn check_run(run: &mut RunTable, file: &Path, faults: &mut Faults) -> Option<Dev
     if i64::try_from(run.seed).is_err() {
         faults.add(&place.key("seed"), format!("expected at most {}, found {}", i64::MAX, run.seed));
     }
-    DeviceChoice::parse(&run.device).map_err(|message| faults.add(&place.key("device"), message)).ok()
+    let device = DeviceChoice::parse(&run.device).map_err(|message| faults.add(&place.key("device"), message)).ok()?;
+    if device.is_cpu() && !run.dtype.is_f32() {
+        let message = "expected \"f32\", which is all that the CPU computes in; others need a GPU (`device`)";
+        faults.add(&place.key("dtype"), message);
+    }
+    Some(device)
 }
 
 fn check_weights(draft: &Draft, faults: &mut Faults) -> Option<Checkpoint> {

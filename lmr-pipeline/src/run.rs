@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use lmr_plugin::model::Model;
+use lmr_plugin::nn::with_compute_dtype;
 use lmr_plugin::run::{Observer, Run};
 use lmr_plugin::stage::{Context, FactStore, ModelUse};
 use serde_json::{Map, Value, json};
@@ -129,7 +130,7 @@ fn key(plan: &Plan, inputs: &Inputs, step: &Step, before: &State) -> Result<(Str
         .filter(|(name, _)| needs.contains(&name.as_str()))
         .map(|(n, v)| (n.clone(), v.clone()))
         .collect();
-    let value = json!({
+    let mut value = json!({
         "kind": step.stage.kind(),
         "version": step.stage.version(),
         "crate": env!("CARGO_PKG_VERSION"),
@@ -139,6 +140,9 @@ fn key(plan: &Plan, inputs: &Inputs, step: &Step, before: &State) -> Result<(Str
         "data": inputs.identity(step),
         "findings": needed,
     });
+    if !plan.run.dtype.is_f32() {
+        value["dtype"] = json!(plan.run.dtype);
+    }
     Ok((sha256(&to_json(&value)?), value))
 }
 
@@ -252,7 +256,8 @@ impl<'a> Runner<'a> {
                 clean: &self.inputs.clean,
                 run: Run::new(self.plan.run.seed, self.observer),
             };
-            step.stage.restore(&mut ctx, &fact_store(&record.findings)?)
+            let facts = fact_store(&record.findings)?;
+            with_compute_dtype(self.plan.run.dtype.dtype(), || step.stage.restore(&mut ctx, &facts))
         };
         restore().map_err(failed)?;
         self.log.write(&step.name, json!({ "event": "reused" }))?;
@@ -279,7 +284,8 @@ impl<'a> Runner<'a> {
             clean: &self.inputs.clean,
             run: Run::new(self.plan.run.seed, &logged),
         };
-        let outcome = step.stage.run(&mut ctx, &facts, self.inputs.truth(step));
+        let dtype = self.plan.run.dtype.dtype();
+        let outcome = with_compute_dtype(dtype, || step.stage.run(&mut ctx, &facts, self.inputs.truth(step)));
         let outcome = outcome.map_err(stage_error(step, self.folder.path()))?;
         let seconds = clock.elapsed().as_secs_f64();
         let state = model.network().params().state_dict()?;

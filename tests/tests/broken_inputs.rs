@@ -73,6 +73,8 @@ fn explained(run: &Finished, code: i32, fragments: &[&str]) {
 #[case::clean_set_takes_all("count = 40", "count = 160", &["data `tiny`: no image is left for the test set"])]
 #[case::empty_test_set("test = { split = \"test\" }", "test = { split = \"test\", count = 0 }", &["data.test.count: expected at least 1, found 0"])]
 #[case::device("seed = 0", "device = \"gpu\"", &["run.device: expected \"auto\", \"cpu\", \"cuda:N\" or \"metal:N\", found \"gpu\""])]
+#[case::dtype("seed = 0", "device = \"cpu\"\ndtype = \"bf16\"", &["run.dtype: expected \"f32\", which is all that the CPU computes in"])]
+#[case::dtype_unknown("seed = 0", "dtype = \"f8\"", &["run.dtype", "f8"])]
 #[case::device_not_built("seed = 0", "device = \"cuda:0\"", &["run.device", "--features cuda"])]
 #[case::run_name("name = \"tiny\"\nseed", "name = \"../tiny\"\nseed", &["run.name: expected letters", "found \"../tiny\""])]
 #[case::seed_too_large("seed = 0", "seed = 9223372036854775808", &["pipeline.toml"])]

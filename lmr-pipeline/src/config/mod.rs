@@ -18,6 +18,7 @@ use toml::{Table, Value};
 
 use crate::Result;
 use crate::datasets::Split;
+use crate::device::ComputeDtype;
 use crate::preprocess::Convention;
 use crate::problem::hint;
 use crate::registry::{AnyTrigger, STAGES, StageKind, TRIGGERS, TriggerKind};
@@ -37,11 +38,14 @@ pub struct RunTable {
     pub seed: u64,
     /// `cpu`, `cuda:N`, `metal:N`, or `auto`: a GPU if the program was built for one and finds it.
     pub device: String,
+    /// What products are computed in: `f32`, or on a GPU `bf16` or `f16`. Weights, statistics and everything else stay in f32.
+    #[serde(skip_serializing_if = "ComputeDtype::is_f32")]
+    pub dtype: ComputeDtype,
 }
 
 impl Default for RunTable {
     fn default() -> Self {
-        Self { name: String::new(), seed: 0, device: "auto".into() }
+        Self { name: String::new(), seed: 0, device: "auto".into(), dtype: ComputeDtype::F32 }
     }
 }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::artifacts::Record;
-use crate::device;
+use crate::device::{self, ComputeDtype};
 use crate::inputs::Inputs;
 use crate::plan::{Plan, Step};
 
@@ -40,6 +40,9 @@ pub struct RunReport {
     pub seed: u64,
     /// `cpu`, `cuda` or `metal`.
     pub device: String,
+    /// What products were computed in.
+    #[serde(default)]
+    pub dtype: ComputeDtype,
     /// Version of this program.
     pub version: String,
     /// When it began, RFC 3339.
@@ -106,6 +109,7 @@ impl Report {
                 name: plan.run.name.clone(),
                 seed: plan.run.seed,
                 device: device::name(&inputs.device).into(),
+                dtype: plan.run.dtype,
                 version: env!("CARGO_PKG_VERSION").into(),
                 started: started.to_string(),
                 seconds,

@@ -109,7 +109,7 @@ pub use ops::{
 };
 pub use params::{Builder, Init, Params, Slot, StateDict, WeightsError};
 pub use patch_embedding::PatchEmbedding;
-pub use path::{Path, with_portable_path};
+pub use path::{Path, with_compute_dtype, with_portable_path};
 pub use trunk::{Layer, Node, Trunk};
 
 /// Which statistics batch norm uses while it trains.

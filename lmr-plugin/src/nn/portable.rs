@@ -7,6 +7,7 @@
 
 use candle_core::{D, Tensor};
 
+use super::path::factor;
 use super::{Activation, BatchNorm2d, ConvConfig};
 use crate::{Error, Result};
 
@@ -39,6 +40,10 @@ pub(super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
 
 /// Convolution without bias.
 pub(super) fn conv2d(x: &Tensor, weight: &Tensor, config: &ConvConfig) -> Result<Tensor> {
+    Ok(correlate(&factor(x)?, &factor(weight)?, config)?.to_dtype(x.dtype())?)
+}
+
+fn correlate(x: &Tensor, weight: &Tensor, config: &ConvConfig) -> Result<Tensor> {
     let [_, _, oh, ow] = config.output_dims(x.dims4()?.into(), weight)?;
     let ConvConfig { stride, padding, dilation, groups } = *config;
     let (_, _, h, w) = x.dims4()?;
@@ -92,7 +97,8 @@ pub(super) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     if let Some(last) = dims.last_mut() {
         *last = outputs;
     }
-    Ok(x.contiguous()?.reshape(((), inputs))?.matmul(&weight.t()?)?.reshape(dims)?)
+    let rows = factor(&x.contiguous()?.reshape(((), inputs))?)?;
+    Ok(rows.matmul(&factor(weight)?.t()?)?.to_dtype(x.dtype())?.reshape(dims)?)
 }
 
 /// Layer norm over the last dimension.
@@ -108,12 +114,13 @@ pub(super) fn attend(qkv: &Tensor, heads: usize) -> Result<Tensor> {
     let d = features / 3 / heads;
     let qkv = qkv.reshape((b, t, 3, heads, d))?;
     let part = |i: usize| qkv.narrow(2, i, 1)?.squeeze(2)?.transpose(1, 2)?.contiguous();
-    let (q, k, v) = (part(0)?, part(1)?, part(2)?);
-    let scores = q.matmul(&k.t()?.contiguous()?)?.affine(1.0 / (d as f64).sqrt(), 0.0)?;
+    let (q, k, v) = (factor(&part(0)?)?, factor(&part(1)?)?, factor(&part(2)?)?);
+    let scores = q.matmul(&k.t()?.contiguous()?)?.to_dtype(qkv.dtype())?.affine(1.0 / (d as f64).sqrt(), 0.0)?;
     // The largest score only keeps the exponentials small: softmax does not depend on it, so neither does backward.
     let powers = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
     let shares = powers.broadcast_div(&powers.sum_keepdim(D::Minus1)?)?;
-    Ok(shares.matmul(&v)?.transpose(1, 2)?.contiguous()?.reshape((b, t, heads * d))?)
+    let mixed = factor(&shares)?.matmul(&v)?.to_dtype(qkv.dtype())?;
+    Ok(mixed.transpose(1, 2)?.contiguous()?.reshape((b, t, heads * d))?)
 }
 
 /// Max pooling; the first maximum of a window, in reading order, gets the gradient.

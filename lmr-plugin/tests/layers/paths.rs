@@ -1,8 +1,8 @@
 //! Both paths compute the same for whole networks: logits and all gradients, that of the images included.
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use lmr_plugin::models::{Arch, Classifier, ModelSpec, Stem};
-use lmr_plugin::nn::{BatchNormMode, Train, with_portable_path};
+use lmr_plugin::nn::{BatchNormMode, Train, with_compute_dtype, with_portable_path};
 use lmr_plugin::rng;
 use rand::RngExt;
 use rstest::rstest;
@@ -42,6 +42,12 @@ fn vit() -> ModelSpec {
     ModelSpec { width: Some(12), depth: Some(2), patch_size, image_size, ..ModelSpec::new(Arch::VitTiny, 4) }
 }
 
+fn images(batch: usize, size: usize) -> Var {
+    let mut random = rng::stream(7, "images");
+    let pixels: Vec<f32> = (0..batch * 2 * size * size).map(|_| random.random::<f32>() - 0.5).collect();
+    Var::from_tensor(&Tensor::from_vec(pixels, (batch, 2, size, size), &Device::Cpu).unwrap()).unwrap()
+}
+
 #[rstest]
 #[case(resnet(Stem::Cifar), 5, 13)]
 #[case(resnet(Stem::Cifar), 33, 8)]
@@ -59,10 +65,7 @@ fn both_paths_train_the_same(
     #[values(BatchNormMode::Batch, BatchNormMode::Running)] batch_norm: BatchNormMode,
 ) {
     let spec = ModelSpec { channels: 2, ..spec };
-    let mut random = rng::stream(7, "images");
-    let pixels: Vec<f32> = (0..batch * 2 * size * size).map(|_| random.random::<f32>() - 0.5).collect();
-    let images = Tensor::from_vec(pixels, (batch, 2, size, size), &Device::Cpu).unwrap();
-    let images = Var::from_tensor(&images).unwrap();
+    let images = images(batch, size);
     let fresh = || spec.fresh(rng::stream(7, "init"), &Device::Cpu).unwrap();
     let (fast, portable) = (fresh(), fresh());
     let a = pass(&*fast, &images, batch_norm);
@@ -81,5 +84,28 @@ fn both_paths_train_the_same(
         if a.dtype().is_float() {
             assert_close(name, a, b, 1e-4);
         }
+    }
+}
+
+#[rstest]
+#[case(resnet(Stem::Cifar), 8)]
+#[case::vit(vit(), 15)]
+fn half_precision_is_close_and_leaves_weights_in_f32(#[case] spec: ModelSpec, #[case] size: usize) {
+    let spec = ModelSpec { channels: 2, ..spec };
+    let images = images(6, size);
+    let model = spec.fresh(rng::stream(7, "init"), &Device::Cpu).unwrap();
+    let run = |dtype| with_compute_dtype(dtype, || pass(&*model, &images, BatchNormMode::Running));
+    // The kernels of the CPU path know f32 alone.
+    let (fast, exact) = (run(DType::F16), run(DType::F32));
+    assert_eq!(fast.logits.to_vec2::<f32>().unwrap(), exact.logits.to_vec2::<f32>().unwrap());
+    let half = with_portable_path(|| run(DType::F16));
+    assert_close("logits", &half.logits, &exact.logits, 1e-2);
+    let portable = with_portable_path(|| run(DType::F32));
+    assert_ne!(half.logits.to_vec2::<f32>().unwrap(), portable.logits.to_vec2::<f32>().unwrap());
+    let names = std::iter::once("images").chain(model.params().trainable().map(|(name, _)| name));
+    for ((name, half), exact) in names.zip(&half.grads).zip(&exact.grads) {
+        assert_eq!(half.dtype(), DType::F32, "{name}");
+        // Where a ReLU is near 0, rounding switches it on or off.
+        assert_close(name, half, exact, 8e-2);
     }
 }
