@@ -283,17 +283,13 @@ impl Stage for LogitRepel {
 
     fn faults(&self) -> Vec<String> {
         let positive = |v: f64| v > 0.0 && v.is_finite();
+        let weight = |v: f64| v >= 0.0 && v.is_finite();
         let mut found = faults([
             (positive(self.m1), "m1", "a number above 0", self.m1.to_string()),
             (positive(self.m2), "m2", "a number above 0", self.m2.to_string()),
-            (self.alpha >= 0.0, "alpha", "a number of at least 0", self.alpha.to_string()),
-            (self.beta >= 0.0, "beta", "a number of at least 0", self.beta.to_string()),
-            (
-                self.distill >= 0.0 && self.distill.is_finite(),
-                "distill",
-                "a number of at least 0",
-                self.distill.to_string(),
-            ),
+            (weight(self.alpha), "alpha", "a number of at least 0", self.alpha.to_string()),
+            (weight(self.beta), "beta", "a number of at least 0", self.beta.to_string()),
+            (weight(self.distill), "distill", "a number of at least 0", self.distill.to_string()),
             (positive(self.temperature), "temperature", "a number above 0", self.temperature.to_string()),
             (self.epochs > 0, "epochs", "at least 1", self.epochs.to_string()),
             (positive(self.lr), "lr", "a number above 0", self.lr.to_string()),

@@ -46,6 +46,8 @@ pub struct Recover {
     /// Batch norm; `running` is meant for clean sets too small for statistics of their own, and diverged at the default
     /// learning rate in the one trial made.
     pub batch_norm: BatchNormMode,
+    /// Limit on the global gradient norm; absent means none.
+    pub clip_norm: Option<f64>,
 }
 
 impl Default for Recover {
@@ -62,6 +64,7 @@ impl Default for Recover {
             batch_size: 128,
             augment: Augment::default(),
             batch_norm: BatchNormMode::Batch,
+            clip_norm: None,
         }
     }
 }
@@ -107,7 +110,7 @@ impl Recover {
             warmup_epochs: 0,
             augment: self.augment,
             batch_norm: self.batch_norm,
-            clip_norm: None,
+            clip_norm: self.clip_norm,
         };
         let lesson = Lesson::new(teacher, self.distill, self.temperature);
         let mut loss = Phase2 { lesson, distill: self.distill };
@@ -144,19 +147,19 @@ impl Stage for Recover {
     type Sees = CleanOnly;
 
     fn faults(&self) -> Vec<String> {
-        faults([
+        let positive = |v: f64| v > 0.0 && v.is_finite();
+        let mut found = faults([
             ((0.0..=1.0).contains(&self.distill), "distill", "a number in [0, 1]", self.distill.to_string()),
-            (
-                self.temperature > 0.0 && self.temperature.is_finite(),
-                "temperature",
-                "a number above 0",
-                self.temperature.to_string(),
-            ),
-            (self.lr > 0.0 && self.lr.is_finite(), "lr", "a number above 0", self.lr.to_string()),
+            (positive(self.temperature), "temperature", "a number above 0", self.temperature.to_string()),
+            (positive(self.lr), "lr", "a number above 0", self.lr.to_string()),
             ((0.0..1.0).contains(&self.momentum), "momentum", "a number in [0, 1)", self.momentum.to_string()),
             (self.weight_decay >= 0.0, "weight-decay", "a number of at least 0", self.weight_decay.to_string()),
             (self.batch_size > 1, "batch-size", "at least 2", self.batch_size.to_string()),
-        ])
+        ]);
+        if let Some(limit) = self.clip_norm.filter(|limit| !positive(*limit)) {
+            found.push(format!("clip-norm: expected a number above 0, found {limit}"));
+        }
+        found
     }
 
     fn run(
