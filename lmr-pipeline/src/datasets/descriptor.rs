@@ -94,6 +94,9 @@ pub struct FolderSource {
     /// Whether classes may be without images.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub partial: bool,
+    /// The same images on the Hugging Face Hub, for pipelines that name no `root`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<ParquetSource>,
 }
 
 /// Two IDX files, plain or gzipped, next to the descriptor.
@@ -272,6 +275,8 @@ impl FolderSource {
         if self.sorted && self.partial {
             faults.push("partial: folders that are classes by their order cannot be missing; remove sorted".to_owned());
         }
+        let hub = self.hub.iter().flat_map(ParquetSource::faults);
+        faults.extend(hub.map(|fault| format!("hub.{fault}")));
         faults
     }
 }

@@ -176,6 +176,9 @@ impl Dataset {
             .source(split)
             .ok_or_else(|| DataError::NoSplit { file: self.file.clone(), split: split.name() })?;
         let (images, files) = match source {
+            Source::Folder(FolderSource { hub: Some(source), .. }) if self.root.is_none() => {
+                self.load_parquet(source)?
+            }
             Source::Folder(source) => self.load_folder(source)?,
             Source::Idx(source) => self.load_idx(source)?,
             Source::Parquet(source) => self.load_parquet(source)?,
