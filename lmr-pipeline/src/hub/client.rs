@@ -164,7 +164,8 @@ impl<'a> Client<'a> {
         for _ in 0..=MAX_HOPS {
             let response = self.send(Method::HEAD, &url, None)?;
             let headers = response.headers();
-            if !response.status().is_redirection() || headers.contains_key("x-linked-etag") {
+            let is_complete = headers.contains_key("x-linked-etag") && headers.contains_key("x-linked-size");
+            if !response.status().is_redirection() || is_complete {
                 return Ok(headers.clone());
             }
             url = self.next(&url, headers)?;
