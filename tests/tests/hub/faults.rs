@@ -63,7 +63,7 @@ fn passing_faults_are_recovered_from(#[case] fault: Fault) {
 #[case::cut(Fault::new("/blobs/", Effect::Deliver(Delivery::Cut(0))), "the Hub cannot be reached")]
 #[case::stalled(
     Fault::new("/blobs/", Effect::Deliver(Delivery::Stall(0))),
-    "the Hub cannot be reached (no answer in time)"
+    "the Hub cannot be reached (operation timed out)"
 )]
 #[case::error_page(Fault::new("/blobs/", Effect::Answer(Answer::bytes("<html>"))), "has 6 bytes, expected 1200000")]
 #[case::wrong_bytes(Fault::new("/blobs/", Effect::Corrupt), "is damaged")]
