@@ -164,7 +164,8 @@ impl<'a> Client<'a> {
         for _ in 0..=MAX_HOPS {
             let response = self.send(Method::HEAD, &url, None)?;
             let headers = response.headers();
-            if !response.status().is_redirection() || headers.contains_key("x-linked-etag") {
+            let is_complete = headers.contains_key("x-linked-etag") && headers.contains_key("x-linked-size");
+            if !response.status().is_redirection() || is_complete {
                 return Ok(headers.clone());
             }
             url = self.next(&url, headers)?;
@@ -322,11 +323,8 @@ fn cause(error: &(dyn std::error::Error + 'static)) -> String {
     while let Some(next) = inner(cause) {
         cause = next;
     }
-    match cause.downcast_ref::<reqwest::Error>() {
-        Some(error) if error.is_timeout() => "no answer in time".to_owned(),
-        Some(_) => "the transfer broke off".to_owned(),
-        None => shorten(&cause.to_string()),
-    }
+    // One of reqwest's own would show the address.
+    if cause.is::<reqwest::Error>() { "the transfer broke off".to_owned() } else { shorten(&cause.to_string()) }
 }
 
 /// `io::Error` hides the error it was made of from `source`.
@@ -375,22 +373,18 @@ mod tests {
         assert_eq!(may_follow(&Url::parse(from).unwrap(), &Url::parse(to).unwrap()), good);
     }
 
+    /// Control characters do not get this far: they are not part of a header's text.
     #[rstest]
-    #[case("go away\u{1b}[2J", " (\"go away\\u{1b}[2J\")")]
+    #[case("go \"away\"", " (\"go \\\"away\\\"\")")]
     #[case("you sent hf_secret", " (\"you sent …\")")]
     #[case("ask https://cdn.example.org/x?signature=s", "")]
     #[case(&"long ".repeat(1000), &format!(" (\"{}\")", "long ".repeat(40)))]
     fn what_a_server_says_is_harmless(#[case] message: &str, #[case] shown: &str) {
-        let mut headers = HeaderMap::new();
-        headers.insert(
-            "x-error-message",
-            HeaderValue::from_bytes(message.as_bytes())
-                .unwrap_or_else(|_| HeaderValue::from_static("go away\\u{1b}[2J")),
-        );
+        let name = header::HeaderName::from_static("x-error-message");
+        let headers = HeaderMap::from_iter([(name, HeaderValue::from_str(message).unwrap())]);
         let Fault::Lasting(reason) = refusal(StatusCode::BAD_REQUEST, &headers, None, Some("hf_secret")) else {
             panic!("a 400 passes");
         };
-        let expected = Refusal::Status { status: 400, said: shown.replace("\\u{1b}", "\\\\u{1b}") };
-        assert_eq!(reason, expected);
+        assert_eq!(reason, Refusal::Status { status: 400, said: shown.to_owned() });
     }
 }

@@ -206,3 +206,20 @@ impl HubError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error, ErrorKind};
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_said_so() {
+        let error = HubError::io(Path::new("cache/blobs/x"))(Error::from(ErrorKind::StorageFull));
+        assert_eq!(
+            error.to_string(),
+            "cache/blobs/x: the disk is full; make room, or set HF_HUB_CACHE to a folder on another disk"
+        );
+        assert!(matches!(HubError::io(Path::new("x"))(Error::from(ErrorKind::NotFound)), HubError::Io { .. }));
+    }
+}

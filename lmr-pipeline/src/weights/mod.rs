@@ -1,10 +1,10 @@
 //! Checkpoints as people have them: safetensors, safetensors in shards, and what `torch.save` writes (`.pth`, `.pt`,
 //! `.bin`). A file is recognized by its first bytes, whatever it is called.
 //!
-//! Nobody vouches for these files. Reading one runs nothing that is in it, also not a pickle's calls, so there is no switch
-//! that allows pickles; memory is bounded, by three times the file for the numbers; whatever is wrong becomes an error
-//! that names the file. What is read is a flat map from names to tensors and a [`Layout`], with which the same names are
-//! written back.
+//! Nobody vouches for these files. Reading one runs nothing that is in it, also not a pickle's calls, so a local pickle
+//! needs no switch (one from the Hub has one, since people ask for it); memory is bounded, by three times the file for the
+//! numbers; whatever is wrong becomes an error that names the file. What is read is a flat map from names to tensors and a
+//! [`Layout`], with which the same names are written back.
 
 mod dtype;
 mod layout;

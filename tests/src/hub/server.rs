@@ -1,143 +1,125 @@
-//! The network around the Hub: a thread that listens on two ports until it is told to stop.
+//! The network around the Hub: a thread that listens on each port, and one for every connection, which is for one request.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, channel};
-use hyper::body::{Bytes, Incoming};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use percent_encoding::percent_decode_str;
-use tokio::net::TcpListener;
-use tokio::sync::oneshot;
 
 use super::State;
 use super::answer::{Answer, Delivery, Host, Request};
 
-type Body = channel::Channel<Bytes, std::io::Error>;
+/// Far above any head of a request here.
+const MAX_HEAD: usize = 1 << 16;
+const MAX_HEADERS: usize = 64;
 
-/// The thread; it ends with this.
+/// Stops listening with this.
 pub struct Server {
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    stopped: Arc<AtomicBool>,
+    addresses: [SocketAddr; 2],
 }
 
 impl Server {
     /// Listens on two free ports, the Hub's and the other one.
     pub fn start(state: Arc<Mutex<State>>) -> (Self, SocketAddr, SocketAddr) {
-        let (stop, stopped) = oneshot::channel();
-        let (ready, addresses) = std::sync::mpsc::channel();
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(async {
-                let hub = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-                let cdn = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-                let address = |listener: &TcpListener| listener.local_addr().expect("an address");
-                ready.send((address(&hub), address(&cdn))).expect("somebody who waits");
-                tokio::spawn(listen(hub, Host::Hub, state.clone()));
-                tokio::spawn(listen(cdn, Host::Cdn, state));
-                let _ = stopped.await;
-            });
-        });
-        let (hub, cdn) = addresses.recv().expect("a server that starts");
-        (Self { stop: Some(stop), thread: Some(thread) }, hub, cdn)
+        let stopped = Arc::new(AtomicBool::new(false));
+        let start = |host| {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+            let address = listener.local_addr().expect("an address");
+            let (state, stopped) = (state.clone(), stopped.clone());
+            std::thread::spawn(move || listen(&listener, host, &state, &stopped));
+            address
+        };
+        let addresses = [start(Host::Hub), start(Host::Cdn)];
+        (Self { stopped, addresses }, addresses[0], addresses[1])
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // An error here means that the thread is gone, which is what is wanted.
-        if let Some(stop) = self.stop.take() {
-            let _ = stop.send(());
-        }
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.stopped.store(true, Ordering::SeqCst);
+        // Wakes the threads that wait for a connection; where that fails, there is no thread.
+        self.addresses.iter().for_each(|address| drop(TcpStream::connect(address)));
     }
 }
 
-async fn listen(listener: TcpListener, host: Host, state: Arc<Mutex<State>>) {
-    while let Ok((stream, _)) = listener.accept().await {
-        let state = state.clone();
-        let serve = service_fn(move |request| respond(request, host, state.clone()));
-        // A client that goes away, or whose connection is cut on purpose, is no failure here.
-        tokio::spawn(async move { drop(http1::Builder::new().serve_connection(TokioIo::new(stream), serve).await) });
+fn listen(listener: &TcpListener, host: Host, state: &Arc<Mutex<State>>, stopped: &Arc<AtomicBool>) {
+    for stream in listener.incoming() {
+        if stopped.load(Ordering::SeqCst) {
+            return;
+        }
+        let (state, stopped) = (state.clone(), stopped.clone());
+        // A client that goes away is no failure here.
+        std::thread::spawn(move || stream.and_then(|stream| serve(stream, host, &state, &stopped)));
     }
 }
 
-async fn respond(
-    request: hyper::Request<Incoming>,
-    host: Host,
-    state: Arc<Mutex<State>>,
-) -> Result<hyper::Response<Body>, Infallible> {
-    let head = request.method() == hyper::Method::HEAD;
-    let request = read(request, host).await;
+fn serve(stream: TcpStream, host: Host, state: &Mutex<State>, stopped: &AtomicBool) -> std::io::Result<()> {
+    let request = read(&stream, host)?;
     let answer = state.lock().unwrap_or_else(PoisonError::into_inner).answer(&request);
-    Ok(write(answer, head))
+    write(stream, answer, request.method == "HEAD", stopped)
 }
 
-async fn read(request: hyper::Request<Incoming>, host: Host) -> Request {
-    let (parts, body) = request.into_parts();
+fn read(stream: &TcpStream, host: Host) -> std::io::Result<Request> {
+    let bad = |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_owned());
+    let mut reader = BufReader::new(stream);
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        if reader.read_until(b'\n', &mut head)? == 0 || head.len() > MAX_HEAD {
+            return Err(bad("no head of a request"));
+        }
+    }
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut parsed = httparse::Request::new(&mut headers);
+    parsed.parse(&head).map_err(|error| bad(&error.to_string()))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let headers: BTreeMap<String, String> =
+        parsed.headers.iter().map(|header| (header.name.to_ascii_lowercase(), text(header.value))).collect();
     let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
-    let pairs = parts.uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
-    let query = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(k, v)| (decode(k), decode(v)));
-    let mut headers = BTreeMap::new();
-    for (name, value) in &parts.headers {
-        headers.insert(name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned());
-    }
-    Request {
+    let (path, query) =
+        parsed.path.unwrap_or_default().split_once('?').unwrap_or((parsed.path.unwrap_or_default(), ""));
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    let pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    let mut body = Vec::new();
+    reader.take(length).read_to_end(&mut body)?;
+    Ok(Request {
         host,
-        method: parts.method.to_string(),
-        path: decode(parts.uri.path()),
-        query: query.collect(),
+        method: parsed.method.unwrap_or_default().to_owned(),
+        path: decode(path),
+        query: pairs.map(|(key, value)| (decode(key), decode(value))).collect(),
         headers,
-        body: body.collect().await.map(|body| body.to_bytes().to_vec()).unwrap_or_default(),
-    }
+        body,
+    })
 }
 
-fn write(answer: Answer, head: bool) -> hyper::Response<Body> {
-    let length = answer.body.len().to_string();
-    let mut response = hyper::Response::builder().status(answer.status);
+fn write(mut stream: TcpStream, answer: Answer, head: bool, stopped: &AtomicBool) -> std::io::Result<()> {
+    let mut text = format!("HTTP/1.1 {} as it is\r\nConnection: close\r\n", answer.status);
     if !answer.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-length")) {
-        response = response.header("Content-Length", length);
+        text += &format!("Content-Length: {}\r\n", answer.body.len());
     }
-    for (name, value) in &answer.headers {
-        response = response.header(name, value);
-    }
-    let (sender, body) = channel::Channel::new(1);
-    tokio::spawn(deliver(sender, if head { Vec::new() } else { answer.body }, answer.delivery));
-    response.body(body).expect("headers that tests chose")
-}
-
-/// Sends a body; a client that has gone away ends it.
-async fn deliver(mut sender: channel::Sender<Bytes, std::io::Error>, body: Vec<u8>, delivery: Delivery) {
-    let body = Bytes::from(body);
-    let first = |count: usize| body.slice(..count.min(body.len()));
-    match delivery {
-        Delivery::Whole => drop(sender.send_data(body).await),
-        Delivery::Cut(count) => {
-            let _ = sender.send_data(first(count)).await;
-            // So that what was sent is on its way before the connection breaks.
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            sender.abort(std::io::ErrorKind::ConnectionReset.into());
-        }
+    answer.headers.iter().for_each(|(name, value)| text += &format!("{name}: {value}\r\n"));
+    stream.write_all(format!("{text}\r\n").as_bytes())?;
+    let body = if head { &[] } else { &answer.body[..] };
+    let first = |count: usize| &body[..count.min(body.len())];
+    match answer.delivery {
+        Delivery::Whole => stream.write_all(body),
+        // The connection ends with the stream.
+        Delivery::Cut(count) => stream.write_all(first(count)),
         Delivery::Stall(count) => {
-            let _ = sender.send_data(first(count)).await;
-            std::future::pending::<()>().await;
-        }
-        Delivery::Trickle(count, pause) => {
-            for start in (0..body.len()).step_by(count.max(1)) {
-                let part = body.slice(start..(start + count.max(1)).min(body.len()));
-                if sender.send_data(part).await.is_err() {
-                    return;
-                }
-                tokio::time::sleep(pause).await;
+            stream.write_all(first(count))?;
+            while !head && !stopped.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(10));
             }
+            Ok(())
         }
+        Delivery::Trickle(count, pause) => body.chunks(count.max(1)).try_for_each(|part| {
+            stream.write_all(part)?;
+            std::thread::sleep(pause);
+            Ok(())
+        }),
     }
 }
