@@ -268,6 +268,17 @@ impl Descriptor {
     }
 }
 
+impl Source {
+    /// The Parquet files that a split is read from, if it is, by a pipeline that names a `root` or none.
+    pub fn parquet(&self, has_root: bool) -> Option<&ParquetSource> {
+        match self {
+            Self::Parquet(source) => Some(source),
+            Self::Folder(source) if !has_root => source.hub.as_ref(),
+            Self::Folder(_) | Self::Idx(_) => None,
+        }
+    }
+}
+
 impl FolderSource {
     fn faults(&self) -> Vec<String> {
         let mut faults: Vec<String> =

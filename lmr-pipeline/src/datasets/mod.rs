@@ -186,7 +186,7 @@ impl Dataset {
             .ok_or_else(|| DataError::NoSplit { file: self.file.clone(), split: split.name() })?;
         let (images, files) = match source {
             Source::Folder(FolderSource { hub: Some(source), .. }) if self.root.is_none() => {
-                self.load_parquet(source)?
+                self.load_parquet(source, observer)?
             }
             Source::Folder(source) => self.load_folder(source)?,
             Source::Idx(source) => self.load_idx(source)?,
@@ -289,7 +289,9 @@ impl Dataset {
     /// Which files of a split would have to be downloaded. Nothing is asked and no file is read.
     pub fn remote(&self, split: Split) -> Result<Option<RemoteSplit<'_>>, DataError> {
         match self.descriptor.source(split) {
-            Some(Source::Parquet(source)) if self.root.is_none() => {
+            Some(Source::Parquet(source) | Source::Folder(FolderSource { hub: Some(source), .. }))
+                if self.root.is_none() =>
+            {
                 let files = remote_files(source);
                 let wanted = wanted(source, &files);
                 let missing = self.hub.missing(&wanted)?.into_iter().map(str::to_owned).collect();
