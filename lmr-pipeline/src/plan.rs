@@ -8,11 +8,14 @@ use lmr_plugin::models::ModelSpec;
 use lmr_plugin::stage::{AnyStage, ModelUse};
 
 use crate::config::place::{Faults, Place};
-use crate::config::{DataTable, Draft, Head, Overrides, RunTable, StageTable, TriggerTable, WeightsTable, is_name};
+use crate::config::{
+    DataTable, Draft, Head, Overrides, PublishTable, RunTable, StageTable, TriggerTable, WeightsTable, is_name,
+};
 use crate::datasets::Dataset;
 use crate::device::DeviceChoice;
 use crate::model_config::ModelConfig;
 use crate::problem::{hint, quoted};
+use crate::publish::{Link, Selection};
 use crate::registry::{STAGES, StageKind};
 use crate::weights;
 use crate::{Error, Result};
@@ -37,6 +40,8 @@ pub struct Plan {
     pub trigger: Option<TriggerTable>,
     /// The stages in the order they run.
     pub steps: Vec<Step>,
+    /// `[publish]`: where the purified model goes in the end.
+    pub publish: Option<PublishTable>,
 }
 
 /// A checkpoint file.
@@ -93,6 +98,7 @@ impl Plan {
         let dataset = check_data(&draft, checkpoint.as_ref(), &mut faults);
         check_trigger(&draft, dataset.as_ref(), &mut faults);
         let from = check_stages(&draft, &mut faults);
+        check_publish(&draft, &from, &mut faults);
         if !faults.is_empty() {
             return Err(Error::Rejected(faults.into_problems()));
         }
@@ -110,6 +116,7 @@ impl Plan {
                 dataset: dataset?,
                 trigger: draft.trigger,
                 steps: steps.collect::<Option<_>>()?,
+                publish: draft.publish,
             })
         };
         assemble().ok_or_else(|| Error::Internal("a pipeline without faults is incomplete".into()))
@@ -172,6 +179,13 @@ fn check_model_config(model: &ModelSpec, config: &ModelConfig, head: Option<Head
     compare("norm-eps", eps(model.norm_eps), eps(config.layer_norm_eps));
     let means = config.preprocessing.as_ref().map(|images| images.mean.len());
     compare("channels", text(Some(model.channels)), text(means));
+    let compared = ["classes", "channels", "patch-size", "norm-eps"];
+    for difference in config.model.iter().flat_map(|written| written.differing(model)) {
+        let key = difference.split(' ').next().unwrap_or_default();
+        if !compared.contains(&key) {
+            faults.add(&place.key(key), format!("expected {difference}, as the checkpoint's config.json has"));
+        }
+    }
 }
 
 fn check_data(draft: &Draft, checkpoint: Option<&Checkpoint>, faults: &mut Faults) -> Option<Dataset> {
@@ -266,6 +280,22 @@ fn check_trigger(draft: &Draft, dataset: Option<&Dataset>, faults: &mut Faults) 
         && let Err(error) = trigger.build(dataset.descriptor().image.chw())
     {
         faults.add_keyed(&place, &error.to_string());
+    }
+}
+
+/// Whether what is to be published can be.
+fn check_publish(draft: &Draft, from: &[Option<usize>], faults: &mut Faults) {
+    let Some(table) = &draft.publish else { return };
+    let place = Place::section("publish");
+    if let Err((key, message)) = table.check() {
+        faults.add(&place.key(key), message);
+    }
+    let links =
+        draft.stages.iter().zip(from).map(|(stage, &from)| Some(Link { kind: stage.kind?, name: &stage.name, from }));
+    // A fault here could only repeat an earlier one.
+    let Some(links) = links.collect::<Option<Vec<Link>>>().filter(|_| faults.is_empty()) else { return };
+    for (key, message) in Selection::of(&links, table.stage.as_deref(), &table.include).err().into_iter().flatten() {
+        faults.add(&place.key(key), message);
     }
 }
 

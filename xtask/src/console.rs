@@ -86,6 +86,11 @@ impl Console {
         Ok(())
     }
 
+    /// Whether only warnings and errors are said.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
     /// Takes the bar away.
     pub fn done(&self) {
         self.stage().bar.finish_and_clear();

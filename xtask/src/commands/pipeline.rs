@@ -7,6 +7,7 @@ use comfy_table::CellAlignment;
 use lmr_pipeline::report::{Report, percent};
 use lmr_pipeline::{Options, Overrides, Plan, run};
 
+use super::publish::publish;
 use super::table;
 use crate::console::{Console, Verbosity};
 use crate::threads;
@@ -55,12 +56,15 @@ impl Arguments {
         let report = run::run(&plan, &options, &console);
         console.done();
         let report = report?;
-        if self.quiet {
-            return Ok(());
-        }
         let folder = options.folder(&plan);
-        print(&summary(&plan, &report))?;
-        print(&format!("{:.1} s; report: {}", report.run.seconds, folder.join("report.md").display()))
+        if !self.quiet {
+            print(&summary(&plan, &report))?;
+            print(&format!("{:.1} s; report: {}", report.run.seconds, folder.join("report.md").display()))?;
+        }
+        match &plan.publish {
+            Some(table) => publish(&folder, table, None, &console),
+            None => Ok(()),
+        }
     }
 }
 
@@ -80,6 +84,12 @@ fn planned(plan: &Plan, reused: &[bool]) -> String {
             (step.kind.gives)().join(", "),
             if *reused { "finished, would be reused".into() } else { "would run".to_string() },
         ]);
+    }
+    if let Some(to) = &plan.publish {
+        let what = if to.dry_run { "would be written, not sent" } else { "would be sent" };
+        let target = format!("{}, branch {}", to.repo, to.revision);
+        let from = to.stage.clone().unwrap_or_default();
+        table.add_row([String::new(), target, "publish".into(), from, String::new(), String::new(), what.into()]);
     }
     table.to_string()
 }
