@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::hub::HubError;
 use crate::problem::Problems;
 
 /// Everything this crate reports.
@@ -26,6 +27,9 @@ pub enum Error {
         /// What was found and what was expected.
         message: String,
     },
+    /// The Hub or its cache did not give the checkpoint.
+    #[error(transparent)]
+    Hub(HubError),
     /// The run folder is in use by another process.
     #[error("{} is in use by another run; wait for it, or write elsewhere with `--out`", folder.display())]
     Busy {
@@ -67,6 +71,14 @@ pub enum Error {
         /// Why not, and what to do.
         message: String,
     },
+    /// The user asked to stop while something was sent.
+    #[error(
+        "stopped while publishing to {repo}: the commit is there as a whole or not at all; the same command goes on"
+    )]
+    PublishStopped {
+        /// The repository.
+        repo: String,
+    },
     /// The file system refused.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -92,9 +104,9 @@ impl Error {
     /// 2 for bad input (pipeline file, checkpoint, data), 130 for Ctrl-C, 1 for a failure while running.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Rejected(_) | Self::Input { .. } | Self::Data { .. } | Self::Unpublishable(_) => 2,
+            Self::Rejected(_) | Self::Input { .. } | Self::Data { .. } | Self::Hub(_) | Self::Unpublishable(_) => 2,
             Self::Model(lmr_plugin::Error::Image(_)) | Self::Stage { source: lmr_plugin::Error::Image(_), .. } => 2,
-            Self::Interrupted { .. } => 130,
+            Self::Interrupted { .. } | Self::PublishStopped { .. } | Self::Model(lmr_plugin::Error::Interrupted) => 130,
             Self::Busy { .. }
             | Self::Stage { .. }
             | Self::Unwritable { .. }
@@ -114,5 +126,14 @@ impl Error {
     pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self + use<> {
         let path = path.to_path_buf();
         move |source| Self::Io { action, path, source }
+    }
+}
+
+impl From<HubError> for Error {
+    fn from(error: HubError) -> Self {
+        match error {
+            HubError::Interrupted => Self::Model(lmr_plugin::Error::Interrupted),
+            error => Self::Hub(error),
+        }
     }
 }

@@ -8,13 +8,15 @@ use lmr_plugin::model::Model;
 use lmr_plugin::models::ModelSpec;
 use lmr_plugin::nn::StateDict;
 use lmr_plugin::rng;
+use lmr_plugin::run::Observer;
 use lmr_plugin::truth::{Planted, Truth};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::config::Head;
-use crate::datasets::{Provenance, Split, digest};
-use crate::plan::{Checkpoint, Plan, Step};
+use crate::datasets::{DataError, Provenance, Split, digest};
+use crate::hub::{HubCheckpoint, HubError};
+use crate::plan::{LocalCheckpoint, Plan, Step};
 use crate::weights::{self, Layout};
 use crate::{Error, Result};
 
@@ -39,14 +41,15 @@ pub struct Inputs {
 }
 
 /// Where the received weights come from.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Source {
-    /// The file as the pipeline names it, or the seed that the weights were drawn from.
+    /// The file as the pipeline names it, `owner/name@commit/file`, or the seed that the weights were drawn from.
     pub source: String,
+    /// Where on the Hub they are from.
+    pub origin: Option<HubCheckpoint>,
     /// SHA-256 of the file; absent for drawn weights.
     pub sha256: Option<String>,
     /// How to write a model as the file was.
-    #[serde(skip)]
     pub layout: Option<Layout>,
 }
 
@@ -91,17 +94,21 @@ impl SetRecord {
 }
 
 impl Inputs {
-    /// Reads the checkpoint and the images: the model as it was received, and the rest. Nothing is written.
-    pub fn load(plan: &Plan) -> Result<(Model, Self)> {
+    /// Reads the checkpoint and the images: the model as it was received, and the rest. Nothing is written but what comes
+    /// from the Hub into its cache, which the observer sees and may stop. A checkpoint from there must be
+    /// [fetched](Plan::fetch) before.
+    pub fn load(plan: &Plan, observer: &dyn Observer) -> Result<(Model, Self)> {
         let device = plan.device.open()?;
         let (network, source) = match &plan.weights {
             Some(checkpoint) => {
-                let loaded = weights::load(&checkpoint.file, checkpoint.table.key.as_deref())?;
+                let fetched = || Error::Internal("the checkpoint was not fetched".into());
+                let local = checkpoint.local.as_ref().ok_or_else(fetched)?;
+                let loaded = weights::load(&local.file, checkpoint.table.key.as_deref())?;
                 if let Some(expected) = &checkpoint.table.sha256
                     && !expected.eq_ignore_ascii_case(&loaded.sha256)
                 {
                     let message = format!("its SHA-256 is {}, the pipeline expects {expected}", loaded.sha256);
-                    return Err(Error::input(&checkpoint.file, message));
+                    return Err(Error::input(&local.file, message));
                 }
                 let state = loaded.state.clone();
                 let network = match checkpoint.table.head {
@@ -110,26 +117,28 @@ impl Inputs {
                         plan.model.load_with_fresh_head(state, rng::stream(plan.run.seed, "model/head"), &device)
                     }
                 };
-                let network = network.map_err(|error| misfit(plan, checkpoint, &loaded.state, error))?;
-                let mut source = checkpoint.table.path.display().to_string();
+                let network = network.map_err(|error| misfit(plan, local, &loaded.state, error))?;
+                let mut source = checkpoint.source();
                 if checkpoint.table.head.is_some() {
                     source.push_str(", with a fresh head");
                 }
-                (network, Source { source, sha256: Some(loaded.sha256), layout: Some(loaded.layout) })
+                let (sha256, layout) = (Some(loaded.sha256), Some(loaded.layout));
+                (network, Source { source, origin: local.origin.clone(), sha256, layout })
             }
             None => {
                 let network = plan.model.fresh(rng::stream(plan.run.seed, "model/init"), &device)?;
-                (network, Source { source: format!("drawn from seed {}", plan.run.seed), sha256: None, layout: None })
+                let source = format!("drawn from seed {}", plan.run.seed);
+                (network, Source { source, origin: None, sha256: None, layout: None })
             }
         };
         let model = Model::new(network, plan.normalization(), device.clone());
-        Ok((model, Self::load_data(plan, device, source)?))
+        Ok((model, Self::load_data(plan, observer, device, source)?))
     }
 
-    fn load_data(plan: &Plan, device: Device, source: Source) -> Result<Self> {
+    fn load_data(plan: &Plan, observer: &dyn Observer, device: Device, source: Source) -> Result<Self> {
         let name = &plan.data.name;
         let refuse = |error: lmr_plugin::Error| Error::Data { name: name.clone(), message: error.to_string() };
-        let mut splits = Splits { plan, loaded: BTreeMap::new(), files: Vec::new() };
+        let mut splits = Splits { plan, observer, loaded: BTreeMap::new(), files: Vec::new() };
         let normalization = plan.normalization();
 
         let clean_table = plan.data.clean;
@@ -168,13 +177,13 @@ impl Inputs {
             Ok((images, record))
         };
         let (mut test, mut test_record) = (None, None);
-        if plan.steps.iter().any(|step| step.kind.sees_truth && !step.kind.implants) {
+        if plan.measures() {
             let (images, record) = truth(plan.data.test.split, plan.data.test.count, "the test set")?;
             test = Some(Truth::new(images, normalization.clone()));
             test_record = Some(record);
         }
         let (mut train, mut train_record) = (None, None);
-        if plan.steps.iter().any(|step| step.kind.implants) {
+        if plan.implants() {
             let (images, record) = truth(plan.data.train.split, plan.data.train.count, "training")?;
             // No test image: who implants must not choose by what is measured.
             train = Some(Truth::new(images.select(&[])?, normalization).with_train(images));
@@ -216,7 +225,7 @@ impl Inputs {
 }
 
 /// Why a checkpoint could not become the pipeline's model, and which one it could.
-fn misfit(plan: &Plan, checkpoint: &Checkpoint, state: &StateDict, error: lmr_plugin::Error) -> Error {
+fn misfit(plan: &Plan, checkpoint: &LocalCheckpoint, state: &StateDict, error: lmr_plugin::Error) -> Error {
     let lmr_plugin::Error::Weights(faults) = error else { return error.into() };
     let mut message = faults.to_string();
     if let Ok(Some(found)) = ModelSpec::recognize(state) {
@@ -234,6 +243,7 @@ fn misfit(plan: &Plan, checkpoint: &Checkpoint, state: &StateDict, error: lmr_pl
 /// Splits, each read once.
 struct Splits<'a> {
     plan: &'a Plan,
+    observer: &'a dyn Observer,
     loaded: BTreeMap<&'static str, Images>,
     files: Vec<Provenance>,
 }
@@ -243,9 +253,10 @@ impl Splits<'_> {
         if let Some(images) = self.loaded.get(split.name()) {
             return Ok(images.clone());
         }
-        let loaded = self.plan.dataset.load(split);
-        let loaded =
-            loaded.map_err(|error| Error::Data { name: self.plan.data.name.clone(), message: error.to_string() })?;
+        let loaded = self.plan.dataset.load_watched(split, self.observer).map_err(|error| match error {
+            DataError::Hub(error @ HubError::Interrupted) => error.into(),
+            error => Error::Data { name: self.plan.data.name.clone(), message: error.to_string() },
+        })?;
         self.files.push(loaded.provenance);
         self.loaded.insert(split.name(), loaded.images.clone());
         Ok(loaded.images)

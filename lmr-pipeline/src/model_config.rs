@@ -22,7 +22,9 @@ use crate::preprocess::{Interpolation, Preprocessing, Resize, check_side};
 use crate::{Error, Result};
 
 /// 21,841 class names with descriptions take 2 MB.
-const MAX_FILE: u64 = 16 << 20;
+pub(crate) const MAX_FILE: u64 = 16 << 20;
+/// What is read beside a checkpoint.
+pub(crate) const FILES: &[&str] = &["config.json", "preprocessor_config.json"];
 const MAX_CLASSES: usize = 100_000;
 
 /// What `config.json` says, whoever wrote it.

@@ -1,5 +1,8 @@
 //! What would run, checked as a whole before anything runs.
 
+mod remote;
+mod weights;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -8,17 +11,16 @@ use lmr_plugin::models::ModelSpec;
 use lmr_plugin::stage::{AnyStage, ModelUse};
 
 use crate::config::place::{Faults, Place};
-use crate::config::{
-    DataTable, Draft, Head, Overrides, PublishTable, RunTable, StageTable, TriggerTable, WeightsTable, is_name,
-};
+use crate::config::{DataTable, Draft, Overrides, PublishTable, RunTable, StageTable, TriggerTable, is_name};
 use crate::datasets::Dataset;
 use crate::device::DeviceChoice;
-use crate::model_config::ModelConfig;
+use crate::preprocess::Convention;
 use crate::problem::{hint, quoted};
 use crate::publish::{Link, Selection};
-use crate::registry::{STAGES, StageKind};
-use crate::weights;
+use crate::registry::{AnyTrigger, STAGES, StageKind};
 use crate::{Error, Result};
+pub use remote::RemoteInput;
+pub use weights::{Checkpoint, LocalCheckpoint};
 
 /// A pipeline that can run.
 pub struct Plan {
@@ -42,16 +44,6 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// `[publish]`: where the purified model goes in the end.
     pub publish: Option<PublishTable>,
-}
-
-/// A checkpoint file.
-pub struct Checkpoint {
-    /// As the pipeline has it.
-    pub table: WeightsTable,
-    /// Where it is.
-    pub file: PathBuf,
-    /// What the `config.json` beside it says.
-    pub config: Option<ModelConfig>,
 }
 
 /// A stage in its place.
@@ -81,7 +73,8 @@ impl Plan {
     /// What the model was trained to expect of pixels: as the pipeline's `preprocessing` says, or else the model's
     /// `config.json`, or else as usual for the dataset.
     pub fn normalization(&self) -> Normalization {
-        let config = self.weights.as_ref().and_then(|weights| weights.config.as_ref()?.preprocessing.as_ref());
+        let local = self.weights.as_ref().and_then(|weights| weights.local.as_ref());
+        let config = local.and_then(|local| local.config.as_ref()?.preprocessing.as_ref());
         let config = config.filter(|_| self.data.preprocessing.is_none());
         match config {
             Some(images) => images.normalization(),
@@ -89,12 +82,13 @@ impl Plan {
         }
     }
 
-    /// Reads and checks a pipeline; every fault found is in the error.
+    /// Reads and checks a pipeline; every fault found is in the error. The Hub is not asked: what depends on a checkpoint
+    /// that is not in its cache is checked by [`Plan::fetch`].
     pub fn load(file: &Path, overrides: &Overrides) -> Result<Self> {
         let mut draft = Draft::load(file, overrides)?;
         let mut faults = std::mem::take(&mut draft.faults);
         let device = draft.run.as_mut().and_then(|run| check_run(run, file, &mut faults));
-        let checkpoint = check_weights(&draft, &mut faults);
+        let checkpoint = weights::check(&draft, &mut faults);
         let dataset = check_data(&draft, checkpoint.as_ref(), &mut faults);
         check_trigger(&draft, dataset.as_ref(), &mut faults);
         let from = check_stages(&draft, &mut faults);
@@ -138,56 +132,6 @@ fn check_run(run: &mut RunTable, file: &Path, faults: &mut Faults) -> Option<Dev
     DeviceChoice::parse(&run.device).map_err(|message| faults.add(&place.key("device"), message)).ok()
 }
 
-fn check_weights(draft: &Draft, faults: &mut Faults) -> Option<Checkpoint> {
-    let table = draft.weights.clone()?;
-    let place = Place::section("model").key("weights");
-    if let Some(sha256) = &table.sha256
-        && !(sha256.len() == 64 && sha256.bytes().all(|byte| byte.is_ascii_hexdigit()))
-    {
-        faults.add(&place.key("sha256"), format!("expected 64 hexadecimal digits, found {sha256:?}"));
-    }
-    let Some(file) = draft.locate(&table.path) else {
-        faults.add(&place.key("path"), format!("there is no file {}", table.path.display()));
-        return None;
-    };
-    let file = weights::in_folder(&file).map_err(|error| faults.add(&place.key("path"), error.to_string())).ok()?;
-    let config = ModelConfig::beside(&file).map_err(|error| faults.add(&place.key("path"), error.to_string())).ok()?;
-    if let (Some(model), Some(config)) = (&draft.model, &config) {
-        check_model_config(model, config, table.head, faults);
-    }
-    Some(Checkpoint { table, file, config })
-}
-
-/// Whether the pipeline's model is the one that a `config.json` describes.
-fn check_model_config(model: &ModelSpec, config: &ModelConfig, head: Option<Head>, faults: &mut Faults) {
-    let place = Place::section("model");
-    let mut compare = |key: &str, found: Option<String>, expected: Option<String>| {
-        if let (Some(found), Some(expected)) = (found, expected)
-            && found != expected
-        {
-            let hint = if key == "classes" { "; for other classes, set weights.head = \"fresh\"" } else { "" };
-            let message = format!("expected {expected}, as the checkpoint's config.json has, found {found}{hint}");
-            faults.add(&place.key(key), message);
-        }
-    };
-    let text = |number: Option<usize>| number.map(|number| number.to_string());
-    if head.is_none() {
-        compare("classes", text(Some(model.classes)), text(config.classes));
-    }
-    compare("patch-size", text(model.patch_size), text(config.patch_size));
-    let eps = |number: Option<f64>| number.map(|number| format!("{number:e}"));
-    compare("norm-eps", eps(model.norm_eps), eps(config.layer_norm_eps));
-    let means = config.preprocessing.as_ref().map(|images| images.mean.len());
-    compare("channels", text(Some(model.channels)), text(means));
-    let compared = ["classes", "channels", "patch-size", "norm-eps"];
-    for difference in config.model.iter().flat_map(|written| written.differing(model)) {
-        let key = difference.split(' ').next().unwrap_or_default();
-        if !compared.contains(&key) {
-            faults.add(&place.key(key), format!("expected {difference}, as the checkpoint's config.json has"));
-        }
-    }
-}
-
 fn check_data(draft: &Draft, checkpoint: Option<&Checkpoint>, faults: &mut Faults) -> Option<Dataset> {
     let data = draft.data.as_ref()?;
     let place = Place::section("data");
@@ -207,27 +151,13 @@ fn check_data(draft: &Draft, checkpoint: Option<&Checkpoint>, faults: &mut Fault
         found
     });
     let mut dataset = open_dataset(draft, &data.name, &place.key("name"), faults)?;
-    if let Some(convention) = data.preprocessing {
-        let preprocessing = convention.preprocessing(checkpoint.map(|checkpoint| checkpoint.file.as_path()));
-        let changed = preprocessing
-            .map_err(|error| error.to_string())
-            .and_then(|preprocessing| dataset.with_preprocessing(&preprocessing).map_err(|error| error.to_string()));
-        dataset = changed.map_err(|message| faults.add(&place.key("preprocessing"), message)).ok()?;
-    }
-    if let Some(model) = &draft.model {
-        let descriptor = dataset.descriptor();
-        let model_place = Place::section("model");
-        let image = descriptor.image;
-        for (key, found, expected) in [
-            ("classes", Some(model.classes), descriptor.classes.len()),
-            ("channels", Some(model.channels), image.channels),
-            ("image-size", model.image_size, image.height),
-            ("image-size", model.image_size.filter(|_| image.width != image.height), image.width),
-        ] {
-            if let Some(found) = found.filter(|found| *found != expected) {
-                let message = format!("expected {expected}, as the dataset {} has, found {found}", descriptor.name);
-                faults.add(&model_place.key(key), message);
-            }
+    // What a checkpoint says about images is not known before it is here.
+    let unknown = data.preprocessing == Some(Convention::Checkpoint)
+        && checkpoint.is_some_and(|checkpoint| checkpoint.local.is_none());
+    if !unknown {
+        dataset = preprocess(dataset, data, checkpoint, faults)?;
+        if let Some(model) = &draft.model {
+            check_images(model, &dataset, faults);
         }
     }
     let uses = |split, why: &str, faults: &mut Faults, key: &str| {
@@ -246,6 +176,39 @@ fn check_data(draft: &Draft, checkpoint: Option<&Checkpoint>, faults: &mut Fault
         Some(root) => dataset.with_root(root),
         None => dataset,
     })
+}
+
+/// The dataset with the images that the pipeline's `preprocessing` makes of it.
+fn preprocess(
+    dataset: Dataset,
+    data: &DataTable,
+    checkpoint: Option<&Checkpoint>,
+    faults: &mut Faults,
+) -> Option<Dataset> {
+    let Some(convention) = data.preprocessing else { return Some(dataset) };
+    let file = checkpoint.and_then(|checkpoint| Some(checkpoint.local.as_ref()?.file.as_path()));
+    let preprocessing = convention.preprocessing(file).map_err(|error| error.to_string());
+    let changed = preprocessing
+        .and_then(|preprocessing| dataset.with_preprocessing(&preprocessing).map_err(|error| error.to_string()));
+    changed.map_err(|message| faults.add(&Place::section("data").key("preprocessing"), message)).ok()
+}
+
+/// Whether the model takes the dataset's images and has its classes.
+fn check_images(model: &ModelSpec, dataset: &Dataset, faults: &mut Faults) {
+    let descriptor = dataset.descriptor();
+    let place = Place::section("model");
+    let image = descriptor.image;
+    for (key, found, expected) in [
+        ("classes", Some(model.classes), descriptor.classes.len()),
+        ("channels", Some(model.channels), image.channels),
+        ("image-size", model.image_size, image.height),
+        ("image-size", model.image_size.filter(|_| image.width != image.height), image.width),
+    ] {
+        if let Some(found) = found.filter(|found| *found != expected) {
+            let message = format!("expected {expected}, as the dataset {} has, found {found}", descriptor.name);
+            faults.add(&place.key(key), message);
+        }
+    }
 }
 
 fn open_dataset(draft: &Draft, name: &str, place: &Place, faults: &mut Faults) -> Option<Dataset> {
@@ -276,10 +239,15 @@ fn check_trigger(draft: &Draft, dataset: Option<&Dataset>, faults: &mut Faults) 
         let message = format!("expected a class below {}, found {target}", model.classes);
         faults.add(&place.key("target"), message);
     }
-    if let Some(dataset) = dataset
-        && let Err(error) = trigger.build(dataset.descriptor().image.chw())
-    {
-        faults.add_keyed(&place, &error.to_string());
+    if let Some(dataset) = dataset {
+        check_fit(trigger.as_ref(), dataset, faults);
+    }
+}
+
+/// Whether the trigger fits on the dataset's images.
+fn check_fit(trigger: &dyn AnyTrigger, dataset: &Dataset, faults: &mut Faults) {
+    if let Err(error) = trigger.build(dataset.descriptor().image.chw()) {
+        faults.add_keyed(&Place::section("trigger"), &error.to_string());
     }
 }
 

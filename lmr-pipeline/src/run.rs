@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use lmr_plugin::model::Model;
-use lmr_plugin::run::{Observer, Run};
+use lmr_plugin::run::{Observer, Quiet, Run};
 use lmr_plugin::stage::{Context, FactStore, ModelUse};
 use serde_json::{Map, Value, json};
 
@@ -24,7 +24,7 @@ pub trait RunObserver: Observer {
     fn finished(&self, _step: &Step, _report: &StageReport, _of: usize) {}
 }
 
-impl RunObserver for lmr_plugin::run::Quiet {}
+impl RunObserver for Quiet {}
 
 /// Where and how a plan runs.
 #[derive(Clone, Debug, Default)]
@@ -42,12 +42,19 @@ impl Options {
     }
 }
 
-/// Runs every stage that is not finished yet, and writes the report.
-pub fn run(plan: &Plan, options: &Options, observer: &dyn RunObserver) -> Result<Report> {
+/// Fetches what is on the Hub, runs every stage that is not finished yet, and writes the report. The plan then names the
+/// commit that a branch on the Hub was at.
+pub fn run(plan: &mut Plan, options: &Options, observer: &dyn RunObserver) -> Result<Report> {
     let clock = Instant::now();
     let started = jiff::Timestamp::now();
-    let (model, inputs) = Inputs::load(plan)?;
-    let folder = RunFolder::open(&options.folder(plan))?;
+    let path = options.folder(plan);
+    let loaded = plan.fetch(observer).and_then(|()| Inputs::load(plan, observer));
+    let (model, inputs) = loaded.map_err(|error| match error {
+        Error::Model(lmr_plugin::Error::Interrupted) => Error::Interrupted { folder: path.clone() },
+        error => error,
+    })?;
+    let plan = &*plan;
+    let folder = RunFolder::open(&path)?;
     folder.write("config.toml", plan.to_toml()?.as_bytes())?;
     folder.write("data.json", &to_json(&inputs.data)?)?;
     let mut runner = Runner::new(plan, model, &inputs, &folder, options.fresh, observer)?;
@@ -63,13 +70,13 @@ pub fn run(plan: &Plan, options: &Options, observer: &dyn RunObserver) -> Result
     Ok(report)
 }
 
-/// Which stages a run would reuse, in order.
+/// Which stages a run would reuse, in order. Nothing is downloaded: as long as something has to be, it is none.
 pub fn reusable(plan: &Plan, options: &Options) -> Result<Vec<bool>> {
     let path = options.folder(plan);
-    if options.fresh || !path.is_dir() {
+    if options.fresh || !path.is_dir() || plan.remote()?.iter().any(|input| !input.cached) {
         return Ok(vec![false; plan.steps.len()]);
     }
-    let (model, inputs) = Inputs::load(plan)?;
+    let (model, inputs) = Inputs::load(plan, &Quiet)?;
     let received = State::received(&model)?;
     let mut states: Vec<Option<State>> = Vec::new();
     for step in &plan.steps {

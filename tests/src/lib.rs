@@ -1,6 +1,8 @@
 //! What the end-to-end tests share: a tiny project in a temporary folder, and the program run in it.
 #![allow(clippy::expect_used, reason = "a helper that cannot go on fails the test that called it")]
 
+pub mod hub;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

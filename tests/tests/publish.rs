@@ -10,7 +10,8 @@ use lmr_pipeline::weights;
 use lmr_plugin::models::naming::{Scheme, from_torchvision};
 use lmr_plugin::models::{Arch, ModelSpec};
 use lmr_plugin::rng;
-use lmr_tests::Project;
+use lmr_tests::hub::{Answer, Delivery, Effect, Fault, Kind, LoopbackHub};
+use lmr_tests::{Finished, Project};
 use rstest::rstest;
 use serde_json::Value;
 
@@ -73,7 +74,7 @@ fn measured(project: &Project, weights: &str, environment: &[(&str, &str)]) -> V
     let data = data.split("[publish]").next().unwrap_or_default();
     project.write("measure.toml", format!("{head}weights = {weights}\n{data}{MEASURE}"));
     let run = project.command(&["pipeline", "measure.toml", "--out", "measured", "--fresh"]);
-    let run = lmr_tests::Finished::from({ run }.envs(environment.iter().copied()).output().unwrap());
+    let run = Finished::from({ run }.envs(environment.iter().copied()).output().unwrap());
     assert_eq!(run.code, Some(0), "{}", run.stderr);
     outcome(project, "measured", "received")
 }
@@ -245,4 +246,196 @@ fn a_pipeline_that_cannot_publish_does_not_run() {
     );
     let run = project.run(&["pipeline", "pipeline.toml", "--set", "publish.stage=purify", "--plan"]);
     assert!(run.stdout.contains("someone/tiny, branch main") && run.stdout.contains("not sent"), "{}", run.stdout);
+}
+
+/// What must be seen nowhere.
+const TOKEN: &str = "hf_aSecretThatNobodySees";
+
+/// A finished run of the tiny pipeline, and a Hub to publish it on.
+struct Published {
+    project: Project,
+    hub: LoopbackHub,
+}
+
+impl Published {
+    fn new() -> Self {
+        let project = project();
+        let run = project.run(&["pipeline", "pipeline.toml"]);
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
+        Self { project, hub: LoopbackHub::start() }
+    }
+
+    fn environment(&self) -> Vec<(&'static str, String)> {
+        let home = self.project.path().join("hf").display().to_string();
+        vec![
+            ("HF_ENDPOINT", self.hub.url()),
+            ("HF_TOKEN", format!("{TOKEN}\n")),
+            ("HF_HOME", home),
+            ("HF_HUB_OFFLINE", "0".into()),
+        ]
+    }
+
+    fn run(&self, arguments: &[&str]) -> Finished {
+        let run: Finished = self.project.command(arguments).envs(self.environment()).output().unwrap().into();
+        assert!(!run.stdout.contains(TOKEN) && !run.stderr.contains(TOKEN), "{run:?}");
+        run
+    }
+
+    fn publish(&self) -> Finished {
+        self.run(&["publish", "runs/tiny", "--repo", "someone/tiny", "--include", "int8"])
+    }
+
+    /// The commit that `main` is at, and the digests of its files.
+    fn remote(&self) -> Option<(String, BTreeMap<String, String>)> {
+        let repositories = self.hub.repositories();
+        let repository = repositories.get(Kind::Model, "someone/tiny")?;
+        let head = repository.resolve("main")?.clone();
+        let files = repository.files(&head)?.iter().map(|(path, bytes)| (path.clone(), sha256(bytes))).collect();
+        Some((head, files))
+    }
+
+    /// Digests of the folder that was composed.
+    fn local(&self) -> BTreeMap<String, String> {
+        let of_folder = |path: std::path::PathBuf| {
+            let name = path.strip_prefix("runs/tiny/publish").ok()?.to_string_lossy().into_owned();
+            Some((name, sha256(&fs::read(self.project.path().join(&path)).unwrap())))
+        };
+        self.project.files().into_iter().filter_map(of_folder).collect()
+    }
+
+    /// How often a commit was asked for.
+    fn commits(&self) -> usize {
+        self.hub.requests().iter().filter(|request| request.path.contains("/commit/")).count()
+    }
+}
+
+#[test]
+fn what_is_published_is_pulled_and_measures_the_same() {
+    let it = Published::new();
+    let run = it.publish();
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    let (commit, files) = it.remote().unwrap();
+    assert!(run.stdout.contains(&format!("published as commit {commit}")), "{}", run.stdout);
+    assert!(run.stdout.contains(&format!("{}/someone/tiny/commit/{commit}", it.hub.url())), "{}", run.stdout);
+    assert_eq!(files, it.local(), "all of the folder and nothing else");
+    assert!(files.contains_key("int8/model.safetensors") && files.contains_key("README.md"), "{files:?}");
+
+    // Twice is once.
+    let again = it.publish();
+    assert_eq!((again.code, it.commits()), (Some(0), 1), "{}", again.stderr);
+    assert!(again.stdout.contains(&format!("nothing to send: all of it is in commit {commit}")), "{}", again.stdout);
+    assert_eq!(it.remote().unwrap().0, commit);
+
+    let environment = it.environment();
+    let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let table = format!("{{ hub = \"someone/tiny\", revision = \"{commit}\" }}");
+    assert_eq!(measured(&it.project, &table, &environment), outcome(&it.project, "runs/tiny", "purified"));
+    // What is made of it again says where it came from.
+    it.project.edit("pipeline.toml", "{ path = \"model.safetensors\" }", &table);
+    it.project.edit("pipeline.toml", "name = \"tiny\"\nseed", "name = \"second\"\nseed");
+    assert_eq!(it.run(&["pipeline", "pipeline.toml"]).code, Some(0));
+    let run = it.run(&["publish", "runs/second", "--repo", "someone/second", "--dry-run"]);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    let card = String::from_utf8(it.project.read("runs/second/publish/README.md")).unwrap();
+    for part in ["base_model: someone/tiny\n".to_string(), format!("`{commit}`"), "license: other\n".into()] {
+        assert!(card.contains(&part), "{part}: {card}");
+    }
+    for file in it.project.files() {
+        let bytes = fs::read(it.project.path().join(&file)).unwrap();
+        assert!(!bytes.windows(TOKEN.len()).any(|part| part == TOKEN.as_bytes()), "{}", file.display());
+    }
+}
+
+#[test]
+fn a_pipeline_publishes_as_its_last_act_and_once() {
+    let it = Published::new();
+    it.project.edit("pipeline.toml", "[[stage]]", "[publish]\nrepo = \"someone/tiny\"\nprivate = true\n\n[[stage]]");
+    let run = it.run(&["pipeline", "pipeline.toml"]);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    let (commit, files) = it.remote().unwrap();
+    assert_eq!(files, it.local());
+    let created = it.hub.requests().into_iter().find(|request| request.path == "/api/repos/create").unwrap();
+    assert_eq!(json(&created.body)["private"], true);
+    let resumed = it.run(&["pipeline", "pipeline.toml"]);
+    assert_eq!((resumed.code, it.remote().unwrap().0), (Some(0), commit), "{}", resumed.stderr);
+    assert_eq!(it.run(&["publish", "runs/tiny"]).code, Some(0), "the run knows where it goes");
+    // Without what an upload needs, nothing runs.
+    for (name, value, expected) in [
+        ("HF_TOKEN", "", "there is no token; make one"),
+        ("HF_HUB_OFFLINE", "1", "HF_HUB_OFFLINE forbids uploads"),
+        ("HF_ENDPOINT", "http://example.org", "must begin with https://"),
+    ] {
+        let mut command = it.project.command(&["pipeline", "pipeline.toml", "--out", "elsewhere"]);
+        let run: Finished = command.envs(it.environment()).env(name, value).output().unwrap().into();
+        assert!(run.code != Some(0) && run.stderr.contains(expected), "{}", run.stderr);
+        assert!(!it.project.path().join("elsewhere").exists());
+    }
+}
+
+#[test]
+fn other_files_stay_and_others_changes_are_not_overwritten() {
+    let it = Published::new();
+    it.hub.commit(Kind::Model, "someone/tiny", [("notes.txt", "mine"), ("README.md", "an older card")]);
+    let run = it.publish();
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert!(run.stdout.contains("left alone: notes.txt"), "{}", run.stdout);
+    assert_eq!(it.remote().unwrap().1.get("notes.txt"), Some(&sha256(b"mine")));
+
+    // Somebody commits between the look at the branch and the commit: another file, then one of ours.
+    let stale = || Fault::new("/commit/", Effect::Answer(Answer::error(412, None, "A commit has happened since.")));
+    it.hub.commit(Kind::Model, "someone/tiny", [("lmr.toml", "older")]);
+    it.hub.inject(stale().times(1));
+    let run = it.publish();
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert_eq!(it.remote().unwrap().1.get("lmr.toml"), it.local().get("lmr.toml"));
+    let head = it.hub.commit(Kind::Model, "someone/tiny", [("lmr.toml", "theirs")]);
+    it.hub.inject(stale());
+    let run = it.publish();
+    assert_eq!(run.code, Some(1), "{}", run.stderr);
+    assert!(run.stderr.contains("somebody else changed the same files"), "{}", run.stderr);
+    assert_eq!(it.remote().unwrap().0, head);
+}
+
+#[rstest]
+#[case::unknown_token(
+    Fault::new("/api/", Effect::Answer(Answer::error(401, None, "Invalid credentials in Authorization header"))),
+    "does not know this token"
+)]
+#[case::read_only_token(Fault::new("/api/", Effect::Answer(Answer::error(403, None, "Forbidden"))).on("POST"), "this token may not write there")]
+#[case::too_many(Fault::new("/commit/", Effect::Answer(Answer::error(429, None, "slow down"))), "wants fewer requests")]
+#[case::invalid(
+    Fault::new("/commit/", Effect::Answer(Answer::error(400, None, "bad license"))),
+    "the Hub answered 400 (\"bad license\")"
+)]
+#[case::down(
+    Fault::new("/commit/", Effect::Answer(Answer::error(500, None, "oops hf_aSecretThatNobodySees"))),
+    "the Hub answered 500"
+)]
+#[case::cut(Fault::new("/commit/", Effect::Answer(Answer { delivery: Delivery::Cut(3), ..Answer::bytes("{\"commitOid\"") })), "as a whole or not at all")]
+fn what_fails_is_said_and_leaves_nothing_half(#[case] fault: Fault, #[case] expected: &str) {
+    let it = Published::new();
+    it.hub.inject(fault);
+    let run = it.publish();
+    assert_eq!(run.code, Some(1), "{}", run.stderr);
+    assert!(run.stderr.contains(expected), "{}", run.stderr);
+    assert!(it.remote().is_none_or(|(_, files)| files.is_empty()), "half a publication");
+    it.hub.recover();
+    let run = it.publish();
+    assert_eq!(run.code, Some(0), "the next run goes on: {}", run.stderr);
+    assert_eq!(it.remote().unwrap().1, it.local());
+}
+
+#[rstest]
+#[case::server_error(Fault::new("/commit/", Effect::Answer(Answer::error(500, None, "oops"))).times(2))]
+#[case::answer_lost(Fault::new("/commit/", Effect::Deliver(Delivery::Cut(0))).times(1))]
+#[case::answer_cut(Fault::new("/commit/", Effect::Deliver(Delivery::Cut(5))).times(1))]
+#[case::slow_listing(Fault::new("/tree/", Effect::Answer(Answer::error(503, None, "later"))).times(1))]
+fn what_passes_is_waited_for(#[case] fault: Fault) {
+    let it = Published::new();
+    it.hub.inject(fault);
+    let run = it.publish();
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    let (commit, files) = it.remote().unwrap();
+    assert_eq!(files, it.local());
+    assert!(run.stdout.contains(&commit), "{}", run.stdout);
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use lmr_pipeline::RunObserver;
 use lmr_pipeline::plan::Step;
 use lmr_pipeline::report::StageReport;
@@ -30,6 +30,8 @@ pub struct Console {
     /// Where the stage's bar is drawn, and what keeps other lines from tearing it. Hidden where there is no terminal.
     screen: MultiProgress,
     stage: Mutex<Stage>,
+    /// The file that is being downloaded, before the first stage.
+    download: Mutex<Option<Download>>,
     stop: Arc<AtomicBool>,
 }
 
@@ -41,6 +43,14 @@ struct Stage {
     phase_began: Instant,
     line_written: Instant,
     metric: String,
+}
+
+/// The file that is being downloaded.
+struct Download {
+    file: String,
+    bar: ProgressBar,
+    began: Instant,
+    line_written: Instant,
 }
 
 impl Console {
@@ -71,7 +81,13 @@ impl Console {
             line_written: now,
             metric: String::new(),
         };
-        Self { quiet: verbosity.quiet, screen, stage: Mutex::new(stage), stop: Arc::default() }
+        Self {
+            quiet: verbosity.quiet,
+            screen,
+            stage: Mutex::new(stage),
+            download: Mutex::default(),
+            stop: Arc::default(),
+        }
     }
 
     /// The first Ctrl-C stops the run where that is clean, the second one at once.
@@ -91,9 +107,22 @@ impl Console {
         self.quiet
     }
 
-    /// Takes the bar away.
+    /// Shows the progress of another piece of work.
+    pub fn begin(&self, label: &str) {
+        let mut stage = self.stage();
+        stage.phase.clear();
+        stage.metric.clear();
+        stage.line_written = Instant::now();
+        stage.bar = self.screen.add(ProgressBar::new(0).with_style(style()).with_prefix(label.to_owned()));
+        stage.label = label.to_owned();
+    }
+
+    /// Takes the bars away.
     pub fn done(&self) {
         self.stage().bar.finish_and_clear();
+        if let Some(download) = self.download.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            download.bar.finish_and_clear();
+        }
     }
 
     fn line(&self, text: &str) {
@@ -127,9 +156,39 @@ impl Console {
     }
 }
 
+impl Console {
+    /// A bar of its own for every file, and a line once it is there.
+    fn downloaded(&self, file: &str, done: usize, total: usize) {
+        let mut shown = self.download.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let download = match shown.take() {
+            Some(download) if download.file == file => download,
+            other => {
+                other.iter().for_each(|other| other.bar.finish_and_clear());
+                let bar = ProgressBar::new(total as u64).with_style(download_style()).with_prefix(file.to_owned());
+                Download { file: file.to_owned(), bar: self.screen.add(bar), began: now, line_written: now }
+            }
+        };
+        let (size, bytes) = (HumanBytes(total as u64), HumanBytes(done as u64));
+        if done == total {
+            download.bar.finish_and_clear();
+            self.line(&format!("{file}  {size} downloaded  {:.1} s", download.began.elapsed().as_secs_f64()));
+            return;
+        }
+        download.bar.set_position(done as u64);
+        let mut line_written = download.line_written;
+        if self.screen.is_hidden() && line_written.elapsed() >= LINE_EVERY {
+            line_written = now;
+            self.line(&format!("{file}  {bytes} of {size}"));
+        }
+        *shown = Some(Download { line_written, ..download });
+    }
+}
+
 impl Observer for Console {
     fn event(&self, event: &Event<'_>) {
         match event {
+            Event::Progress { phase, done, total, unit: "byte" } => self.downloaded(phase, *done, *total),
             Event::Progress { phase, done, total, unit } => self.progress(phase, *done, *total, unit),
             Event::Metric { name, value, .. } => self.stage().metric = format!("  {name} {value:.4}"),
             Event::Warning(message) => self.line(&format!("warning: {message}")),
@@ -143,13 +202,7 @@ impl Observer for Console {
 
 impl RunObserver for Console {
     fn started(&self, step: &Step, of: usize) {
-        let label = label(step, of);
-        let mut stage = self.stage();
-        stage.phase.clear();
-        stage.metric.clear();
-        stage.line_written = Instant::now();
-        stage.bar = self.screen.add(ProgressBar::new(0).with_style(style()).with_prefix(label.clone()));
-        stage.label = label;
+        self.begin(&label(step, of));
     }
 
     fn finished(&self, step: &Step, report: &StageReport, of: usize) {
@@ -169,6 +222,11 @@ fn style() -> ProgressStyle {
     ProgressStyle::with_template("{prefix}  {bar:16}  {pos}/{len} {wide_msg} {rate}  ETA {eta}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .with_key("rate", rate)
+}
+
+fn download_style() -> ProgressStyle {
+    ProgressStyle::with_template("{prefix}  {bar:16}  {bytes}/{total_bytes}  {bytes_per_sec}  ETA {eta}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 fn label(step: &Step, of: usize) -> String {

@@ -48,14 +48,29 @@ impl Default for RunTable {
 }
 
 /// `[model]` `weights`: a checkpoint with PyTorch names, as safetensors (one file, or an index and its shards) or as
-/// `torch.save` writes it. Nothing in the file is run.
+/// `torch.save` writes it. Nothing in the file is run. Either `path` or `hub` says where it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct WeightsTable {
     /// The file, or a folder with one `model.safetensors`, `pytorch_model.bin` or the like. A `config.json` in the same folder
     /// must agree with this pipeline, and its mean and standard deviation take the place of the dataset's.
-    pub path: PathBuf,
-    /// SHA-256 that the file must have, in hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// A model repository on the Hugging Face Hub, `owner/name`, in place of `path`. Its `config.json` counts as one beside
+    /// a file does. What is in the cache already is used without asking the Hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<String>,
+    /// For `hub`: a commit (40 hexadecimal digits), a branch or a tag; `main` if absent. The run folder's `config.toml`
+    /// names the commit that a branch was at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// For `hub`: the path of the checkpoint in the repository; if absent, the one that would be taken from a folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// For `hub`: accepts a file that is a pickle (`.pth`, `.pt`, `.bin`). It is read without running anything in it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_pickle: bool,
+    /// SHA-256 that the file must have, in hexadecimal digits; of an index followed by its shards, if it has shards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
     /// Which state dict of a `.pth` file, where there are several: keys joined by dots, such as `state_dict_ema`.
@@ -279,7 +294,10 @@ fn read_model(mut table: Table, faults: &mut Faults) -> (Option<ModelSpec>, Opti
     let weights = match table.remove("weights") {
         Some(Value::Table(weights)) => read(weights, &place.key("weights"), faults),
         Some(other) => {
-            faults.add(&place.key("weights"), format!("expected {{ path = \"…\" }}, found {}", show(&other)));
+            faults.add(
+                &place.key("weights"),
+                format!("expected {{ path = \"…\" }} or {{ hub = \"owner/name\" }}, found {}", show(&other)),
+            );
             None
         }
         None => None,

@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use ::parquet::data_type::ByteArray;
 use lmr_plugin::data::{ImageSource, Images};
+use lmr_plugin::run::{Observer, Quiet};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -38,8 +39,11 @@ use pixels::Decoding;
 #[cfg(test)]
 pub(crate) use pixels::decode_raster;
 
-use crate::hub::{Hub, HubFile, RemoteFile, RemoteFiles};
+use crate::hub::{Hub, HubFile, RemoteFile, RemoteFiles, RepoKind};
 use crate::preprocess::Preprocessing;
+
+/// Far more than a Parquet file of images has; ImageNet's have 0.5 GB.
+const MAX_FILE: u64 = 50 << 30;
 
 /// Which part of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -171,6 +175,11 @@ impl Dataset {
     ///
     /// Images that the descriptor resizes, and those in folders, are decoded when they are wanted; others are now.
     pub fn load(&self, split: Split) -> Result<Loaded, DataError> {
+        self.load_watched(split, &Quiet)
+    }
+
+    /// As [`Dataset::load`], with somebody who sees downloads and may stop them.
+    pub fn load_watched(&self, split: Split, observer: &dyn Observer) -> Result<Loaded, DataError> {
         let source = self
             .descriptor
             .source(split)
@@ -178,7 +187,7 @@ impl Dataset {
         let (images, files) = match source {
             Source::Folder(source) => self.load_folder(source)?,
             Source::Idx(source) => self.load_idx(source)?,
-            Source::Parquet(source) => self.load_parquet(source)?,
+            Source::Parquet(source) => self.load_parquet(source, observer)?,
         };
         if images.is_empty() {
             return Err(DataError::content(&self.file, format!("no images in the {split} split"), "at least one"));
@@ -224,10 +233,10 @@ impl Dataset {
         Ok((self.decoded_later(folder, labels)?, vec![provenance]))
     }
 
-    fn load_parquet(&self, source: &ParquetSource) -> Result<Parts, DataError> {
+    fn load_parquet(&self, source: &ParquetSource, observer: &dyn Observer) -> Result<Parts, DataError> {
         let located = match &self.root {
             Some(root) => in_folder(root, source)?,
-            None => self.on_hub(source)?,
+            None => self.on_hub(source, observer)?,
         };
         let decoding = self.decoding();
         let mut spool = decoding.preprocessing.as_ref().map(|_| spool::Writer::new()).transpose()?;
@@ -274,14 +283,22 @@ impl Dataset {
             .map_err(|source| DataError::Images { file: self.file.clone(), source })
     }
 
-    /// The Parquet files in the cache or from the Hub, all from one commit.
-    fn on_hub(&self, source: &ParquetSource) -> Result<Vec<Located>, DataError> {
-        let mut files = Vec::new();
-        for ParquetFile { path, sha256, .. } in &source.files {
-            files.push(RemoteFile { path, sha256: sha256.as_deref() });
+    /// Which files of a split would have to be downloaded. Nothing is asked and no file is read.
+    pub fn remote(&self, split: Split) -> Result<Option<RemoteSplit<'_>>, DataError> {
+        match self.descriptor.source(split) {
+            Some(Source::Parquet(source)) if self.root.is_none() => {
+                let files = remote_files(source);
+                let wanted = wanted(source, &files);
+                let missing = self.hub.missing(&wanted)?.into_iter().map(str::to_owned).collect();
+                Ok(Some(RemoteSplit { source, missing }))
+            }
+            _ => Ok(None),
         }
-        let wanted = RemoteFiles { repo: &source.repo, revision: &source.revision, files: &files };
-        let found = self.hub.dataset_files(&wanted)?;
+    }
+
+    /// The Parquet files in the cache or from the Hub, all from one commit.
+    fn on_hub(&self, source: &ParquetSource, observer: &dyn Observer) -> Result<Vec<Located>, DataError> {
+        let found = self.hub.files(&wanted(source, &remote_files(source)), observer)?;
         let repo = format!("{}@{}", source.repo, found.commit);
         let locate = |(file, found): (&ParquetFile, HubFile)| {
             let (path, repo) = (file.path.clone(), Some(repo.clone()));
@@ -289,6 +306,26 @@ impl Dataset {
         };
         Ok(source.files.iter().zip(found.files).map(locate).collect())
     }
+}
+
+/// A split that comes from the Hub.
+#[derive(Debug)]
+pub struct RemoteSplit<'a> {
+    /// Where it comes from.
+    pub source: &'a ParquetSource,
+    /// The paths of the files that are not in the cache.
+    pub missing: Vec<String>,
+}
+
+fn remote_files(source: &ParquetSource) -> Vec<RemoteFile<'_>> {
+    fn remote(file: &ParquetFile) -> RemoteFile<'_> {
+        RemoteFile { path: &file.path, sha256: file.sha256.as_deref(), max_bytes: MAX_FILE }
+    }
+    source.files.iter().map(remote).collect()
+}
+
+fn wanted<'a>(source: &'a ParquetSource, files: &'a [RemoteFile<'a>]) -> RemoteFiles<'a> {
+    RemoteFiles { kind: RepoKind::Dataset, repo: &source.repo, revision: &source.revision, files }
 }
 
 /// A file on this machine and what is known of it.

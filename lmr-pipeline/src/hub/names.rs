@@ -2,14 +2,18 @@
 
 /// Refuses a path that could leave the folder it is meant for.
 pub(crate) fn check_path(path: &str) -> Result<(), String> {
-    let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
-    let odd = |c: char| c.is_control() || matches!(c, '\\' | ':' | '?' | '#' | '%');
-    if path.len() > 1024 || path.contains(odd) || !path.split('/').all(plain) {
+    if path.len() > 1024 || path.contains([':', '?', '#', '%']) || !is_below(path) {
         return Err(format!(
             "found {path:?}, expected a relative path with `/` and without `..`, backslashes, `:?#%` or control characters"
         ));
     }
     Ok(())
+}
+
+/// Whether a path stays in the folder it is meant for, on every system.
+pub(crate) fn is_below(path: &str) -> bool {
+    let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
+    !path.contains(|c: char| c.is_control() || c == '\\') && path.split('/').all(plain)
 }
 
 /// Refuses what is no `owner/name`.
@@ -127,6 +131,15 @@ mod tests {
     #[case("../../../../../../../../../../../../../..", false)]
     fn revisions(#[case] revision: &str, #[case] good: bool) {
         assert_eq!(check_revision(revision).is_ok(), good, "{revision:?}");
+    }
+
+    #[rstest]
+    #[case("100%.txt", true)]
+    #[case("a/../b", false)]
+    #[case("/etc/passwd", false)]
+    #[case("a\\b", false)]
+    fn odd_names_may_still_be_below(#[case] path: &str, #[case] below: bool) {
+        assert_eq!(is_below(path), below);
     }
 
     #[test]

@@ -4,35 +4,46 @@ use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use lmr_plugin::run::Quiet;
 use rstest::rstest;
-use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use super::*;
 
 const REVISION: &str = "0123456789abcdef0123456789abcdef01234567";
-const FILE: RemoteFile<'_> = RemoteFile { path: "data/t.parquet", sha256: None };
-const FILES: RemoteFiles<'_> = RemoteFiles { repo: "some/set", revision: REVISION, files: &[FILE] };
+const FILE: RemoteFile<'_> = RemoteFile { path: "data/t.parquet", sha256: None, max_bytes: 1000 };
+const FILES: RemoteFiles<'_> =
+    RemoteFiles { kind: RepoKind::Dataset, repo: "some/set", revision: REVISION, files: &[FILE] };
 const MAIN: RemoteFiles<'_> = RemoteFiles { revision: "main", ..FILES };
 const CONTENT: &[u8] = b"the true bytes";
+/// `printf 'the true bytes' | git hash-object --stdin`
+const GIT_BLOB: &str = "3fb262ad90d4e251d8a90eee9056e0c44bd2200a";
 
 impl Hub {
     /// One file at a commit.
     fn dataset_file(&self, file: &RemoteFile) -> Result<HubFile, HubError> {
-        let found = self.dataset_files(&RemoteFiles { files: &[*file], ..FILES })?;
+        let found = self.get(&RemoteFiles { files: &[*file], ..FILES })?;
         assert_eq!(found.commit, REVISION);
         Ok(found.files[0].clone())
+    }
+
+    fn get(&self, wanted: &RemoteFiles) -> Result<HubFiles, HubError> {
+        self.files(wanted, &Quiet)
     }
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    crate::tensors::sha256(bytes)
 }
 
 fn hub(variables: &[(&str, &str)]) -> Hub {
     let variables: HashMap<&str, &str> = variables.iter().copied().collect();
-    Hub::from_variables(|name| variables.get(name).map(|value| (*value).to_owned()), Some("/home/user".into()))
+    let hub =
+        Hub::from_variables(|name| variables.get(name).map(|value| (*value).to_owned()), Some("/home/user".into()));
+    let short = Duration::from_millis(1);
+    hub.with_patience(Patience { delay: short, tries: 3, ..Patience::default() })
 }
 
 #[rstest]
@@ -63,19 +74,6 @@ fn token_is_trimmed_and_hidden() {
     let folder = TempDir::new().unwrap();
     std::fs::write(folder.path().join("token"), "hf_file\n").unwrap();
     assert_eq!(hub(&[("HF_HOME", &folder.path().to_string_lossy())]).token.as_deref(), Some("hf_file"));
-}
-
-#[rstest]
-#[case("https://huggingface.co", true)]
-#[case("http://localhost:8000", true)]
-#[case("http://127.0.0.1:8000/hub", true)]
-#[case("http://[::1]:8000", true)]
-#[case("http://huggingface.co", false)]
-#[case("http://localhost.example.org", false)]
-#[case("http://localhost:80@example.org", false)]
-#[case("ftp://localhost", false)]
-fn endpoints(#[case] endpoint: &str, #[case] good: bool) {
-    assert_eq!(check_endpoint(endpoint).is_ok(), good);
 }
 
 /// A cache with one file, plain or as a link to its blob.
@@ -144,7 +142,7 @@ fn missing_file_says_what_to_do() {
 #[case::option(RemoteFiles { revision: "--force", ..FILES })]
 #[case::nothing(RemoteFiles { files: &[], ..MAIN })]
 fn hostile_names_are_refused(#[case] wanted: RemoteFiles<'_>) {
-    assert!(matches!(hub(&[]).dataset_files(&wanted), Err(HubError::Name { .. })));
+    assert!(matches!(hub(&[]).get(&wanted), Err(HubError::Name { .. })));
 }
 
 /// Notes in the cache what `main` is.
@@ -161,7 +159,7 @@ fn noted_commit_is_used_without_a_request() {
     note(&folder, &format!("{REVISION}\n"));
     let (endpoint, log) = serve(&[("200 OK", b"")], sha256(b""));
     for hub in [offline(&folder), online(&folder, &endpoint)] {
-        let found = hub.dataset_files(&MAIN).unwrap();
+        let found = hub.get(&MAIN).unwrap();
         assert_eq!((found.commit.as_str(), found.files[0].sha256.as_str()), (REVISION, sha256(CONTENT).as_str()));
     }
     assert!(log.lock().unwrap().is_empty());
@@ -176,7 +174,7 @@ fn noted_commit_is_used_without_a_request() {
 fn malformed_note_is_refused(#[case] text: &str) {
     let folder = cache(CONTENT, true);
     let path = note(&folder, text);
-    let error = offline(&folder).dataset_files(&MAIN).unwrap_err().to_string();
+    let error = offline(&folder).get(&MAIN).unwrap_err().to_string();
     let start = format!("{}: found {text:?}, expected a commit", path.display());
     assert!(error.starts_with(&start) && error.contains("remove it"), "{error}");
 }
@@ -186,7 +184,7 @@ fn offline_says_where_the_commit_was_looked_for() {
     let folder = TempDir::new().unwrap();
     let file = RemoteFile { path: "data/u.parquet", ..FILE };
     let wanted = RemoteFiles { files: &[FILE, file], ..MAIN };
-    let error = offline(&folder).dataset_files(&wanted).unwrap_err().to_string();
+    let error = offline(&folder).get(&wanted).unwrap_err().to_string();
     let path = folder.path().join("datasets--some--set/refs/main").display().to_string();
     let command = "`hf download --repo-type dataset some/set data/t.parquet data/u.parquet --revision main`";
     for part in [
@@ -200,7 +198,7 @@ fn offline_says_where_the_commit_was_looked_for() {
     // One of the two files is there, so only the other is missing.
     let folder = cache(CONTENT, true);
     let path = note(&folder, REVISION).display().to_string();
-    let error = offline(&folder).dataset_files(&wanted).unwrap_err().to_string();
+    let error = offline(&folder).get(&wanted).unwrap_err().to_string();
     let place = format!("snapshots/{REVISION}/data/u.parquet (the commit in {path})");
     for part in ["`data/u.parquet` of", &place, command] {
         assert!(error.contains(part), "{error}");
@@ -263,31 +261,66 @@ fn download_is_verified_and_then_cached() {
 #[test]
 fn an_error_page_is_fetched_again() {
     let folder = TempDir::new().unwrap();
-    let (endpoint, _) = serve(&[("403 Forbidden", b"go away"), ("200 OK", CONTENT)], sha256(CONTENT));
+    let (endpoint, _) = serve(&[("503 Service Unavailable", b"later"), ("200 OK", CONTENT)], sha256(CONTENT));
     let found = online(&folder, &endpoint).dataset_file(&FILE).unwrap();
     assert_eq!(std::fs::read(found.path).unwrap(), CONTENT);
 }
 
-#[test]
-fn a_lasting_error_page_is_refused_and_removed() {
+#[rstest]
+#[case::refused("403 Forbidden", b"go away", "refuses access with this token")]
+#[case::busy("503 Service Unavailable", b"later", "the Hub answered 503")]
+#[case::of_another_length("200 OK", b"go away", "has 7 bytes, expected 14")]
+#[case::of_the_same_length("200 OK", b"no true  bytes", "is damaged")]
+fn a_lasting_error_page_is_refused_and_removed(
+    #[case] status: &'static str,
+    #[case] body: &'static [u8],
+    #[case] message: &str,
+) {
     let folder = TempDir::new().unwrap();
-    let (endpoint, _) = serve(&[("403 Forbidden", b"go away")], sha256(CONTENT));
+    let (endpoint, _) = serve(vec![(status, body)].leak(), sha256(CONTENT));
     let error = online(&folder, &endpoint).dataset_file(&FILE).unwrap_err().to_string();
-    assert!(error.contains("is damaged") && !error.contains("secret"), "{error}");
+    assert!(error.contains(message) && !error.contains("secret"), "{error}");
     assert!(matches!(offline(&folder).dataset_file(&FILE), Err(HubError::Offline { .. })));
     let blob = folder.path().join("datasets--some--set/blobs").join(sha256(CONTENT));
     assert!(!blob.exists());
 }
 
-#[test]
-fn what_cannot_be_verified_is_refused() {
+#[rstest]
+#[case::no_digest("../../../x", "expected a SHA-256 or a git blob id")]
+#[case::another_file("0000000000000000000000000000000000000000", "has git blob id")]
+fn what_cannot_be_verified_is_refused(#[case] etag: &str, #[case] message: &str) {
     let folder = TempDir::new().unwrap();
-    let (endpoint, _) = serve(&[("200 OK", CONTENT)], "0".repeat(40));
-    let error = online(&folder, &endpoint).dataset_file(&FILE).unwrap_err().to_string();
-    assert!(error.contains("give `sha256` in the descriptor"), "{error}");
+    let (endpoint, _) = serve(&[("200 OK", CONTENT)], etag.to_owned());
     let digest = sha256(CONTENT);
-    let known = RemoteFile { sha256: Some(&digest), ..FILE };
-    assert_eq!(online(&folder, &endpoint).dataset_file(&known).unwrap().sha256, digest);
+    for file in [FILE, RemoteFile { sha256: Some(&digest), ..FILE }] {
+        let error = online(&folder, &endpoint).dataset_file(&file).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+    assert!(!folder.path().join("datasets--some--set/snapshots").exists());
+}
+
+#[test]
+fn small_files_are_verified_by_their_name_in_git() {
+    let folder = TempDir::new().unwrap();
+    let (endpoint, _) = serve(&[("200 OK", CONTENT)], GIT_BLOB.to_owned());
+    let found = online(&folder, &endpoint).dataset_file(&FILE).unwrap();
+    assert_eq!(found.sha256, sha256(CONTENT));
+    assert_eq!(offline(&folder).dataset_file(&FILE).unwrap(), found);
+    std::fs::write(&found.path, b"no true  bytes").unwrap();
+    let error = offline(&folder).dataset_file(&FILE).unwrap_err().to_string();
+    assert!(error.contains("is damaged") && error.contains(GIT_BLOB), "{error}");
+}
+
+#[test]
+fn a_file_the_hub_has_otherwise_is_not_downloaded() {
+    let folder = TempDir::new().unwrap();
+    let (endpoint, log) = serve(&[("200 OK", CONTENT)], sha256(CONTENT));
+    let wanted = sha256(b"other");
+    let error = online(&folder, &endpoint).dataset_file(&RemoteFile { sha256: Some(&wanted), ..FILE }).unwrap_err();
+    assert!(matches!(error, HubError::Other { expected, .. } if expected == wanted));
+    let error = online(&folder, &endpoint).dataset_file(&RemoteFile { max_bytes: 13, ..FILE }).unwrap_err();
+    assert!(matches!(error, HubError::TooLarge { bytes: 14, limit: 13, .. }));
+    assert!(log.lock().unwrap().iter().all(|request| request.starts_with("HEAD")));
 }
 
 #[test]
@@ -310,7 +343,7 @@ fn the_hub_says_what_a_branch_is(#[case] noted: Option<&str>) {
     }
     let (endpoint, log) = serve(&[ANSWER, ("200 OK", CONTENT)], sha256(CONTENT));
     let wanted = RemoteFiles { files: &[FILE, RemoteFile { path: "data/u.parquet", ..FILE }], ..MAIN };
-    let found = online(&folder, &endpoint).dataset_files(&wanted).unwrap();
+    let found = online(&folder, &endpoint).get(&wanted).unwrap();
     assert_eq!((found.commit.as_str(), found.files.len()), (REVISION, 2));
     assert!(found.files.iter().all(|file| file.sha256 == sha256(CONTENT)));
     let requests = log.lock().unwrap().clone();
@@ -324,8 +357,8 @@ fn the_hub_says_what_a_branch_is(#[case] noted: Option<&str>) {
     // From now on it is known, to Python as well.
     let noted = std::fs::read_to_string(folder.path().join("datasets--some--set/refs/main")).unwrap();
     assert_eq!(noted, REVISION);
-    assert_eq!(online(&folder, &endpoint).dataset_files(&wanted).unwrap(), found);
-    assert_eq!(offline(&folder).dataset_files(&wanted).unwrap(), found);
+    assert_eq!(online(&folder, &endpoint).get(&wanted).unwrap(), found);
+    assert_eq!(offline(&folder).get(&wanted).unwrap(), found);
     assert_eq!(log.lock().unwrap().len(), requests.len());
 }
 
@@ -342,7 +375,7 @@ fn the_hub_says_what_a_branch_is(#[case] noted: Option<&str>) {
 fn a_useless_answer_is_refused(#[case] status: &'static str, #[case] body: &'static str, #[case] message: &str) {
     let folder = TempDir::new().unwrap();
     let (endpoint, log) = serve(vec![(status, body.as_bytes())].leak(), sha256(CONTENT));
-    let error = online(&folder, &endpoint).dataset_files(&MAIN).unwrap_err().to_string();
+    let error = online(&folder, &endpoint).get(&MAIN).unwrap_err().to_string();
     let start = "the commit of `main` in data set repository some/set is not known: ";
     assert!(error.starts_with(start) && error.contains(message), "{error}");
     assert_eq!(log.lock().unwrap().len(), 1);
@@ -354,6 +387,6 @@ fn a_failed_download_leaves_the_note() {
     let folder = TempDir::new().unwrap();
     let path = note(&folder, "ffffffffffffffffffffffffffffffffffffffff");
     let (endpoint, _) = serve(&[ANSWER, ("403 Forbidden", b"go away")], sha256(CONTENT));
-    assert!(matches!(online(&folder, &endpoint).dataset_files(&MAIN), Err(HubError::Digest { .. })));
+    assert!(matches!(online(&folder, &endpoint).get(&MAIN), Err(HubError::Download { .. })));
     assert_eq!(std::fs::read_to_string(path).unwrap(), "ffffffffffffffffffffffffffffffffffffffff");
 }

@@ -9,10 +9,12 @@ mod folder;
 mod integers;
 mod selection;
 mod source;
+mod upload;
 
 use std::path::Path;
 
 use lmr_plugin::quantization::Ranges;
+use lmr_plugin::run::Observer;
 use lmr_plugin::stage::{Finding, Stage};
 use lmr_plugin::stages::Quantize;
 use serde_json::Value;
@@ -20,6 +22,7 @@ use serde_json::Value;
 pub use card::check_license;
 pub use folder::{Publication, PublishedFile};
 pub use selection::{Link, Selection};
+pub use upload::{Sent, check_access, send};
 
 use crate::artifacts::json as to_json;
 use crate::config::{Overrides, PublishTable};
@@ -53,16 +56,17 @@ pub fn configured(run: &Path) -> Result<Option<PublishTable>> {
     Ok(Plan::load(&file, &Overrides::default())?.publish)
 }
 
-/// The folder that `cargo xtask publish` sends, from a finished run. Nothing is written.
-pub fn compose(run: &Path, table: &PublishTable) -> Result<Publication> {
+/// The folder that `cargo xtask publish` sends, from a finished run. Nothing is written but what is missing of a received
+/// checkpoint from the Hub, into its cache.
+pub fn compose(run: &Path, table: &PublishTable, observer: &dyn Observer) -> Result<Publication> {
     table.check().map_err(|(key, message)| Error::Unpublishable(format!("{key}: {message}")))?;
-    let source = Source::open(run)?;
+    let source = Source::open(run, observer)?;
     let selection = Selection::of(&source.links(), table.stage.as_deref(), &table.include);
     let selection = selection.map_err(|faults| {
         let faults: Vec<String> = faults.into_iter().map(|(key, message)| format!("{key}: {message}")).collect();
         Error::Unpublishable(faults.join("; "))
     })?;
-    Composer { source, table, selection }.compose()
+    Composer { source, table, selection }.compose(observer)
 }
 
 /// A path as it is published: of one that only holds on this machine, the last part.
@@ -77,12 +81,12 @@ struct Composer<'a> {
 }
 
 impl Composer<'_> {
-    fn compose(mut self) -> Result<Publication> {
+    fn compose(mut self, observer: &dyn Observer) -> Result<Publication> {
         let source = &mut self.source;
         source.report.model.source = shown_path(&source.report.model.source).to_owned();
         let before = source.path().join(folder::NAME);
         folder::keep_times(&mut source.report, &before);
-        let (source, received) = (&self.source, self.source.received()?);
+        let (source, received) = (&self.source, self.source.received(observer)?);
         let (_, state) = source.stage(self.selection.stage)?;
         let layout = received.layout.as_ref().map_or_else(|| Layout::of(&state), Layout::unwrapped);
         let images = self.images();
@@ -152,7 +156,8 @@ impl Composer<'_> {
     /// Names of the classes: the received model's own, unless it got another head.
     fn labels(&self) -> Vec<String> {
         let received = self.source.plan.weights.as_ref().filter(|weights| weights.table.head.is_none());
-        let own = received.and_then(|weights| weights.config.as_ref()).map(|config| config.labels.clone());
+        let local = received.and_then(|weights| weights.local.as_ref());
+        let own = local.and_then(|local| local.config.as_ref()).map(|config| config.labels.clone());
         own.filter(|labels| !labels.is_empty()).unwrap_or_else(|| self.source.plan.dataset.descriptor().classes.clone())
     }
 

@@ -5,12 +5,14 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use lmr_plugin::nn::StateDict;
+use lmr_plugin::run::Observer;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::selection::{Link, maker};
 use crate::artifacts::{MODEL_FILE, Record, RunFolder};
 use crate::config::Overrides;
+use crate::hub::{Hub, RemoteFile, RemoteFiles, RepoKind};
 use crate::inputs::DataRecord;
 use crate::model_config::object_beside;
 use crate::plan::Plan;
@@ -21,6 +23,8 @@ use crate::{Error, Result};
 
 /// A report, a record of the images or an outcome; those of a thousand classes stay below a megabyte.
 const MAX_TEXT: u64 = 64 << 20;
+/// A longer card is cut off; what is looked for stands at its beginning.
+const MAX_CARD: u64 = 1 << 20;
 /// As much as a checkpoint may have.
 const MAX_WEIGHTS: u64 = 4 << 30;
 
@@ -61,14 +65,15 @@ pub struct Received {
 
 impl Source {
     /// Opens a run folder with a report.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path, observer: &dyn Observer) -> Result<Self> {
         if !path.join("report.json").is_file() {
             let message = "has no report.json; run `cargo xtask pipeline` with `--out` of this folder to the end first";
             return Err(Error::input(path, message));
         }
         let folder = RunFolder::open(path)?;
         let inside = Inside { path: path.to_owned(), real: path.canonicalize().map_err(Error::io("open", path))? };
-        let plan = Plan::load(&path.join("config.toml"), &Overrides::default())?;
+        let mut plan = Plan::load(&path.join("config.toml"), &Overrides::default())?;
+        plan.fetch(observer)?;
         let (report, data): (Report, DataRecord) = (inside.json("report.json")?, inside.json("data.json")?);
         let steps = plan.steps.iter().map(|step| (step.kind.kind, step.name.as_str()));
         if !steps.eq(report.stages.iter().map(|stage| (stage.kind.as_str(), stage.name.as_str()))) {
@@ -85,7 +90,8 @@ impl Source {
 
     /// Where the received model came from, if it came from the Hub.
     pub fn base(&self) -> Option<Base<'_>> {
-        None
+        let model = &self.report.model;
+        Some(Base { repo: model.repo.as_deref()?, commit: model.commit.as_deref()? })
     }
 
     /// The stages as [`Selection`](super::selection::Selection) wants them.
@@ -118,25 +124,44 @@ impl Source {
     }
 
     /// The checkpoint that the run started from; it must still be what it was.
-    pub fn received(&self) -> Result<Received> {
+    pub fn received(&self, observer: &dyn Observer) -> Result<Received> {
         let Some(checkpoint) = &self.plan.weights else { return Ok(Received::default()) };
-        let loaded = weights::read(&checkpoint.file, checkpoint.table.key.as_deref())?;
+        let fetched = || Error::Internal("the checkpoint was not fetched".into());
+        let file = &checkpoint.local.as_ref().ok_or_else(fetched)?.file;
+        let loaded = weights::read(file, checkpoint.table.key.as_deref())?;
         if Some(&loaded.sha256) != self.report.model.sha256.as_ref() {
             let message = "is another file than the one this run started from; put that one back, or run again";
-            return Err(Error::input(&checkpoint.file, message));
+            return Err(Error::input(file, message));
         }
-        let card = checkpoint.file.with_file_name("README.md");
-        let card = fs::File::open(card).ok().and_then(|file| {
-            let mut bytes = Vec::new();
-            file.take(1 << 20).read_to_end(&mut bytes).ok()?;
-            Some(String::from_utf8_lossy(&bytes).into_owned())
-        });
         Ok(Received {
             layout: Some(loaded.layout),
-            config: object_beside(&checkpoint.file, "config.json")?.unwrap_or_default(),
-            processor: object_beside(&checkpoint.file, "preprocessor_config.json")?.unwrap_or_default(),
-            card,
+            config: object_beside(file, "config.json")?.unwrap_or_default(),
+            processor: object_beside(file, "preprocessor_config.json")?.unwrap_or_default(),
+            card: self.card(file, observer),
         })
+    }
+
+    /// The received model's card: from beside the checkpoint, or from where that came from.
+    fn card(&self, checkpoint: &Path, observer: &dyn Observer) -> Option<String> {
+        let beside = checkpoint.with_file_name("README.md");
+        let path = match self.base() {
+            Some(base) if !beside.is_file() => {
+                let file = RemoteFile { path: "README.md", sha256: None, max_bytes: MAX_CARD };
+                let wanted =
+                    RemoteFiles { kind: RepoKind::Model, repo: base.repo, revision: base.commit, files: &[file] };
+                let found = Hub::from_env().files(&wanted, observer);
+                found
+                    .inspect_err(|error| tracing::debug!("no card of the received model: {error}"))
+                    .ok()?
+                    .files
+                    .pop()?
+                    .path
+            }
+            _ => beside,
+        };
+        let mut bytes = Vec::new();
+        fs::File::open(path).ok()?.take(MAX_CARD).read_to_end(&mut bytes).ok()?;
+        Some(String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// Names and bytes of the plots at the top of the folder, sorted.

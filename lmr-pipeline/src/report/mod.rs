@@ -53,8 +53,14 @@ pub struct RunReport {
 pub struct ModelReport {
     /// The architecture.
     pub arch: String,
-    /// The file it came from, or the seed that its weights were drawn from.
+    /// The file it came from (`owner/name@commit/file` on the Hub), or the seed that its weights were drawn from.
     pub source: String,
+    /// The repository on the Hub it came from; null for a local file.
+    #[serde(default)]
+    pub repo: Option<String>,
+    /// The commit of that repository.
+    #[serde(default)]
+    pub commit: Option<String>,
     /// SHA-256 of that file; null for drawn weights.
     pub sha256: Option<String>,
 }
@@ -100,6 +106,7 @@ impl Report {
         seconds: f64,
     ) -> Self {
         let arch = serde_json::to_value(plan.model.arch).ok();
+        let origin = inputs.source.origin.as_ref();
         Self {
             schema: 1,
             run: RunReport {
@@ -113,6 +120,8 @@ impl Report {
             model: ModelReport {
                 arch: arch.and_then(|arch| Some(arch.as_str()?.to_string())).unwrap_or_default(),
                 source: inputs.source.source.clone(),
+                repo: origin.map(|origin| origin.repo.clone()),
+                commit: origin.map(|origin| origin.commit.clone()),
                 sha256: inputs.source.sha256.clone(),
             },
             data: DataReport {

@@ -20,17 +20,22 @@ use candle_core::Tensor;
 use lmr_plugin::nn::StateDict;
 
 use self::safetensors as st;
+pub(crate) use self::safetensors::{MAX_HEADER as MAX_INDEX, shards};
 use crate::tensors::sha256;
 use crate::{Error, Result};
 pub use dtype::{decode, encode, name as dtype_name};
 pub use layout::{Container, Export, Layout, Stored};
 
 /// No image classifier here comes near; a ViT-Large takes 1.2 GB.
-const MAX_FILE: u64 = 4 << 30;
+pub(crate) const MAX_FILE: u64 = 4 << 30;
 /// What libraries call a checkpoint in a folder, first choice first.
 const USUAL: &[&str] = &["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"];
 /// How other checkpoints end.
 const ENDINGS: &[&str] = &["safetensors", "pth", "pt", "bin"];
+/// How pickles end.
+const PICKLES: &[&str] = &["pth", "pt", "bin"];
+/// Bytes that tell what a file is.
+const HEAD: u64 = 32;
 /// Bytes of a tensor's name.
 const MAX_NAME: usize = 512;
 /// What wrappers put before every name: `DataParallel`, `torch.compile`.
@@ -115,28 +120,60 @@ pub fn in_folder(path: &Path) -> Result<PathBuf> {
     if !path.is_dir() {
         return Ok(path.to_owned());
     }
-    if let Some(file) = USUAL.iter().map(|name| path.join(name)).find(|file| file.is_file()) {
-        return Ok(file);
-    }
     let entries = fs::read_dir(path).map_err(|error| Error::input(path, format!("cannot be read: {error}")))?;
-    let ending = |file: &PathBuf| file.extension().is_some_and(|ending| ENDINGS.iter().any(|known| ending == *known));
-    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(ending).collect();
-    files.sort();
+    let files = entries.flatten().filter(|entry| entry.path().is_file());
+    let names: Vec<String> = files.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    match choose(&names) {
+        Ok(Some(name)) => Ok(path.join(name)),
+        Ok(None) => Err(Error::input(path, no_checkpoint())),
+        Err(fault) => Err(Error::input(path, fault)),
+    }
+}
+
+/// The checkpoint among the files of a folder: the one with the name that libraries give it, or else the only one.
+pub(crate) fn choose(names: &[String]) -> Result<Option<&str>, String> {
+    if let Some(name) = USUAL.iter().find(|usual| names.iter().any(|name| name == *usual)) {
+        return Ok(Some(name));
+    }
+    let mut files: Vec<&str> = names.iter().map(String::as_str).filter(|name| ends(name, ENDINGS)).collect();
+    files.sort_unstable();
     match files.as_slice() {
-        [file] => Ok(file.clone()),
-        [] => Err(Error::input(
-            path,
-            format!("has no checkpoint; expected {} or another .{}", USUAL[0], ENDINGS.join(", .")),
-        )),
-        [first, second, ..] => Err(Error::input(
-            path,
-            format!("has {} checkpoints, {} and {} among them; name one", files.len(), shown(first), shown(second)),
+        [] => Ok(None),
+        [file] => Ok(Some(file)),
+        [first, second, ..] => Err(format!(
+            "has {} checkpoints, {} and {} among them; name one",
+            files.len(),
+            first.escape_debug(),
+            second.escape_debug()
         )),
     }
 }
 
-fn shown(file: &Path) -> String {
-    file.file_name().unwrap_or_default().to_string_lossy().escape_debug().to_string()
+/// What is wrong with a folder in which [`choose`] finds nothing.
+pub(crate) fn no_checkpoint() -> String {
+    format!("has no checkpoint; expected {} or another .{}", USUAL[0], ENDINGS.join(", ."))
+}
+
+/// The names that [`choose`] would rather have chosen; `None` if any other file could have changed its choice.
+pub(crate) fn preferred_to(chosen: &str) -> Option<impl Iterator<Item = &'static str>> {
+    let rank = USUAL.iter().position(|usual| *usual == chosen)?;
+    Some(USUAL[..rank].iter().copied())
+}
+
+/// Whether its name says that it is a pickle.
+pub(crate) fn is_called_a_pickle(name: &str) -> bool {
+    ends(name, PICKLES)
+}
+
+/// Whether its first bytes say that it is a pickle.
+pub(crate) fn is_pickle(path: &Path) -> std::io::Result<bool> {
+    let mut head = Vec::new();
+    fs::File::open(path)?.take(HEAD).read_to_end(&mut head)?;
+    Ok(matches!(Format::of(&head, path), Format::Torch(_) | Format::Pickle))
+}
+
+fn ends(name: &str, endings: &[&str]) -> bool {
+    Path::new(name).extension().is_some_and(|ending| endings.iter().any(|known| ending == *known))
 }
 
 /// Every tensor of a safetensors file, finite.
@@ -192,7 +229,7 @@ impl<'a> File<'a> {
             return Err(Error::input(path, format!("has {length} bytes; expected at most {MAX_FILE}")));
         }
         let mut file = Self { path, file, length, head: Vec::new() };
-        file.head = file.take(32)?;
+        file.head = file.take(HEAD)?;
         Ok(file)
     }
 

@@ -13,7 +13,7 @@ use crate::Result;
 use crate::tensors::from_view;
 
 /// Room for names, shapes and metadata. A ResNet's header takes 15 KB.
-const MAX_HEADER: u64 = 16 << 20;
+pub(crate) const MAX_HEADER: u64 = 16 << 20;
 
 /// Names, dtypes and tensors in the order of the file.
 pub type Entries = Vec<Entry>;
@@ -88,6 +88,29 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
+impl Index {
+    /// Refuses names of tensors that cannot be printed, and shards that are not in the folder of the index.
+    fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let parsed: Self =
+            serde_json::from_slice(bytes).map_err(|error| format!("is no index of safetensors files: {error}"))?;
+        parsed.weight_map.keys().try_for_each(|name| check_name(name))?;
+        if let Some(shard) = parsed.weight_map.values().find(|shard| !is_file_name(shard)) {
+            let shown: String = shard.chars().take(100).collect();
+            return Err(format!("names the shard {shown:?}; expected a file in the same folder"));
+        }
+        Ok(parsed)
+    }
+
+    fn shards(&self) -> BTreeSet<&str> {
+        self.weight_map.values().map(String::as_str).collect()
+    }
+}
+
+/// The files that an index names, all of them in its own folder.
+pub(crate) fn shards(index: &[u8]) -> Result<Vec<String>, String> {
+    Ok(Index::parse(index)?.shards().into_iter().map(str::to_owned).collect())
+}
+
 /// Reads the shards beside an index. The digest is that of the index and the shards, by name, one after another.
 pub fn read_sharded(index: &mut File) -> Result<(Entries, String, u64)> {
     if index.length > MAX_HEADER {
@@ -96,17 +119,10 @@ pub fn read_sharded(index: &mut File) -> Result<(Entries, String, u64)> {
     let bytes = index.take(index.length)?;
     let mut digest = Sha256::new_with_prefix(&bytes);
     let mut total = index.length;
-    let parsed: Index = serde_json::from_slice(&bytes)
-        .map_err(|error| index.error(format!("is no index of safetensors files: {error}")))?;
-    parsed.weight_map.keys().try_for_each(|name| check_name(name)).map_err(|message| index.error(message))?;
+    let parsed = Index::parse(&bytes).map_err(|message| index.error(message))?;
     let mut entries = Entries::new();
     let mut names = BTreeSet::new();
-    let shards: BTreeSet<&str> = parsed.weight_map.values().map(String::as_str).collect();
-    for shard in shards {
-        if !is_file_name(shard) {
-            let shown: String = shard.chars().take(100).collect();
-            return Err(index.error(format!("names the shard {shown:?}; expected a file in the same folder")));
-        }
+    for shard in parsed.shards() {
         let path = index.path.parent().unwrap_or(Path::new("")).join(shard);
         if !path.exists() {
             return Err(index.error(format!("names the shard {shard}, which is not there")));

@@ -4,6 +4,8 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use comfy_table::CellAlignment;
+use lmr_pipeline::hub::Hub;
+use lmr_pipeline::plan::RemoteInput;
 use lmr_pipeline::report::{Report, percent};
 use lmr_pipeline::{Options, Overrides, Plan, run};
 
@@ -46,14 +48,17 @@ impl Arguments {
     pub fn run(self) -> anyhow::Result<()> {
         let console = Console::new(Verbosity { verbose: self.verbose, quiet: self.quiet });
         threads::start(self.threads)?;
-        let plan = Plan::load(&self.config, &Overrides::from_process(self.set))?;
+        let mut plan = Plan::load(&self.config, &Overrides::from_process(self.set))?;
         let options = Options { out: self.out, fresh: self.fresh };
         if self.plan {
             let reused = run::reusable(&plan, &options)?;
-            return print(&planned(&plan, &reused));
+            return print(&[vec![planned(&plan, &reused)], from_hub(&plan)?].concat().join("\n"));
         }
         console.handle_interrupts()?;
-        let report = run::run(&plan, &options, &console);
+        if let Some(table) = plan.publish.as_ref().filter(|table| !table.dry_run) {
+            lmr_pipeline::publish::check_access(table, &Hub::from_env(), &console)?;
+        }
+        let report = run::run(&mut plan, &options, &console);
         console.done();
         let report = report?;
         let folder = options.folder(&plan);
@@ -92,6 +97,19 @@ fn planned(plan: &Plan, reused: &[bool]) -> String {
         table.add_row([String::new(), target, "publish".into(), from, String::new(), String::new(), what.into()]);
     }
     table.to_string()
+}
+
+/// What comes from the Hub, a line each.
+fn from_hub(plan: &Plan) -> anyhow::Result<Vec<String>> {
+    let line = |input: RemoteInput| {
+        let state = match (input.cached, Hub::from_env().is_offline()) {
+            (true, _) => "in the cache",
+            (false, false) => "would be downloaded",
+            (false, true) => "not in the cache, and HF_HUB_OFFLINE forbids downloads",
+        };
+        format!("{} from {}: {state}", input.what, input.source)
+    };
+    Ok(plan.remote()?.into_iter().map(line).collect())
 }
 
 fn summary(plan: &Plan, report: &Report) -> String {

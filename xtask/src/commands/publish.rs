@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use comfy_table::CellAlignment;
 use lmr_pipeline::config::PublishTable;
+use lmr_pipeline::hub::Hub;
 use lmr_pipeline::publish::{self, Publication};
 
 use super::table;
@@ -44,6 +45,7 @@ impl Arguments {
     /// Composes the folder, and sends it.
     pub fn run(self) -> anyhow::Result<()> {
         let console = Console::new(Verbosity { verbose: 0, quiet: false });
+        console.handle_interrupts()?;
         let (table, folder) = (self.table()?, self.dry_run.flatten());
         publish(&self.run, &table, folder.as_deref(), &console)
     }
@@ -73,13 +75,25 @@ impl Arguments {
 
 /// Composes a run's publication in `folder`, by default inside the run, and sends it unless that is left for later.
 pub fn publish(run: &Path, table: &PublishTable, folder: Option<&Path>, console: &Console) -> anyhow::Result<()> {
-    let publication = publish::compose(run, table)?;
+    let publication = publish::compose(run, table, console)?;
     let own = Publication::default_folder(run);
     publication.write(folder.unwrap_or(&own), folder.is_none())?;
     let say = |text: String| if console.is_quiet() { Ok(()) } else { writeln!(std::io::stdout(), "{text}") };
     say(listed(&publication))?;
     if table.dry_run {
         return Ok(say(format!("dry run: nothing was sent; the folder is {}", folder.unwrap_or(&own).display()))?);
+    }
+    console.begin("publishing");
+    let sent = publish::send(&publication, &Hub::from_env(), console);
+    console.done();
+    let sent = sent?;
+    let did = if sent.changed { "published as" } else { "nothing to send: all of it is in" };
+    say(format!("{did} commit {}\n{}", sent.commit, sent.url))?;
+    if !sent.others.is_empty() {
+        say(format!(
+            "left alone: {}",
+            sent.others.iter().map(|path| path.escape_debug().to_string()).collect::<Vec<_>>().join(", ")
+        ))?;
     }
     Ok(())
 }

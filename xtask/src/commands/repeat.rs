@@ -61,13 +61,13 @@ impl Arguments {
         for seed in self.seeds.first..=self.seeds.last {
             let mut set = self.set.clone();
             set.push(format!("run.seed={seed}"));
-            let plan = Plan::load(&self.config, &Overrides::from_process(set))?;
+            let mut plan = Plan::load(&self.config, &Overrides::from_process(set))?;
             let parent = match &self.out {
                 Some(out) => out.clone(),
                 None => PathBuf::from("runs").join(format!("{}-seeds", plan.run.name)),
             };
             let options = Options { out: Some(parent.join(format!("seed-{seed}"))), fresh: false };
-            let report = run::run(&plan, &options, &console)?;
+            let report = run::run(&mut plan, &options, &console)?;
             print(&line(&report))?;
             reports.push(report);
         }
