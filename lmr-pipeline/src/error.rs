@@ -60,6 +60,25 @@ pub enum Error {
         /// What it is or has.
         message: String,
     },
+    /// What should be published cannot be.
+    #[error("publish: {0}")]
+    Unpublishable(String),
+    /// The Hub did not do what was asked.
+    #[error("publishing to {repo}: {message}")]
+    Publish {
+        /// The repository.
+        repo: String,
+        /// Why not, and what to do.
+        message: String,
+    },
+    /// The user asked to stop while something was sent.
+    #[error(
+        "stopped while publishing to {repo}: the commit is there as a whole or not at all; the same command goes on"
+    )]
+    PublishStopped {
+        /// The repository.
+        repo: String,
+    },
     /// The file system refused.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -85,12 +104,13 @@ impl Error {
     /// 2 for bad input (pipeline file, checkpoint, data), 130 for Ctrl-C, 1 for a failure while running.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Rejected(_) | Self::Input { .. } | Self::Data { .. } | Self::Hub(_) => 2,
+            Self::Rejected(_) | Self::Input { .. } | Self::Data { .. } | Self::Hub(_) | Self::Unpublishable(_) => 2,
             Self::Model(lmr_plugin::Error::Image(_)) | Self::Stage { source: lmr_plugin::Error::Image(_), .. } => 2,
-            Self::Interrupted { .. } | Self::Model(lmr_plugin::Error::Interrupted) => 130,
+            Self::Interrupted { .. } | Self::PublishStopped { .. } | Self::Model(lmr_plugin::Error::Interrupted) => 130,
             Self::Busy { .. }
             | Self::Stage { .. }
             | Self::Unwritable { .. }
+            | Self::Publish { .. }
             | Self::Io { .. }
             | Self::Model(_)
             | Self::Internal(_) => 1,

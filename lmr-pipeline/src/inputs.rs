@@ -10,7 +10,7 @@ use lmr_plugin::nn::StateDict;
 use lmr_plugin::rng;
 use lmr_plugin::run::Observer;
 use lmr_plugin::truth::{Planted, Truth};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::config::Head;
@@ -54,7 +54,7 @@ pub struct Source {
 }
 
 /// Which images a run worked with; `data.json` in the run folder.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct DataRecord {
     /// The dataset.
@@ -77,7 +77,7 @@ pub struct DataRecord {
 }
 
 /// A set of images.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetRecord {
     /// The split it is from.
     pub split: Split,

@@ -142,6 +142,9 @@ pub fn inspect(path: &Path, key: Option<&str>) -> Result<Inspection> {
 /// What a checkpoint's shapes leave open, filled in from its `config.json` or with defaults; the keys with defaults.
 fn with_config(mut spec: ModelSpec, config: Option<&ModelConfig>) -> (ModelSpec, Vec<&'static str>) {
     let resolved = spec.resolved();
+    if let Some(written) = config.and_then(|config| config.model.as_ref()) {
+        spec.stem = spec.stem.or(written.stem);
+    }
     if resolved.norm_eps.is_some() {
         spec.norm_eps = config.and_then(|config| config.layer_norm_eps);
     }

@@ -14,6 +14,7 @@ pub mod model_config;
 pub mod plan;
 pub mod preprocess;
 pub mod problem;
+pub mod publish;
 pub mod registry;
 pub mod report;
 pub mod run;

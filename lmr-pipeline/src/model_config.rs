@@ -1,15 +1,22 @@
 //! The `config.json` that timm and transformers keep beside a checkpoint, and transformers' `preprocessor_config.json`:
-//! what the model is, what its classes are called, and what it expects of an image.
+//! what the model is, what its classes are called, and what it expects of an image. [`OwnConfig`] is what LMR writes for
+//! models that neither library has.
 //!
 //! Their writers own these files, so unknown keys are not an error; a known key with an impossible value is.
+
+mod own;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use lmr_plugin::models::ModelSpec;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+pub use own::OwnConfig;
 
 use crate::preprocess::{Interpolation, Preprocessing, Resize, check_side};
 use crate::{Error, Result};
@@ -28,6 +35,9 @@ pub struct ModelConfig {
     pub library: Library,
     /// The library's name for the architecture: `resnet18`, `ViTForImageClassification`.
     pub architecture: String,
+    /// The whole `[model]` table, if LMR wrote the file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelSpec>,
     /// Number of classes.
     pub classes: Option<usize>,
     /// Names of the classes in their order; empty if the file has none.
@@ -48,6 +58,8 @@ pub enum Library {
     Timm,
     /// Hugging Face transformers.
     Transformers,
+    /// This program.
+    Lmr,
 }
 
 impl ModelConfig {
@@ -62,7 +74,12 @@ impl ModelConfig {
         let mut config = match raw {
             Raw { architecture: Some(_), .. } => raw.timm(),
             Raw { architectures: Some(_), .. } => raw.transformers(),
-            _ => return Err(error("names neither `architecture` (timm) nor `architectures` (transformers)".into())),
+            Raw { lmr: Some(own), .. } => own.checked(),
+            _ => {
+                let message =
+                    "names neither `architecture` (timm) nor `architectures` (transformers), nor has it `lmr`";
+                return Err(error(message.into()));
+            }
         }
         .map_err(error)?;
         let path = path.with_file_name("preprocessor_config.json");
@@ -72,6 +89,15 @@ impl ModelConfig {
         }
         Ok(Some(config))
     }
+}
+
+/// A JSON object beside a checkpoint with all its keys, whatever they mean; `None` if there is no such file.
+pub(crate) fn object_beside(checkpoint: &Path, name: &str) -> Result<Option<Map<String, Value>>> {
+    let path = checkpoint.with_file_name(name);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    parse(&read(&path)?).map(Some).map_err(|message| Error::input(&path, message))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
@@ -97,7 +123,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     })
 }
 
-/// Both libraries' keys.
+/// Everybody's keys.
 #[derive(Deserialize)]
 struct Raw {
     // timm
@@ -111,6 +137,8 @@ struct Raw {
     image_size: Option<usize>,
     patch_size: Option<usize>,
     layer_norm_eps: Option<f64>,
+    // LMR
+    lmr: Option<OwnConfig>,
 }
 
 #[derive(Deserialize)]
@@ -158,6 +186,7 @@ impl Raw {
         ModelConfig {
             library: Library::Timm,
             architecture: self.architecture.unwrap_or_default(),
+            model: None,
             classes,
             labels: self.label_names.unwrap_or_default(),
             patch_size: None,
@@ -178,6 +207,7 @@ impl Raw {
         ModelConfig {
             library: Library::Transformers,
             architecture: self.architectures.and_then(|all| all.into_iter().next()).unwrap_or_default(),
+            model: None,
             classes: (!labels.is_empty()).then_some(labels.len()),
             labels: labels.into_values().collect(),
             patch_size: self.patch_size,

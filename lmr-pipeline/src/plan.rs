@@ -11,11 +11,12 @@ use lmr_plugin::models::ModelSpec;
 use lmr_plugin::stage::{AnyStage, ModelUse};
 
 use crate::config::place::{Faults, Place};
-use crate::config::{DataTable, Draft, Overrides, RunTable, StageTable, TriggerTable, is_name};
+use crate::config::{DataTable, Draft, Overrides, PublishTable, RunTable, StageTable, TriggerTable, is_name};
 use crate::datasets::Dataset;
 use crate::device::DeviceChoice;
 use crate::preprocess::Convention;
 use crate::problem::{hint, quoted};
+use crate::publish::{Link, Selection};
 use crate::registry::{AnyTrigger, STAGES, StageKind};
 use crate::{Error, Result};
 pub use remote::RemoteInput;
@@ -41,6 +42,8 @@ pub struct Plan {
     pub trigger: Option<TriggerTable>,
     /// The stages in the order they run.
     pub steps: Vec<Step>,
+    /// `[publish]`: where the purified model goes in the end.
+    pub publish: Option<PublishTable>,
 }
 
 /// A stage in its place.
@@ -89,6 +92,7 @@ impl Plan {
         let dataset = check_data(&draft, checkpoint.as_ref(), &mut faults);
         check_trigger(&draft, dataset.as_ref(), &mut faults);
         let from = check_stages(&draft, &mut faults);
+        check_publish(&draft, &from, &mut faults);
         if !faults.is_empty() {
             return Err(Error::Rejected(faults.into_problems()));
         }
@@ -106,6 +110,7 @@ impl Plan {
                 dataset: dataset?,
                 trigger: draft.trigger,
                 steps: steps.collect::<Option<_>>()?,
+                publish: draft.publish,
             })
         };
         assemble().ok_or_else(|| Error::Internal("a pipeline without faults is incomplete".into()))
@@ -248,6 +253,22 @@ fn check_trigger(draft: &Draft, dataset: Option<&Dataset>, faults: &mut Faults) 
 fn check_fit(trigger: &dyn AnyTrigger, dataset: &Dataset, faults: &mut Faults) {
     if let Err(error) = trigger.build(dataset.descriptor().image.chw()) {
         faults.add_keyed(&Place::section("trigger"), &error.to_string());
+    }
+}
+
+/// Whether what is to be published can be.
+fn check_publish(draft: &Draft, from: &[Option<usize>], faults: &mut Faults) {
+    let Some(table) = &draft.publish else { return };
+    let place = Place::section("publish");
+    if let Err((key, message)) = table.check() {
+        faults.add(&place.key(key), message);
+    }
+    let links =
+        draft.stages.iter().zip(from).map(|(stage, &from)| Some(Link { kind: stage.kind?, name: &stage.name, from }));
+    // A fault here could only repeat an earlier one.
+    let Some(links) = links.collect::<Option<Vec<Link>>>().filter(|_| faults.is_empty()) else { return };
+    for (key, message) in Selection::of(&links, table.stage.as_deref(), &table.include).err().into_iter().flatten() {
+        faults.add(&place.key(key), message);
     }
 }
 

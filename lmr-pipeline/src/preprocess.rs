@@ -22,8 +22,8 @@ pub(crate) const MAX_SIDE: usize = 4096;
 const MAX_RESIZED: usize = 10 * MAX_SIDE;
 
 /// From an image of any size to the model's input.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Preprocessing {
     /// Height and width of the input, 1 to 4096.
     pub size: [usize; 2],

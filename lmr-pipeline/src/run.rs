@@ -214,7 +214,7 @@ impl<'a> Runner<'a> {
         let Some(layout) = self.inputs.source.layout.as_ref().filter(|_| step.kind.model.changes_model()) else {
             return Ok(());
         };
-        let bytes = layout.write(&model.network().params().state_dict()?, export)?;
+        let bytes = layout.write_model(&model.network().params().state_dict()?, export)?;
         self.folder.write(&format!("{}/{EXPORT_PREFIX}{}", step.folder(), export.extension()), &bytes)
     }
 

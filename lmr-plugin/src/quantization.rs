@@ -87,14 +87,8 @@ impl Quantized {
     }
 
     fn with_weights(mut self, model: &dyn Classifier) -> Result<Self> {
-        let mut collect = Collect { scheme: self.scheme, layers: BTreeMap::new() };
-        let spec = model.spec();
-        // Layers are found by running the network once: no list of them to keep in step with the architecture.
-        let side = spec.example_side();
-        let probe =
-            Tensor::zeros((1, spec.channels, side, side), candle_core::DType::F32, model.head().weight().device())?;
-        model.forward(&mut collect, &probe)?;
-        self.layers = collect.layers;
+        let scheme = self.scheme;
+        self.layers = collect(model, |weight| round_weight(weight, scheme))?;
         Ok(self)
     }
 
@@ -226,17 +220,47 @@ impl Forward for Integer<'_> {
     }
 }
 
-/// Runs in full precision and keeps the rounded weights of every layer it meets.
-struct Collect {
-    scheme: Scheme,
-    layers: BTreeMap<String, (Tensor, Option<Tensor>)>,
+/// A layer of a model as integers.
+pub struct IntegerLayer {
+    /// `f32` integers in `[−2^(bits−1), 2^(bits−1)−1]`; output channels come first.
+    pub weight: Tensor,
+    /// What they are multiplied by: one number, or one an output channel, of the weight's rank.
+    pub scale: Tensor,
+    /// The bias, in full precision.
+    pub bias: Option<Tensor>,
 }
 
-impl Forward for Collect {
+/// The integers that `model` is rounded to, by layer name, batch norm folded in.
+pub fn integers(model: &dyn Classifier, scheme: Scheme) -> Result<BTreeMap<String, IntegerLayer>> {
+    let layers = collect(model, |weight| integer_weight(weight, scheme))?;
+    Ok(layers.into_iter().map(|(name, ((weight, scale), bias))| (name, IntegerLayer { weight, scale, bias })).collect())
+}
+
+/// What `round` makes of the weight of every layer, and its bias. Layers are found by running the network once: no list of
+/// them to keep in step with the architecture.
+fn collect<T>(
+    model: &dyn Classifier,
+    round: impl Fn(&Tensor) -> Result<T>,
+) -> Result<BTreeMap<String, (T, Option<Tensor>)>> {
+    let mut collect = Collect { round, layers: BTreeMap::new() };
+    let spec = model.spec();
+    let side = spec.example_side();
+    let probe = Tensor::zeros((1, spec.channels, side, side), candle_core::DType::F32, model.head().weight().device())?;
+    model.forward(&mut collect, &probe)?;
+    Ok(collect.layers)
+}
+
+/// Runs in full precision and keeps what `round` makes of the weights of every layer it meets.
+struct Collect<T, F> {
+    round: F,
+    layers: BTreeMap<String, (T, Option<Tensor>)>,
+}
+
+impl<T, F: Fn(&Tensor) -> Result<T>> Forward for Collect<T, F> {
     fn weights(&mut self, layer: Weighted<'_>) -> Result<(Tensor, Option<Tensor>)> {
         let (weight, bias) = layer.folded()?;
         // A deep copy: the model may train on, its quantized form stays.
-        let kept = (round_weight(&weight, self.scheme)?, bias.as_ref().map(Tensor::copy).transpose()?);
+        let kept = ((self.round)(&weight)?, bias.as_ref().map(Tensor::copy).transpose()?);
         self.layers.insert(layer.name().to_string(), kept);
         Ok((weight, bias))
     }
@@ -244,6 +268,12 @@ impl Forward for Collect {
 
 /// Rounds a weight tensor, output channels first, onto its grid of `2^bits` integers times a scale.
 pub fn round_weight(weight: &Tensor, scheme: Scheme) -> Result<Tensor> {
+    let (integers, scale) = integer_weight(weight, scheme)?;
+    Ok(integers.broadcast_mul(&scale)?)
+}
+
+/// The integers and their scale, which broadcasts to the weight's shape.
+fn integer_weight(weight: &Tensor, scheme: Scheme) -> Result<(Tensor, Tensor)> {
     let half = f64::from(1u32 << (scheme.bits - 1));
     let flat = weight.flatten_from(1)?;
     let largest = match scheme.granularity {
@@ -254,7 +284,9 @@ pub fn round_weight(weight: &Tensor, scheme: Scheme) -> Result<Tensor> {
     let scale = largest.affine(1.0 / (half - 0.5), 0.0)?;
     let scale = scale.eq(0f64)?.where_cond(&scale.ones_like()?, &scale)?;
     let q = Grid { scale: 1.0, low: -half, high: half - 1.0 }.round(&flat.broadcast_div(&scale)?)?;
-    Ok(q.broadcast_mul(&scale)?.reshape(weight.shape())?)
+    let mut dims = vec![1; weight.rank()];
+    dims[0] = scale.dim(0)?;
+    Ok((q.reshape(weight.shape())?, scale.reshape(dims)?))
 }
 
 /// Rounds activations onto 256 values that span `[low, high]` and contain 0.

@@ -102,6 +102,21 @@ impl Console {
         Ok(())
     }
 
+    /// Whether only warnings and errors are said.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
+    /// Shows the progress of another piece of work.
+    pub fn begin(&self, label: &str) {
+        let mut stage = self.stage();
+        stage.phase.clear();
+        stage.metric.clear();
+        stage.line_written = Instant::now();
+        stage.bar = self.screen.add(ProgressBar::new(0).with_style(style()).with_prefix(label.to_owned()));
+        stage.label = label.to_owned();
+    }
+
     /// Takes the bars away.
     pub fn done(&self) {
         self.stage().bar.finish_and_clear();
@@ -187,13 +202,7 @@ impl Observer for Console {
 
 impl RunObserver for Console {
     fn started(&self, step: &Step, of: usize) {
-        let label = label(step, of);
-        let mut stage = self.stage();
-        stage.phase.clear();
-        stage.metric.clear();
-        stage.line_written = Instant::now();
-        stage.bar = self.screen.add(ProgressBar::new(0).with_style(style()).with_prefix(label.clone()));
-        stage.label = label;
+        self.begin(&label(step, of));
     }
 
     fn finished(&self, step: &Step, report: &StageReport, of: usize) {

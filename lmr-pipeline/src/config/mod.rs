@@ -5,6 +5,7 @@
 
 mod layers;
 pub(crate) mod place;
+mod publish;
 mod resolved;
 
 use std::path::{Path, PathBuf};
@@ -24,9 +25,10 @@ use crate::problem::hint;
 use crate::registry::{AnyTrigger, STAGES, StageKind, TRIGGERS, TriggerKind};
 use crate::weights::Export;
 use place::{Faults, Place, read, show};
+pub use publish::PublishTable;
 
 /// The sections of a pipeline file.
-const SECTIONS: &[&str] = &["run", "model", "data", "trigger", "stage"];
+const SECTIONS: &[&str] = &["run", "model", "data", "trigger", "stage", "publish"];
 
 /// `[run]`: what is not about the model or the data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -202,6 +204,7 @@ pub(crate) struct Draft {
     /// Whether there is a `[trigger]`, readable or not.
     pub has_trigger: bool,
     pub stages: Vec<StageTable>,
+    pub publish: Option<PublishTable>,
     pub faults: Faults,
 }
 
@@ -255,7 +258,13 @@ impl Draft {
             }
             None => Vec::new(),
         };
-        Ok(Self { file: file.to_path_buf(), run, model, weights, data, trigger, has_trigger, stages, faults })
+        let publish = match table.contains_key("publish") {
+            true => section(&mut table, "publish", true, &mut faults),
+            false => None,
+        };
+        let publish = publish.and_then(|publish| read(publish, &Place::section("publish"), &mut faults));
+        let file = file.to_path_buf();
+        Ok(Self { file, run, model, weights, data, trigger, has_trigger, stages, publish, faults })
     }
 
     /// Where a relative path of the pipeline leads: from the working directory, else from the file's folder or one above.

@@ -39,6 +39,9 @@ impl Plan {
             pipeline.insert("trigger".into(), Value::Object(trigger));
         }
         pipeline.insert("stage".into(), Value::Array(stages));
+        if let Some(publish) = &self.publish {
+            pipeline.insert("publish".into(), value(serde_json::to_value(publish))?);
+        }
         let mut pipeline = Value::Object(pipeline);
         strip_null(&mut pipeline);
         toml::to_string(&pipeline).map_err(|error| internal(&error))

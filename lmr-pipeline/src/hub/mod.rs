@@ -18,6 +18,7 @@ pub(crate) mod names;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod upload;
 
 use std::path::PathBuf;
 
@@ -30,6 +31,10 @@ pub use client::Patience;
 use client::{Client, Fault};
 use download::Download;
 pub use error::{HubError, Refusal};
+#[cfg(test)]
+pub(crate) use tree::Large;
+pub(crate) use tree::Listed;
+pub(crate) use upload::{UploadError, Writer};
 
 /// What the Hub says about a repository takes less, unless it has very many files.
 const MAX_INFO: u64 = 32 << 20;

@@ -15,30 +15,56 @@ const MAX_PAGES: usize = 100;
 struct Entry {
     #[serde(rename = "type")]
     kind: String,
-    path: String,
+    #[serde(flatten)]
+    file: Listed,
+}
+
+/// A file as a listing has it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Listed {
+    /// Its path.
+    pub path: String,
+    /// Git's name of it; of a large one, that of the pointer to it.
+    pub oid: Option<String>,
+    /// What is known of a file that is kept apart from git.
+    pub lfs: Option<Large>,
+}
+
+/// A file that is kept apart from git.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Large {
+    /// SHA-256 of its bytes.
+    pub oid: String,
+    /// How many bytes it has.
+    pub size: u64,
 }
 
 /// The paths of all files at a commit whose names can be asked for.
 pub fn files(client: &Client, kind: RepoKind, repo: &str, commit: &str) -> Result<Vec<String>, HubError> {
+    Ok(entries(client, kind, repo, commit)?.into_iter().map(|file| file.path).collect())
+}
+
+/// All files at a commit whose names can be asked for.
+pub fn entries(client: &Client, kind: RepoKind, repo: &str, commit: &str) -> Result<Vec<Listed>, HubError> {
     list(client, kind, repo, commit).map_err(|fault| {
         fault.about(|reason| HubError::Unlisted { repo: format!("{} at {commit}", kind.describe(repo)), reason })
     })
 }
 
-fn list(client: &Client, kind: RepoKind, repo: &str, commit: &str) -> Result<Vec<String>, Fault> {
+fn list(client: &Client, kind: RepoKind, repo: &str, commit: &str) -> Result<Vec<Listed>, Fault> {
     let (owner, name) = repo.split_once('/').unwrap_or((repo, ""));
     let mut url = client.url(["api", kind.plural(), owner, name, "tree", commit]);
     url.set_query(Some("recursive=true"));
     let mut files = Vec::new();
     for _ in 0..MAX_PAGES {
         let (page, headers) = client.json::<Vec<Entry>>(&url, MAX_PAGE)?;
-        for entry in page {
-            if !names::is_below(&entry.path) {
-                let shown = shorten(&entry.path);
+        for Entry { kind, file } in page {
+            if !names::is_below(&file.path) {
+                let shown = shorten(&file.path);
                 return Err(Fault::malformed(format!("names the file \"{shown}\", which is outside the repository")));
             }
-            if entry.kind == "file" && names::check_path(&entry.path).is_ok() {
-                files.push(entry.path);
+            if kind == "file" && names::check_path(&file.path).is_ok() {
+                files.push(file);
             }
         }
         let Some(next) = next_page(&headers) else { return Ok(files) };

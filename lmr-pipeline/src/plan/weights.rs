@@ -170,6 +170,13 @@ fn check_model_config(model: &ModelSpec, config: &ModelConfig, head: Option<Head
     compare("norm-eps", eps(model.norm_eps), eps(config.layer_norm_eps));
     let means = config.preprocessing.as_ref().map(|images| images.mean.len());
     compare("channels", text(Some(model.channels)), text(means));
+    let compared = ["classes", "channels", "patch-size", "norm-eps"];
+    for difference in config.model.iter().flat_map(|written| written.differing(model)) {
+        let key = difference.split(' ').next().unwrap_or_default();
+        if !compared.contains(&key) {
+            faults.add(&place.key(key), format!("expected {difference}, as the checkpoint's config.json has"));
+        }
+    }
 }
 
 impl Plan {

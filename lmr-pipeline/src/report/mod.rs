@@ -178,7 +178,8 @@ pub struct Measurement<'a> {
 }
 
 impl<'a> Measurement<'a> {
-    fn of(stage: &'a StageReport) -> Option<Self> {
+    /// What a stage measured, if it is one that measures.
+    pub fn of(stage: &'a StageReport) -> Option<Self> {
         let number = |key: &str| stage.outcome.get(key).and_then(Value::as_f64);
         // Only a stage that evaluates has both.
         stage.outcome.get("samples")?;

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use ::safetensors::Dtype;
 use ::safetensors::tensor::TensorView;
+use candle_core::Tensor;
+use lmr_plugin::models::naming::{Scheme, from_torchvision};
 use lmr_plugin::nn::StateDict;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -44,8 +46,7 @@ pub struct Stored {
     pub dtype: Dtype,
 }
 
-/// Names, dtypes and order of a checkpoint's tensors. Whoever renames tensors to a model's names has to undo that before
-/// [`Layout::write`]: it wants the names that [`Checkpoint::state`](super::Checkpoint::state) has.
+/// Names, dtypes and order of a checkpoint's tensors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// What kind of file it was.
@@ -71,8 +72,40 @@ impl Export {
 }
 
 impl Layout {
+    /// One safetensors file with the names and dtypes of `state`.
+    pub fn of(state: &StateDict) -> Self {
+        let stored = |(name, tensor): (&String, &Tensor)| Stored { name: name.clone(), dtype: tensor.dtype().into() };
+        Self {
+            container: Container::Safetensors,
+            key: String::new(),
+            prefix: String::new(),
+            entries: state.iter().map(stored).collect(),
+            skipped: Vec::new(),
+        }
+    }
+
+    /// The same tensors without what a wrapper put before their names.
+    pub fn unwrapped(&self) -> Self {
+        let entry = |entry: &Stored| Stored { name: self.short(entry).to_string(), dtype: entry.dtype };
+        Self { prefix: String::new(), entries: self.entries.iter().map(entry).collect(), ..self.clone() }
+    }
+
+    /// The naming of a vision transformer's tensors; `None` for another network.
+    pub fn scheme(&self) -> Option<Scheme> {
+        Scheme::detect(self.entries.iter().map(|entry| self.short(entry)))
+    }
+
+    /// As [`Layout::write`], for tensors under the names that models here have: those of a vision transformer become the
+    /// checkpoint's again.
+    pub fn write_model(&self, state: &StateDict, export: Export) -> Result<Vec<u8>> {
+        match self.scheme() {
+            Some(scheme) => self.write(&from_torchvision(state, scheme)?, export),
+            None => self.write(state, export),
+        }
+    }
+
     /// A file with the numbers of `state` under the names and in the dtypes of the checkpoint, the same bytes for the same
-    /// numbers. Numbers are rounded to the nearest; an error if one is too large for the dtype.
+    /// numbers. `state` has the names that [`Checkpoint::state`](super::Checkpoint::state) has. Numbers are rounded to the nearest; an error if one is too large for the dtype.
     ///
     /// A counter (`num_batches_tracked`) that the checkpoint did not have is left out; every other difference in names is
     /// an error. What the file had beside the state dict is not written.

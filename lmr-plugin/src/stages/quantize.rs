@@ -37,7 +37,8 @@ impl Quantize {
         Quantized::calibrate(model, self.scheme(), clean, run)
     }
 
-    fn scheme(&self) -> Scheme {
+    /// How it rounds.
+    pub fn scheme(&self) -> Scheme {
         Scheme { bits: self.bits, granularity: self.weights, activations: self.activations }
     }
 }

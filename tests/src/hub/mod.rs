@@ -14,6 +14,7 @@ mod download;
 mod fault;
 mod repository;
 mod server;
+mod upload;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -143,9 +144,11 @@ impl State {
     /// What the Hub answers; the one place that knows every endpoint.
     pub fn answer(&mut self, request: &Request) -> Answer {
         self.requests.push(request.clone());
-        let honest = |state: &Self| match request.host {
+        let honest = |state: &mut Self| match request.host {
             Host::Cdn => download::blob(state, request),
-            Host::Hub => download::answer(state, request).unwrap_or_else(|| Answer::error(404, None, "no such page")),
+            Host::Hub => upload::answer(state, request)
+                .or_else(|| download::answer(state, request))
+                .unwrap_or_else(|| Answer::error(404, None, "no such page")),
         };
         match fault::take(&mut self.faults, request) {
             Some(Effect::Answer(answer)) => answer,

@@ -44,6 +44,11 @@ impl Repositories {
         self.0.get(&(kind, id.to_owned()))
     }
 
+    /// A repository to change, if it exists.
+    pub fn get_mut(&mut self, kind: Kind, id: &str) -> Option<&mut Repository> {
+        self.0.get_mut(&(kind, id.to_owned()))
+    }
+
     /// A repository, made with an empty first commit on `main` if it does not exist.
     pub fn create(&mut self, kind: Kind, id: &str) -> &mut Repository {
         self.0.entry((kind, id.to_owned())).or_insert_with(|| {

@@ -3,6 +3,7 @@
 mod bench;
 mod inspect;
 mod pipeline;
+mod publish;
 mod repeat;
 mod schema;
 mod stages;
@@ -15,6 +16,8 @@ use comfy_table::{Table, presets};
 pub enum Command {
     /// Runs a pipeline, or continues one that was stopped.
     Pipeline(pipeline::Arguments),
+    /// Publishes the purified model of a finished run on the Hugging Face Hub.
+    Publish(publish::Arguments),
     /// Shows what a checkpoint holds, and what looks wrong in it.
     Inspect(inspect::Arguments),
     /// Runs a pipeline with several seeds and prints median and worst of what it measures.
@@ -33,6 +36,7 @@ impl Command {
     pub fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Pipeline(arguments) => arguments.run(),
+            Self::Publish(arguments) => arguments.run(),
             Self::Inspect(arguments) => arguments.run(),
             Self::Repeat(arguments) => arguments.run(),
             Self::Bench(arguments) => arguments.run(),

@@ -9,6 +9,7 @@ use lmr_pipeline::plan::RemoteInput;
 use lmr_pipeline::report::{Report, percent};
 use lmr_pipeline::{Options, Overrides, Plan, run};
 
+use super::publish::publish;
 use super::table;
 use crate::console::{Console, Verbosity};
 use crate::threads;
@@ -54,15 +55,21 @@ impl Arguments {
             return print(&[vec![planned(&plan, &reused)], from_hub(&plan)?].concat().join("\n"));
         }
         console.handle_interrupts()?;
+        if let Some(table) = plan.publish.as_ref().filter(|table| !table.dry_run) {
+            lmr_pipeline::publish::check_access(table, &Hub::from_env(), &console)?;
+        }
         let report = run::run(&mut plan, &options, &console);
         console.done();
         let report = report?;
-        if self.quiet {
-            return Ok(());
-        }
         let folder = options.folder(&plan);
-        print(&summary(&plan, &report))?;
-        print(&format!("{:.1} s; report: {}", report.run.seconds, folder.join("report.md").display()))
+        if !self.quiet {
+            print(&summary(&plan, &report))?;
+            print(&format!("{:.1} s; report: {}", report.run.seconds, folder.join("report.md").display()))?;
+        }
+        match &plan.publish {
+            Some(table) => publish(&folder, table, None, &console),
+            None => Ok(()),
+        }
     }
 }
 
@@ -82,6 +89,12 @@ fn planned(plan: &Plan, reused: &[bool]) -> String {
             (step.kind.gives)().join(", "),
             if *reused { "finished, would be reused".into() } else { "would run".to_string() },
         ]);
+    }
+    if let Some(to) = &plan.publish {
+        let what = if to.dry_run { "would be written, not sent" } else { "would be sent" };
+        let target = format!("{}, branch {}", to.repo, to.revision);
+        let from = to.stage.clone().unwrap_or_default();
+        table.add_row([String::new(), target, "publish".into(), from, String::new(), String::new(), what.into()]);
     }
     table.to_string()
 }
