@@ -219,7 +219,7 @@ fn lira_noise_stays_within_epsilon_and_repeats_itself(
 fn dynamic_triggers_are_each_images_own(clean: &StateDict) {
     let network = network(clean);
     let attack = Dynamic { mask_epochs: 2, training: quick(1), ..Dynamic::default() };
-    let train = images(64, 1);
+    let train = images(160, 1);
     let (trigger, report) = attack.implant(network.as_ref(), (&train, &normalization()), 1, &Run::quiet(0)).unwrap();
     assert_eq!((report.mask.len(), report.epochs.len()), (2, 1));
     assert!(report.mask[1] < report.mask[0], "{:?}", report.mask);

@@ -148,7 +148,7 @@ fn generators_train(
             }
             values(&(forward(&mut how, &x) * &dy).unwrap()).iter().sum::<f64>()
         };
-        let step = 2e-4;
+        let step = 2e-5;
         let slope = (loss_at(step) - loss_at(-step)) / (2.0 * step);
         // Kinks of ReLU and max pooling, and 32 bits.
         assert!((slope - expected).abs() < 0.05 * expected.abs() + 2.0, "{expected} against {slope}");
