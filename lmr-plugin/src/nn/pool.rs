@@ -34,7 +34,8 @@ impl Windows {
     /// corners.
     pub fn doubled(size: usize) -> Self {
         let window = |o: usize| {
-            let (near, far) = (o / 2, if o % 2 == 0 { (o / 2).saturating_sub(1) } else { (o / 2 + 1).min(size - 1) });
+            let (near, far) =
+                (o / 2, if o.is_multiple_of(2) { (o / 2).saturating_sub(1) } else { (o / 2 + 1).min(size - 1) });
             if near == far { vec![(near, 1.0)] } else { vec![(near, 0.75), (far, 0.25)] }
         };
         Self((0..2 * size).map(window).collect())

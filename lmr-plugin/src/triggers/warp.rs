@@ -132,7 +132,7 @@ impl Trigger for Warped {
         for _ in 0..b {
             // U[−1, 1] / side in units of half a side.
             let shift = |(i, g): (usize, &f32)| {
-                let side = if i % 2 == 0 { w } else { h };
+                let side = if i.is_multiple_of(2) { w } else { h };
                 (g + (2.0 * rng.random::<f32>() - 1.0) / side as f32).clamp(-1.0, 1.0)
             };
             shifted.extend(grid.iter().enumerate().map(shift));
