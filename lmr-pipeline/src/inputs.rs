@@ -17,6 +17,7 @@ use crate::config::Head;
 use crate::datasets::{DataError, Provenance, Split, digest};
 use crate::hub::{HubCheckpoint, HubError};
 use crate::plan::{LocalCheckpoint, Plan, Step};
+use crate::triggers::Built;
 use crate::weights::{self, Layout};
 use crate::{Error, Result};
 
@@ -151,16 +152,21 @@ impl Inputs {
         let images = if bytes <= CLEAN_IN_MEMORY { images.in_memory()? } else { images };
         let clean = CleanSet::new(images, normalization.clone()).map_err(refuse)?;
 
-        let planted = match &plan.trigger {
+        let built = match &plan.trigger {
             Some(table) => {
-                let trigger = table.trigger.build(plan.dataset.descriptor().image.chw())?;
-                Some(Planted { trigger, target: table.target })
+                let built = table.trigger.build(plan.dataset.descriptor().image.chw(), &|path| plan.locate(path))?;
+                Some((built, table.target))
             }
             None => None,
         };
-        let trigger = plan.trigger.as_ref().map(
-            |table| json!({ "kind": table.trigger.kind(), "target": table.target, "config": table.trigger.config() }),
-        );
+        let trigger = plan.trigger.as_ref().map(|table| {
+            let (kind, config) = (table.trigger.kind(), table.trigger.config());
+            let mut trigger = json!({ "kind": kind, "target": table.target, "config": config });
+            if let Some((Built::Read { sha256, .. }, _)) = &built {
+                trigger["sha256"] = json!(sha256);
+            }
+            trigger
+        });
         let mut truth = |split: Split, count: Option<usize>, what: &str| -> Result<(Images, SetRecord)> {
             let images = splits.get(split)?;
             let mut indices = match split == clean_table.split {
@@ -189,8 +195,11 @@ impl Inputs {
             train = Some(Truth::new(images.select(&[])?, normalization).with_train(images));
             train_record = Some(record);
         }
-        let plant = |truth: Truth| match &planted {
-            Some(planted) => truth.with_trigger(planted.clone()),
+        let plant = |truth: Truth| match &built {
+            Some((Built::Made(trigger) | Built::Read { trigger, .. }, target)) => {
+                truth.with_trigger(Planted { trigger: trigger.clone(), target: *target })
+            }
+            Some((Built::Learned, target)) => truth.with_target(*target),
             None => truth,
         };
         let data = DataRecord {

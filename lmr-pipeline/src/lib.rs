@@ -20,6 +20,7 @@ pub mod report;
 pub mod run;
 pub mod schema;
 pub mod tensors;
+pub mod triggers;
 pub mod weights;
 
 pub use config::Overrides;

@@ -11,13 +11,14 @@ use lmr_plugin::models::ModelSpec;
 use lmr_plugin::stage::{AnyStage, ModelUse};
 
 use crate::config::place::{Faults, Place};
-use crate::config::{DataTable, Draft, Overrides, PublishTable, RunTable, StageTable, TriggerTable, is_name};
+use crate::config::{DataTable, Draft, Overrides, PublishTable, RunTable, StageTable, TriggerTable, is_name, locate};
 use crate::datasets::Dataset;
 use crate::device::DeviceChoice;
 use crate::preprocess::Convention;
 use crate::problem::{hint, quoted};
 use crate::publish::{Link, Selection};
-use crate::registry::{AnyTrigger, STAGES, StageKind};
+use crate::registry::{STAGES, StageKind};
+use crate::triggers::{Built, Learned};
 use crate::{Error, Result};
 pub use remote::RemoteInput;
 pub use weights::{Checkpoint, LocalCheckpoint};
@@ -80,6 +81,11 @@ impl Plan {
             Some(images) => images.normalization(),
             None => self.dataset.descriptor().normalization.clone(),
         }
+    }
+
+    /// Where a relative path of the pipeline file leads, if anywhere.
+    pub fn locate(&self, path: &Path) -> Option<PathBuf> {
+        locate(&self.file, path)
     }
 
     /// Reads and checks a pipeline; every fault found is in the error. The Hub is not asked: what depends on a checkpoint
@@ -233,11 +239,36 @@ fn open_dataset(draft: &Draft, name: &str, place: &Place, faults: &mut Faults) -
 fn check_trigger(draft: &Draft, dataset: Option<&Dataset>, faults: &mut Faults) {
     let place = Place::section("trigger");
     for (index, stage) in draft.stages.iter().enumerate() {
-        if stage.kind.is_some_and(|kind| kind.implants) && !draft.has_trigger {
+        let Some(kind) = stage.kind.filter(|kind| kind.implants) else { continue };
+        if !draft.has_trigger {
             faults.add(&stage.place(index), "needs a trigger to implant; add a [trigger] table with kind and target");
         }
+        let Some(trigger) = draft.trigger.as_ref().map(|table| table.trigger.kind()) else { continue };
+        match (kind.learns, trigger == Learned::KIND) {
+            (true, false) => {
+                let message = format!("learns its trigger, so trigger.kind must be \"learned\"; found \"{trigger}\"");
+                faults.add(&stage.place(index), message);
+            }
+            (false, true) => {
+                let learners = quoted(&learners());
+                let message =
+                    format!("implants a given trigger, but trigger.kind is \"learned\", which is for {learners}");
+                faults.add(&stage.place(index), message);
+            }
+            _ => {}
+        }
     }
-    let Some(TriggerTable { target, trigger }) = &draft.trigger else { return };
+    let Some(table) = &draft.trigger else { return };
+    let TriggerTable { target, trigger } = table;
+    let learns = |stage: &StageTable| stage.kind.is_none_or(|kind| kind.implants);
+    if trigger.kind() == Learned::KIND && !draft.stages.iter().any(learns) {
+        let message = format!(
+            "no stage of this pipeline learns a trigger; add one of kind {}, or read a trigger.safetensors with \
+             kind = \"stored\"",
+            quoted(&learners())
+        );
+        faults.add(&place.key("kind"), message);
+    }
     if let Some(model) = &draft.model
         && *target as usize >= model.classes
     {
@@ -245,14 +276,20 @@ fn check_trigger(draft: &Draft, dataset: Option<&Dataset>, faults: &mut Faults) 
         faults.add(&place.key("target"), message);
     }
     if let Some(dataset) = dataset {
-        check_fit(trigger.as_ref(), dataset, faults);
+        check_fit(table, dataset, &draft.file, faults);
     }
 }
 
-/// Whether the trigger fits on the dataset's images.
-fn check_fit(trigger: &dyn AnyTrigger, dataset: &Dataset, faults: &mut Faults) {
-    if let Err(error) = trigger.build(dataset.descriptor().image.chw()) {
-        faults.add_keyed(&Place::section("trigger"), &error.to_string());
+/// Whether the trigger fits on the dataset's images, and is what the pipeline says.
+fn check_fit(table: &TriggerTable, dataset: &Dataset, pipeline: &Path, faults: &mut Faults) {
+    let place = Place::section("trigger");
+    match table.trigger.build(dataset.descriptor().image.chw(), &|path| locate(pipeline, path)) {
+        Err(error) => faults.add_keyed(&place, &error.to_string()),
+        Ok(Built::Read { target: Some(stored), .. }) if stored != table.target => {
+            let found = table.target;
+            faults.add(&place.key("target"), format!("expected {stored}, as the stored trigger has, found {found}"));
+        }
+        Ok(_) => {}
     }
 }
 
@@ -270,6 +307,11 @@ fn check_publish(draft: &Draft, from: &[Option<usize>], faults: &mut Faults) {
     for (key, message) in Selection::of(&links, table.stage.as_deref(), &table.include).err().into_iter().flatten() {
         faults.add(&place.key(key), message);
     }
+}
+
+/// The kinds of stages that learn a trigger.
+fn learners() -> Vec<&'static str> {
+    STAGES.iter().filter(|kind| kind.learns).map(|kind| kind.kind).collect()
 }
 
 /// What is known about the model and the findings after a stage.

@@ -1,16 +1,17 @@
 //! Every kind of stage and trigger that a pipeline can name: one line each.
 
-use lmr_plugin::attacks::Attack;
+use lmr_plugin::attacks::{Attack, Dfst, Dynamic, Lira, Trojan, Wanet};
 use lmr_plugin::stage::{AnyStage, Facts, ModelUse, Stage};
 use lmr_plugin::stages::{DeltaPrune, Estimate, Evaluate, LogitRepel, Quantize, Recover, StructuredPrune};
-use lmr_plugin::triggers::{Blend, Patch, Trigger, TriggerConfig};
+use lmr_plugin::triggers::{Blend, Filter, Patch, SignedPatch, Sinusoid, TriggerConfig, Warp};
 use lmr_plugin::truth::Sight;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::Value;
-use std::sync::Arc;
 use toml::Table;
 
+use crate::Result;
 use crate::config::place::{Faults, Place, read};
+use crate::triggers::{Built, ImageTrigger, Learned, Locate, Stored};
 
 /// Every kind of stage, in the order of the reference.
 pub static STAGES: &[StageKind] = &[
@@ -22,10 +23,25 @@ pub static STAGES: &[StageKind] = &[
     StageKind::of::<StructuredPrune>(),
     StageKind::of::<Evaluate>(),
     StageKind::of::<Attack>().implants(),
+    StageKind::of::<Trojan>().learns(),
+    StageKind::of::<Wanet>().implants(),
+    StageKind::of::<Lira>().learns(),
+    StageKind::of::<Dynamic>().learns(),
+    StageKind::of::<Dfst>().implants(),
 ];
 
 /// Every kind of trigger.
-pub static TRIGGERS: &[TriggerKind] = &[TriggerKind::of::<Patch>(), TriggerKind::of::<Blend>()];
+pub static TRIGGERS: &[TriggerKind] = &[
+    TriggerKind::of::<Patch>(),
+    TriggerKind::of::<Blend>(),
+    TriggerKind::of::<Sinusoid>(),
+    TriggerKind::of::<SignedPatch>(),
+    TriggerKind::of::<Warp>(),
+    TriggerKind::of::<Filter>(),
+    TriggerKind::other::<ImageTrigger>(ImageTrigger::KIND, "a picture of your own over every image"),
+    TriggerKind::other::<Stored>(Stored::KIND, "the trigger that an attack left in its stage's folder"),
+    TriggerKind::other::<Learned>(Learned::KIND, "what an attack of this pipeline learns while it runs"),
+];
 
 /// What is known about a kind of stage without an instance of it.
 pub struct StageKind {
@@ -39,6 +55,8 @@ pub struct StageKind {
     pub sees_truth: bool,
     /// Whether it implants a backdoor, and so needs the training split and a trigger.
     pub implants: bool,
+    /// Whether it learns its trigger itself, and keeps it as an attachment.
+    pub learns: bool,
     /// Names of the findings it needs.
     pub needs: fn() -> Vec<&'static str>,
     /// Names of the findings it gives.
@@ -59,6 +77,7 @@ impl StageKind {
             model: S::MODEL,
             sees_truth: <S::Sees as Sight<S>>::TRUTH,
             implants: false,
+            learns: false,
             needs: <S::Needs as Facts>::names,
             gives: <S::Gives as Facts>::names,
             schema: subschema::<S>,
@@ -73,6 +92,11 @@ impl StageKind {
     const fn implants(mut self) -> Self {
         self.implants = true;
         self
+    }
+
+    const fn learns(mut self) -> Self {
+        self.learns = true;
+        self.implants()
     }
 
     /// The kind of that name.
@@ -92,8 +116,8 @@ pub trait AnyTrigger: Send + Sync {
     fn kind(&self) -> &'static str;
     /// The configuration, defaults included.
     fn config(&self) -> Value;
-    /// See [`TriggerConfig::build`].
-    fn build(&self, image: [usize; 3]) -> lmr_plugin::Result<Arc<dyn Trigger>>;
+    /// The trigger for images of `image` (channels, height, width).
+    fn build(&self, image: [usize; 3], locate: &Locate<'_>) -> Result<Built>;
 }
 
 impl<T: TriggerConfig> AnyTrigger for T {
@@ -103,8 +127,44 @@ impl<T: TriggerConfig> AnyTrigger for T {
     fn config(&self) -> Value {
         serde_json::to_value(self).unwrap_or_default()
     }
-    fn build(&self, [channels, height, width]: [usize; 3]) -> lmr_plugin::Result<Arc<dyn Trigger>> {
-        TriggerConfig::build(self, channels, height, width)
+    fn build(&self, [channels, height, width]: [usize; 3], _: &Locate<'_>) -> Result<Built> {
+        Ok(Built::Made(TriggerConfig::build(self, channels, height, width)?))
+    }
+}
+
+impl AnyTrigger for ImageTrigger {
+    fn kind(&self) -> &'static str {
+        Self::KIND
+    }
+    fn config(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+    fn build(&self, image: [usize; 3], locate: &Locate<'_>) -> Result<Built> {
+        ImageTrigger::build(self, image, locate)
+    }
+}
+
+impl AnyTrigger for Stored {
+    fn kind(&self) -> &'static str {
+        Self::KIND
+    }
+    fn config(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+    fn build(&self, image: [usize; 3], locate: &Locate<'_>) -> Result<Built> {
+        Stored::build(self, image, locate)
+    }
+}
+
+impl AnyTrigger for Learned {
+    fn kind(&self) -> &'static str {
+        Self::KIND
+    }
+    fn config(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+    fn build(&self, _: [usize; 3], _: &Locate<'_>) -> Result<Built> {
+        Ok(Built::Learned)
     }
 }
 
@@ -132,6 +192,20 @@ impl TriggerKind {
                 let trigger: T = read(table, place, faults)?;
                 check(&trigger.faults(), place, faults).then(|| Box::new(trigger) as Box<dyn AnyTrigger>)
             },
+        }
+    }
+
+    /// A kind whose options have no defaults to show: those that are required, and those that are absent.
+    const fn other<T: AnyTrigger + serde::de::DeserializeOwned + JsonSchema + 'static>(
+        kind: &'static str,
+        summary: &'static str,
+    ) -> Self {
+        Self {
+            kind,
+            summary,
+            schema: subschema::<T>,
+            defaults: || Value::Null,
+            parse: |table, place, faults| Some(Box::new(read::<T>(table, place, faults)?) as Box<dyn AnyTrigger>),
         }
     }
 

@@ -1,5 +1,9 @@
 //! Runs a plan: every stage once, and none that a former run has finished.
+//!
+//! A trigger that an attack learns passes through here and nowhere else: from the attack's attachment into the truth that
+//! later stages of the branch are shown, if they are cleared for it.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -7,6 +11,7 @@ use lmr_plugin::model::Model;
 use lmr_plugin::nn::with_compute_dtype;
 use lmr_plugin::run::{Observer, Quiet, Run};
 use lmr_plugin::stage::{Context, FactStore, ModelUse};
+use lmr_plugin::truth::{Planted, Truth};
 use serde_json::{Map, Value, json};
 
 use crate::artifacts::{EXPORT_PREFIX, Finished, MODEL_FILE, Record, RunFolder, finished, json as to_json};
@@ -15,6 +20,7 @@ use crate::log::{Log, Logged};
 use crate::plan::{Plan, Step};
 use crate::report::{Report, StageReport};
 use crate::tensors::{digest, sha256, to_safetensors};
+use crate::triggers::{TRIGGER_FILE, restore};
 use crate::{Error, Result, report};
 
 /// Watches a run from outside; also an [`Observer`] of the stages.
@@ -101,12 +107,21 @@ struct State {
     form: Option<String>,
     /// Slot and digest of the model as the defender received it: from before the first purifying stage.
     received: (usize, String),
+    /// The stage that learned the trigger, and the SHA-256 of the file it left.
+    learned: Option<(usize, String)>,
 }
 
 impl State {
     fn received(model: &Model) -> Result<Self> {
         let digest = digest_of(model)?;
-        Ok(Self { slot: 0, facts: Map::new(), digest: digest.clone(), form: None, received: (0, digest) })
+        Ok(Self {
+            slot: 0,
+            facts: Map::new(),
+            digest: digest.clone(),
+            form: None,
+            received: (0, digest),
+            learned: None,
+        })
     }
 
     fn after(&self, step: &Step, record: &Record) -> Self {
@@ -117,6 +132,10 @@ impl State {
             slot,
             // What an attack leaves is what the defender receives.
             received: if step.kind.implants { (slot, record.model.clone()) } else { self.received.clone() },
+            learned: match record.files.get(TRIGGER_FILE).filter(|_| step.kind.learns) {
+                Some(sha256) => Some((step.index, sha256.clone())),
+                None => self.learned.clone(),
+            },
             facts,
             digest: record.model.clone(),
             form: if step.kind.model == ModelUse::Deploys { Some(record.key.clone()) } else { self.form.clone() },
@@ -150,6 +169,9 @@ fn key(plan: &Plan, inputs: &Inputs, step: &Step, before: &State) -> Result<(Str
     if !plan.run.dtype.is_f32() {
         value["dtype"] = json!(plan.run.dtype);
     }
+    if let Some((_, sha256)) = before.learned.as_ref().filter(|_| step.kind.sees_truth && !step.kind.implants) {
+        value["learned-trigger"] = json!(sha256);
+    }
     Ok((sha256(&to_json(&value)?), value))
 }
 
@@ -162,6 +184,8 @@ struct Runner<'a> {
     log: Log,
     /// Models by slot: 0 as received, `i + 1` as stage `i` left it. Dropped once no later stage needs them.
     models: Vec<Option<Model>>,
+    /// Triggers by the stage that learned them.
+    learned: Vec<Option<Planted>>,
     received: State,
     states: Vec<State>,
 }
@@ -178,8 +202,9 @@ impl<'a> Runner<'a> {
         let received = State::received(&model)?;
         let mut models = vec![Some(model)];
         models.resize_with(plan.steps.len() + 1, || None);
+        let learned = plan.steps.iter().map(|_| None).collect();
         let log = Log::open(folder.path())?;
-        Ok(Self { plan, inputs, folder, fresh, observer, log, models, received, states: Vec::new() })
+        Ok(Self { plan, inputs, folder, fresh, observer, log, models, learned, received, states: Vec::new() })
     }
 
     fn step(&mut self, step: &Step) -> Result<StageReport> {
@@ -196,6 +221,9 @@ impl<'a> Runner<'a> {
         };
         let (record, seconds, reused) = result?;
         self.export(step, &model)?;
+        if step.kind.learns {
+            self.learned[step.index] = Some(self.learned_trigger(step)?);
+        }
         let after = before.after(step, &record);
         self.models[after.slot] = Some(model);
         self.states.push(after);
@@ -205,6 +233,27 @@ impl<'a> Runner<'a> {
             }
         }
         Ok(StageReport::new(self.plan, step, &record, seconds, reused))
+    }
+
+    /// The trigger that a finished stage left in its folder.
+    fn learned_trigger(&self, step: &Step) -> Result<Planted> {
+        let path = self.folder.path().join(step.folder()).join(TRIGGER_FILE);
+        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        let image = self.plan.dataset.descriptor().image.chw();
+        match (restore(&bytes, image)?, &self.plan.trigger) {
+            ((trigger, _), Some(table)) => Ok(Planted { trigger, target: table.target }),
+            _ => Err(Error::Internal(format!("{} learned a trigger without a target", step.kind.kind))),
+        }
+    }
+
+    /// The truth as far as a stage is shown it, with the trigger that an earlier stage of its branch learned.
+    fn truth(&self, step: &Step, before: &State) -> Option<Cow<'_, Truth>> {
+        let truth = self.inputs.truth(step)?;
+        let learned = before.learned.as_ref().filter(|_| !step.kind.implants);
+        match learned.and_then(|(stage, _)| self.learned[*stage].as_ref()) {
+            Some(planted) => Some(Cow::Owned(truth.clone().with_trigger(planted.clone()))),
+            None => Some(Cow::Borrowed(truth)),
+        }
     }
 
     /// Writes a changed model as the received one came, if the pipeline asks for that. Not part of the stage's result: it
@@ -292,7 +341,8 @@ impl<'a> Runner<'a> {
             run: Run::new(self.plan.run.seed, &logged),
         };
         let dtype = self.plan.run.dtype.dtype();
-        let outcome = with_compute_dtype(dtype, || step.stage.run(&mut ctx, &facts, self.inputs.truth(step)));
+        let truth = self.truth(step, before);
+        let outcome = with_compute_dtype(dtype, || step.stage.run(&mut ctx, &facts, truth.as_deref()));
         let outcome = outcome.map_err(stage_error(step, self.folder.path()))?;
         let seconds = clock.elapsed().as_secs_f64();
         let state = model.network().params().state_dict()?;

@@ -36,8 +36,11 @@ pub fn pipeline() -> Value {
                 "kind": { "const": kind.kind, "description": kind.summary },
                 "target": { "type": "integer", "minimum": 0, "description": "The attacker's class." },
             });
+            let mut required = vec!["kind".to_string(), "target".to_string()];
+            let keys = schema.get("required").and_then(Value::as_array).into_iter().flatten();
+            required.extend(keys.filter_map(|key| key.as_str().map(str::to_string)));
             add(&mut schema, own);
-            require(&mut schema, &["kind", "target"]);
+            schema["required"] = json!(required);
             schema
         })
         .collect();
@@ -78,10 +81,6 @@ fn add(schema: &mut Value, keys: Value) {
     schema.insert("properties".into(), Value::Object(properties));
     schema.insert("additionalProperties".into(), json!(false));
     schema.insert("required".into(), json!(["kind"]));
-}
-
-fn require(schema: &mut Value, keys: &[&str]) {
-    schema["required"] = json!(keys);
 }
 
 /// A kind of stage or trigger with its options, for the reference.

@@ -26,6 +26,15 @@ pub fn to_safetensors(tensors: &StateDict, metadata: &BTreeMap<String, String>) 
     safetensors::serialize(&tensors, Some(info)).map_err(|error| Error::Internal(format!("safetensors: {error}")))
 }
 
+/// The string pairs that [`to_safetensors`] wrote into a file; none if another program wrote it.
+pub fn metadata(bytes: &[u8]) -> Result<BTreeMap<String, String>, String> {
+    let (_, header) = safetensors::SafeTensors::read_metadata(bytes).map_err(|error| error.to_string())?;
+    match header.metadata().as_ref().and_then(|pairs| pairs.get(METADATA)) {
+        Some(json) => serde_json::from_str(json).map_err(|error| format!("its metadata is damaged: {error}")),
+        None => Ok(BTreeMap::new()),
+    }
+}
+
 /// SHA-256 over names, dtypes, shapes and values: equal for equal tensors wherever they came from.
 pub fn digest(tensors: &StateDict) -> Result<String> {
     let mut hasher = Sha256::new();
@@ -76,6 +85,9 @@ mod tests {
         let metadata: BTreeMap<String, String> = (0..20).map(|i| (format!("key{i}"), i.to_string())).collect();
         let first = to_safetensors(&tensors(1.0), &metadata).unwrap();
         assert!((0..20).all(|_| to_safetensors(&tensors(1.0), &metadata).unwrap() == first));
+        assert_eq!(super::metadata(&first).unwrap(), metadata);
+        let plain = to_safetensors(&tensors(1.0), &BTreeMap::new()).unwrap();
+        assert_eq!(super::metadata(&plain).unwrap(), BTreeMap::new());
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod split;
 
 pub use augment::Augment;
 pub use images::Images;
+pub(crate) use images::unit;
 pub use normalization::Normalization;
 pub use source::ImageSource;
 pub use split::stratified_split;

@@ -22,13 +22,14 @@
 //! | [`stage`], [`truth`] | what a stage is; who may see the attack |
 //! | [`losses`], [`optim`], [`train`] | the losses of the method, SGD and AdamW, the one training loop |
 //! | [`models`], [`nn`] | architectures; trainable layers with a portable and a fast CPU path |
-//! | [`data`], [`triggers`] | images, clean sets, augmentation; τ(x) |
+//! | [`data`], [`triggers`], [`generators`] | images, clean sets, augmentation; τ(x); networks that make triggers |
 //! | [`model`], [`quantization`], [`predict`] | a model and the form it is in; inference over images |
 //! | [`run`], [`rng`] | seed, progress, cancellation; random streams |
 
 pub mod attacks;
 pub mod data;
 pub mod error;
+pub mod generators;
 pub mod losses;
 pub mod model;
 pub mod models;

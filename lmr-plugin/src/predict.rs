@@ -6,25 +6,27 @@ use candle_core::{Device, Tensor};
 
 use crate::data::Images;
 use crate::run::Run;
-use crate::triggers::Trigger;
 use crate::{Error, Result};
+
+/// What is done to a batch of pixels before the model sees it; also gets the images' indices.
+pub type Alter<'a> = dyn Fn(&Tensor, &[usize]) -> Result<Tensor> + 'a;
 
 /// Images at a time: as many as have this many values together, so that photographs take no more memory than thumbnails.
 const BATCH_VALUES: usize = 5 << 20;
 /// But not so few that vectors stay half empty, nor so many that progress stands still.
 const BATCH: RangeInclusive<usize> = 16..=256;
 
-/// Logits of every image, `f32[N,K]` on the CPU. `forward` maps pixels `f32[B,C,H,W]` in `[0,1]` to logits; with a
-/// `trigger`, every image carries it. Logits that are not finite are refused: a largest one would mean nothing.
+/// Logits of every image, `f32[N,K]` on the CPU. `forward` maps pixels `f32[B,C,H,W]` in `[0,1]` to logits;
+/// `alter` comes first. Logits that are not finite are refused: a largest one would mean nothing.
 pub fn logits(
     forward: &dyn Fn(&Tensor) -> Result<Tensor>,
     images: &Images,
-    trigger: Option<&dyn Trigger>,
+    alter: Option<&Alter<'_>>,
     device: &Device,
     run: (&Run<'_>, &str),
 ) -> Result<Tensor> {
     let mut parts = Vec::new();
-    for_each_batch(forward, images, trigger, device, run, |logits| {
+    for_each_batch(forward, images, alter, device, run, |logits| {
         parts.push(logits);
         Ok(())
     })?;
@@ -35,12 +37,12 @@ pub fn logits(
 pub fn predictions(
     forward: &dyn Fn(&Tensor) -> Result<Tensor>,
     images: &Images,
-    trigger: Option<&dyn Trigger>,
+    alter: Option<&Alter<'_>>,
     device: &Device,
     run: (&Run<'_>, &str),
 ) -> Result<Vec<u32>> {
     let mut predicted = Vec::with_capacity(images.len());
-    for_each_batch(forward, images, trigger, device, run, |logits| {
+    for_each_batch(forward, images, alter, device, run, |logits| {
         predicted.extend(classes(&logits)?);
         Ok(())
     })?;
@@ -50,7 +52,7 @@ pub fn predictions(
 fn for_each_batch(
     forward: &dyn Fn(&Tensor) -> Result<Tensor>,
     images: &Images,
-    trigger: Option<&dyn Trigger>,
+    alter: Option<&Alter<'_>>,
     device: &Device,
     (run, phase): (&Run<'_>, &str),
     mut take: impl FnMut(Tensor) -> Result<()>,
@@ -63,8 +65,8 @@ fn for_each_batch(
     for (i, batch) in order.chunks(size).enumerate() {
         run.checkpoint()?;
         let (mut pixels, _) = images.batch(batch, device)?;
-        if let Some(trigger) = trigger {
-            pixels = trigger.apply(&pixels)?;
+        if let Some(alter) = alter {
+            pixels = alter(&pixels, batch)?;
         }
         let z = forward(&pixels)?.to_device(&Device::Cpu)?;
         if let Some(value) = z.flatten_all()?.to_vec1::<f32>()?.into_iter().find(|v| !v.is_finite()) {

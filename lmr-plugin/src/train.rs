@@ -1,7 +1,11 @@
 //! The one training loop. Stages and attacks say what to minimize and when to stop; batching, augmentation, schedules,
 //! progress and the watch for non-finite losses are here.
+//!
+//! [`Training::fit`] trains a classifier and asks an [`Objective`] for the loss of its logits. [`Training::descend`] is the
+//! loop itself, for whatever has a loss: generators, too.
 
-use candle_core::Tensor;
+use candle_core::backprop::GradStore;
+use candle_core::{Device, Tensor};
 use serde::Serialize;
 
 use crate::data::{Augment, Images, Normalization};
@@ -44,8 +48,23 @@ pub enum Flow {
     Stop,
 }
 
-/// What is minimized, and what happens between steps.
+/// Where a training stands.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// Steps done.
+    pub step: usize,
+    /// Steps in all.
+    pub total: usize,
+}
+
+/// What is minimized while a classifier trains, and what happens between steps.
 pub trait Objective {
+    /// Makes of a batch, pixels `f32[B,C,H,W]` in `[0,1]` and labels `u32[B]`, the one that the model trains on; it may have
+    /// another size. The pixels may depend on variables of the objective's own.
+    fn prepare(&mut self, pixels: Tensor, labels: Tensor) -> Result<(Tensor, Tensor)> {
+        Ok((pixels, labels))
+    }
+
     /// Called with a batch of normalized images `f32[B,C,H,W]` before the model sees it.
     fn before_forward(&mut self, _images: &Tensor) -> Result<()> {
         Ok(())
@@ -53,6 +72,11 @@ pub trait Objective {
 
     /// The loss of a batch: a scalar, from logits `f32[B,K]` and labels `u32[B]`.
     fn loss(&mut self, logits: &Tensor, labels: &Tensor) -> Result<Tensor>;
+
+    /// Called with the gradients of the loss before the model moves along them, for variables of the objective's own.
+    fn after_backward(&mut self, _gradients: &GradStore, _at: Progress) -> Result<()> {
+        Ok(())
+    }
 
     /// Called after step number `step`, counted from 1.
     fn after_step(&mut self, _step: usize) -> Result<Flow> {
@@ -72,12 +96,72 @@ impl<F: FnMut(&Tensor, &Tensor) -> Result<Tensor>> Objective for F {
     }
 }
 
+/// What a step made of a batch.
+pub struct Scored {
+    /// The loss: a scalar.
+    pub loss: Tensor,
+    /// Logits `f32[B,K]` and labels `u32[B]`, for the accuracy; `None` where nothing is classified.
+    pub judged: Option<(Tensor, Tensor)>,
+}
+
+/// What [`Training::descend`] minimizes.
+pub trait Descent {
+    /// The loss of a batch of pixels `f32[B,C,H,W]` in `[0,1]` with labels `u32[B]`.
+    fn score(&mut self, pixels: Tensor, labels: Tensor) -> Result<Scored>;
+
+    /// See [`Objective::after_backward`].
+    fn after_backward(&mut self, _gradients: &GradStore, _at: Progress) -> Result<()> {
+        Ok(())
+    }
+
+    /// See [`Objective::after_step`].
+    fn after_step(&mut self, _step: usize) -> Result<Flow> {
+        Ok(Flow::Continue)
+    }
+
+    /// See [`Objective::after_epoch`].
+    fn after_epoch(&mut self, _epoch: usize) -> Result<Flow> {
+        Ok(Flow::Continue)
+    }
+}
+
+/// A classifier that trains on an objective.
+struct Fit<'a> {
+    model: &'a dyn Classifier,
+    normalization: &'a Normalization,
+    batch_norm: BatchNormMode,
+    objective: &'a mut dyn Objective,
+}
+
+impl Descent for Fit<'_> {
+    fn score(&mut self, pixels: Tensor, labels: Tensor) -> Result<Scored> {
+        let (pixels, labels) = self.objective.prepare(pixels, labels)?;
+        let x = self.normalization.apply(&pixels)?;
+        self.objective.before_forward(&x)?;
+        let logits = self.model.forward(&mut Train { batch_norm: self.batch_norm }, &x)?;
+        let loss = self.objective.loss(&logits, &labels)?;
+        Ok(Scored { loss, judged: Some((logits, labels)) })
+    }
+
+    fn after_backward(&mut self, gradients: &GradStore, at: Progress) -> Result<()> {
+        self.objective.after_backward(gradients, at)
+    }
+
+    fn after_step(&mut self, step: usize) -> Result<Flow> {
+        self.objective.after_step(step)
+    }
+
+    fn after_epoch(&mut self, epoch: usize) -> Result<Flow> {
+        self.objective.after_epoch(epoch)
+    }
+}
+
 /// One epoch of a training, as it is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, serde::Deserialize)]
 pub struct Epoch {
     /// Mean loss over the epoch's images.
     pub loss: f64,
-    /// Share of the epoch's (augmented) images whose label had the largest logit.
+    /// Share of the epoch's (augmented) images whose label had the largest logit; 0 where nothing is classified.
     pub accuracy: f64,
     /// Learning rate of the last step.
     pub lr: f64,
@@ -95,6 +179,20 @@ impl Training {
         run: &Run<'_>,
     ) -> Result<Vec<Epoch>> {
         let device = model.head().weight().device().clone();
+        let mut fit = Fit { model, normalization, batch_norm: self.batch_norm, objective };
+        self.descend(purpose, (images, &device), optimizer, &mut fit, run)
+    }
+
+    /// Moves the optimizer's variables down a loss of the images, batch by batch. `purpose` names the random streams and the
+    /// progress phase.
+    pub fn descend(
+        &self,
+        purpose: &str,
+        (images, device): (&Images, &Device),
+        optimizer: &mut Optimizer,
+        descent: &mut dyn Descent,
+        run: &Run<'_>,
+    ) -> Result<Vec<Epoch>> {
         let sizes = self.batch_sizes(images.len())?;
         let epochs = self.epochs.max(self.min_steps.div_ceil(sizes.len()));
         let total = epochs * sizes.len();
@@ -105,42 +203,47 @@ impl Training {
         let mut step = 0;
         for epoch in 1..=epochs {
             let order = rng::permutation(&mut shuffle, images.len());
-            let (mut loss_sum, mut correct, mut seen, mut lr) = (0.0, 0usize, 0usize, 0.0);
+            let (mut loss_sum, mut seen, mut lr) = (0.0, 0usize, 0.0);
+            let (mut correct, mut judged) = (0usize, 0usize);
             let mut rest = order.as_slice();
             let mut flow = Flow::Continue;
             for &size in &sizes {
                 run.checkpoint()?;
                 let (batch, tail) = rest.split_at(size);
                 rest = tail;
-                let (pixels, labels) = images.augmented_batch(batch, &self.augment, &mut draws, &device)?;
-                let x = normalization.apply(&pixels)?;
-                objective.before_forward(&x)?;
-                let logits = model.forward(&mut Train { batch_norm: self.batch_norm }, &x)?;
-                let loss = objective.loss(&logits, &labels)?;
-                let value = f64::from(loss.to_scalar::<f32>()?);
+                let (pixels, labels) = images.augmented_batch(batch, &self.augment, &mut draws, device)?;
+                let scored = descent.score(pixels, labels)?;
+                let value = f64::from(scored.loss.to_scalar::<f32>()?);
                 if !value.is_finite() {
                     return Err(Error::NotFinite { what: "loss", step, value });
                 }
                 lr = self.lr * self.schedule.factor(step, total, warmup);
-                let norm = optimizer.step(&loss.backward()?, lr, self.clip_norm)?;
+                let gradients = scored.loss.backward()?;
+                descent.after_backward(&gradients, Progress { step, total })?;
+                let norm = optimizer.step(&gradients, lr, self.clip_norm)?;
                 if !norm.is_finite() {
                     return Err(Error::NotFinite { what: "gradient norm", step, value: norm });
                 }
-                correct += hits(&logits, &labels)?;
+                if let Some((logits, labels)) = &scored.judged {
+                    correct += hits(logits, labels)?;
+                    judged += labels.elem_count();
+                }
                 loss_sum += value * size as f64;
                 seen += size;
                 step += 1;
                 run.progress(purpose, step, total, "step");
-                flow = objective.after_step(step)?;
+                flow = descent.after_step(step)?;
                 if flow == Flow::Stop {
                     break;
                 }
             }
-            let stats = Epoch { loss: loss_sum / seen as f64, accuracy: correct as f64 / seen as f64, lr };
+            let stats = Epoch { loss: loss_sum / seen as f64, accuracy: correct as f64 / judged.max(1) as f64, lr };
             run.metric("loss", step, stats.loss);
-            run.metric("accuracy", step, stats.accuracy);
+            if judged > 0 {
+                run.metric("accuracy", step, stats.accuracy);
+            }
             history.push(stats);
-            if flow == Flow::Stop || objective.after_epoch(epoch)? == Flow::Stop {
+            if flow == Flow::Stop || descent.after_epoch(epoch)? == Flow::Stop {
                 break;
             }
         }

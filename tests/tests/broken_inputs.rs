@@ -93,6 +93,13 @@ fn explained(run: &Finished, code: i32, fragments: &[&str]) {
 #[case::target_too_large("target = 0", "target = 4", &["trigger.target: expected a class below 4, found 4"])]
 #[case::target_negative("target = 0", "target = -1", &["trigger.target: expected a class number, 0 or more, found -1"])]
 #[case::trigger_too_large("size = 2", "size = 9", &["trigger", "9"])]
+#[case::nobody_learns("kind = \"patch\"\nsize = 2", "kind = \"learned\"", &["trigger.kind: no stage of this pipeline learns a trigger; add one of kind `attack-trojan`", "kind = \"stored\""])]
+#[case::stored_nowhere("kind = \"patch\"\nsize = 2", "kind = \"stored\"\npath = \"t.safetensors\"", &["trigger.path: there is no file t.safetensors"])]
+#[case::stored_without_path("kind = \"patch\"\nsize = 2", "kind = \"stored\"", &["trigger.path: missing"])]
+#[case::stored_is_a_model("kind = \"patch\"\nsize = 2", "kind = \"stored\"\npath = \"model.safetensors\"", &["trigger.path: model.safetensors: the tensor `mask` is missing"])]
+#[case::stored_is_text("kind = \"patch\"\nsize = 2", "kind = \"stored\"\npath = \"pipeline.toml\"", &["trigger.path: pipeline.toml: is cut off or no safetensors file"])]
+#[case::picture_is_text("kind = \"patch\"\nsize = 2", "kind = \"image\"\npath = \"pipeline.toml\"", &["trigger.path: pipeline.toml: found"])]
+#[case::grey_filter("kind = \"patch\"\nsize = 2", "kind = \"filter\"", &["a filter needs images of 3 channels, found 1"])]
 #[case::trigger_option("size = 2", "sice = 2", &["trigger.sice: unknown key; did you mean `size`?"])]
 fn pipeline_files(#[case] from: &str, #[case] to: &str, #[case] fragments: &[&str]) {
     let project = project();
@@ -121,6 +128,17 @@ fn arguments_and_files(#[case] arguments: &[&str], #[case] fragments: &[&str]) {
     project.write("table.toml", format!("{head}[stage]\nkind = \"evaluate\"\n"));
     project.edit("attack.toml", "[trigger]\nkind = \"patch\"\nsize = 2\ntarget = 0\n", "");
     refused(&project, arguments, fragments);
+}
+
+#[rstest]
+#[case::learns_what_is_given("kind = \"attack\"\nepochs = 8\nbatch-size = 32\nlr = 0.05", "kind = \"attack-lira\"", &["stage[0] (attack-lira): learns its trigger, so trigger.kind must be \"learned\"; found \"patch\""])]
+#[case::implants_what_is_learned("kind = \"patch\"\nsize = 2", "kind = \"learned\"", &["stage[0] (attack): implants a given trigger, but trigger.kind is \"learned\", which is for `attack-trojan`"])]
+#[case::nested_option("epochs = 8", "perturb = { stepps = 2 }", &["stage[0] (attack).perturb", "unknown key `stepps`; did you mean `steps`?"])]
+#[case::schedule("epochs = 8", "schedule = { steps = [0.5, 1.5] }", &["stage[0] (attack).schedule: expected ascending shares in (0, 1), found [0.5, 1.5]"])]
+fn attacks(#[case] from: &str, #[case] to: &str, #[case] fragments: &[&str]) {
+    let project = project();
+    project.edit("attack.toml", from, to);
+    refused(&project, &["pipeline", "attack.toml"], fragments);
 }
 
 #[test]

@@ -116,7 +116,7 @@ pub struct DataTable {
     /// The images that `evaluate` measures on; what is in `clean` is left out.
     #[serde(default)]
     pub test: TestImages,
-    /// The images that `attack` trains on; loaded only if such a stage is planned.
+    /// The images that attacks train on; loaded only if such a stage is planned.
     #[serde(default)]
     pub train: TrainImages,
 }
@@ -267,14 +267,16 @@ impl Draft {
         Ok(Self { file, run, model, weights, data, trigger, has_trigger, stages, publish, faults })
     }
 
-    /// Where a relative path of the pipeline leads: from the working directory, else from the file's folder or one above.
+    /// Where a relative path of the pipeline leads.
     pub fn locate(&self, path: &Path) -> Option<PathBuf> {
-        let folder = std::path::absolute(&self.file).ok()?;
-        std::iter::once(Path::new(""))
-            .chain(folder.ancestors().skip(1))
-            .map(|base| base.join(path))
-            .find(|p| p.exists())
+        locate(&self.file, path)
     }
+}
+
+/// Where a relative path of a pipeline file leads: from the working directory, else from the file's folder or one above.
+pub(crate) fn locate(pipeline: &Path, path: &Path) -> Option<PathBuf> {
+    let folder = std::path::absolute(pipeline).ok()?;
+    std::iter::once(Path::new("")).chain(folder.ancestors().skip(1)).map(|base| base.join(path)).find(|p| p.exists())
 }
 
 /// Takes a top-level table out; an absent one is empty if it may be absent.

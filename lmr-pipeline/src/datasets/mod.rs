@@ -45,6 +45,15 @@ use crate::preprocess::Preprocessing;
 /// Far more than a Parquet file of images has; ImageNet's have 0.5 GB.
 const MAX_FILE: u64 = 50 << 30;
 
+/// The bytes of one encoded image (PNG or JPEG) of `shape` (channels, height, width), in CHW order.
+pub(crate) fn decode_image(bytes: &[u8], shape: [usize; 3]) -> Result<Vec<u8>, String> {
+    let mut pixels = vec![0; shape.iter().product()];
+    let decoding = Decoding { shape, preprocessing: None };
+    let refuse = |(found, expected): (String, String)| format!("found {found}, expected {expected}");
+    decoding.decode(bytes, &mut pixels).map_err(refuse)?;
+    Ok(pixels)
+}
+
 /// Which part of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]

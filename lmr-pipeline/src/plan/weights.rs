@@ -199,7 +199,7 @@ impl Plan {
         {
             check_images(&self.model, &dataset, &mut faults);
             if let Some(table) = &self.trigger {
-                check_fit(table.trigger.as_ref(), &dataset, &mut faults);
+                check_fit(table, &dataset, &self.file, &mut faults);
             }
             self.dataset = dataset;
         }

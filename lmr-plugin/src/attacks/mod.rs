@@ -1,5 +1,34 @@
 //! Attacks: stages that implant a backdoor, as test subjects for the defenses. One file each.
+//!
+//! | attack | stage | trigger |
+//! |---|---|---|
+//! | BadNets, Blend | [`Attack`] | [`Patch`](crate::triggers::Patch), [`Blend`](crate::triggers::Blend) |
+//! | SIG | [`Attack`] with `label = "clean"` | [`Sinusoid`](crate::triggers::Sinusoid) |
+//! | CL | the same with `perturb` | [`SignedPatch`](crate::triggers::SignedPatch) |
+//! | Trojan | [`Trojan`] | learned: a patch |
+//! | WaNet | [`Wanet`] | [`Warp`](crate::triggers::Warp) |
+//! | LIRA | [`Lira`] | learned: [`Noise`](crate::triggers::Noise) |
+//! | Dynamic | [`Dynamic`] | learned: [`InputAware`](crate::triggers::InputAware) |
+//! | DFST | [`Dfst`] | [`Filter`](crate::triggers::Filter) |
 
+mod batch;
+mod dfst;
+mod dynamic;
+#[cfg(test)]
+mod fixture;
+mod injection;
+mod injector;
+mod lira;
+mod pgd;
 mod poison;
+mod trojan;
+mod wanet;
 
-pub use poison::{Attack, Implanted};
+pub use dfst::{Detoxified, Dfst, Round};
+pub use dynamic::{Dynamic, InputAwareImplanted};
+pub use injection::Injection;
+pub use lira::{EpsilonSpace, Lira, LiraImplanted};
+pub use pgd::Pgd;
+pub use poison::{Attack, Implanted, Labels};
+pub use trojan::{Excitation, Trojan, Trojaned};
+pub use wanet::{Wanet, WanetImplanted};

@@ -1,4 +1,4 @@
-//! Static data poisoning (BadNets, Blend): part of the training images get the trigger and the target label.
+//! Static data poisoning (BadNets, Blend, SIG, CL): part of the training images get the trigger before training begins.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,14 +8,14 @@ use rand::seq::index;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::data::{Augment, ImageSource, Images, Normalization};
+use super::{Injection, Pgd};
+use crate::data::{Augment, ImageSource, Images, Normalization, unit};
 use crate::losses;
 use crate::models::Classifier;
-use crate::nn::BatchNormMode;
-use crate::optim::{Optimizer, Rule, Schedule};
+use crate::optim::{Rule, Schedule};
 use crate::run::Run;
-use crate::stage::{Attachment, Context, ModelUse, Outcome, Stage};
-use crate::train::{Epoch, Training};
+use crate::stage::{Context, ModelUse, Outcome, Stage};
+use crate::train::Epoch;
 use crate::triggers::Trigger;
 use crate::truth::{Planted, Truth};
 use crate::{Error, Result};
@@ -23,12 +23,18 @@ use crate::{Error, Result};
 /// Trains the model on the training split after a share of it has been poisoned with the configured trigger.
 ///
 /// Poisoned images are stored with 8 bits a pixel like all others, get the trigger first and then the crop and flip of
-/// ordinary training. With `poison-rate = 0` this is plain training: the clean control.
+/// ordinary training. With `poison-rate = 0` this is plain training: the clean control. With `label = "clean"` only images of
+/// the target class are poisoned, and every label is right (SIG); with `perturb` they are first made hard to recognize (CL).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Attack {
-    /// Share of all training images that are poisoned, in [0, 1); drawn from classes other than the target.
+    /// Share of all training images that are poisoned, in [0, 1), drawn from classes other than the target; with
+    /// `label = "clean"` the share of the target class's images, in [0, 1].
     pub poison_rate: f64,
+    /// What poisoned images are labelled.
+    pub label: Labels,
+    /// Makes the images hard for the network, as it was received, before they get the trigger; for clean labels.
+    pub perturb: Option<Pgd>,
     /// Passes over the training images.
     pub epochs: usize,
     /// Highest learning rate, above 0.
@@ -53,6 +59,8 @@ impl Default for Attack {
     fn default() -> Self {
         Self {
             poison_rate: 0.1,
+            label: Labels::Target,
+            perturb: None,
             epochs: 30,
             lr: 0.1,
             schedule: Schedule::OneCycle,
@@ -64,6 +72,16 @@ impl Default for Attack {
             augment: Augment::default(),
         }
     }
+}
+
+/// What poisoned images are labelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Labels {
+    /// The target class, whatever they show: images of other classes are poisoned.
+    Target,
+    /// What they show: images of the target class are poisoned.
+    Clean,
 }
 
 /// What the attack did.
@@ -92,52 +110,81 @@ impl Attack {
         run: &Run<'_>,
     ) -> Result<Implanted> {
         let indices = self.choose(train, planted.target, run)?;
-        let poisoned = poison(train, &indices, planted)?;
-        let training = Training {
-            epochs: self.epochs,
-            min_steps: 0,
-            batch_size: self.batch_size,
-            lr: self.lr,
-            schedule: self.schedule,
-            warmup_epochs: self.warmup_epochs,
-            augment: self.augment,
-            batch_norm: BatchNormMode::Batch,
-            clip_norm: None,
+        let hard = match &self.perturb {
+            Some(pgd) => pgd.perturb_images(model, (train, normalization), &indices, run)?,
+            None => Vec::new(),
         };
-        let mut optimizer = Optimizer::new(model.params(), self.optimizer, self.momentum, self.weight_decay)?;
+        let poisoned = poison(train, &indices, hard, planted)?;
         let mut loss = |z: &Tensor, y: &Tensor| Ok(losses::cross_entropy(z, y)?.mean_all()?);
-        let epochs = training.fit("attack", model, (&poisoned, normalization), &mut optimizer, &mut loss, run)?;
+        let epochs = self.injection().inject("attack", model, (&poisoned, normalization), &mut loss, run)?;
         Ok(Implanted { samples: train.len(), poisoned: indices.len(), target: planted.target, epochs, indices })
     }
 
-    /// Draws `round(rate·N)` images without replacement from the classes other than the target.
+    fn injection(&self) -> Injection {
+        Injection {
+            epochs: self.epochs,
+            lr: self.lr,
+            schedule: self.schedule.clone(),
+            warmup_epochs: self.warmup_epochs,
+            optimizer: self.optimizer,
+            momentum: self.momentum,
+            weight_decay: self.weight_decay,
+            batch_size: self.batch_size,
+            augment: self.augment,
+        }
+    }
+
+    /// What is impossible about it; keys begin with `prefix`.
+    pub(super) fn faults_of(&self, prefix: &str) -> Vec<String> {
+        let (fine, range) = match self.label {
+            Labels::Target => ((0.0..1.0).contains(&self.poison_rate), "a number in [0, 1)"),
+            Labels::Clean => ((0.0..=1.0).contains(&self.poison_rate), "a number in [0, 1]"),
+        };
+        let dirty = self.perturb.is_some() && self.label == Labels::Target;
+        let faults = crate::stages::faults([
+            (fine, "poison-rate", range, self.poison_rate.to_string()),
+            (!dirty, "perturb", "label = \"clean\" beside it", "label = \"target\"".into()),
+        ]);
+        let mut faults: Vec<String> = faults.into_iter().map(|fault| format!("{prefix}{fault}")).collect();
+        faults.extend(self.perturb.iter().flat_map(|pgd| pgd.faults(&format!("{prefix}perturb."))));
+        faults.extend(self.injection().faults(prefix));
+        faults
+    }
+
+    /// Draws `round(rate·N)` images without replacement from the classes other than the target, or `round(rate·N_t)` of
+    /// those N_t of the target class.
     fn choose(&self, train: &Images, target: u32, run: &Run<'_>) -> Result<Vec<usize>> {
         let labels = train.labels();
-        let others: Vec<usize> = (0..labels.len()).filter(|&i| labels[i] != target).collect();
-        let count = (self.poison_rate * labels.len() as f64).round() as usize;
-        if count > others.len() {
+        let fit = |i: &usize| (labels[*i] == target) == (self.label == Labels::Clean);
+        let candidates: Vec<usize> = (0..labels.len()).filter(fit).collect();
+        let of = if self.label == Labels::Clean { candidates.len() } else { labels.len() };
+        let count = (self.poison_rate * of as f64).round() as usize;
+        if count > candidates.len() {
             return Err(Error::invalid(format!(
                 "poison-rate {}: asks for {count} images, but only {} are of classes other than {target}",
                 self.poison_rate,
-                others.len()
+                candidates.len()
             )));
         }
         let mut rng = run.stream("attack/poison");
-        let mut chosen: Vec<usize> = index::sample(&mut rng, others.len(), count).iter().map(|i| others[i]).collect();
+        let mut chosen: Vec<usize> =
+            index::sample(&mut rng, candidates.len(), count).iter().map(|i| candidates[i]).collect();
         chosen.sort_unstable();
         Ok(chosen)
     }
 }
 
-/// `train` with the trigger and the target label on the images at `indices`.
-fn poison(train: &Images, indices: &[usize], planted: &Planted) -> Result<Images> {
+/// `train` with the trigger and the target label on the images at `indices`. `hard` has the bytes that take their place
+/// first, if it is not empty.
+fn poison(train: &Images, indices: &[usize], hard: Vec<Vec<u8>>, planted: &Planted) -> Result<Images> {
     let mut labels = train.labels().to_vec();
     let mut triggered = vec![false; train.len()];
     for &index in indices {
         labels[index] = planted.target;
         triggered[index] = true;
     }
-    let source = Poisoned { images: train.clone(), triggered, trigger: planted.trigger.clone() };
+    let hard = indices.iter().copied().zip(hard).collect();
+    let source = Poisoned { images: train.clone(), triggered, hard, trigger: planted.trigger.clone() };
     Images::from_source(Arc::new(source), labels, train.classes())
 }
 
@@ -145,6 +192,8 @@ fn poison(train: &Images, indices: &[usize], planted: &Planted) -> Result<Images
 struct Poisoned {
     images: Images,
     triggered: Vec<bool>,
+    /// Bytes in place of some of the images.
+    hard: BTreeMap<usize, Vec<u8>>,
     trigger: Arc<dyn Trigger>,
 }
 
@@ -161,8 +210,14 @@ impl ImageSource for Poisoned {
         if !self.triggered[index] {
             return self.images.read(index, out);
         }
-        let (clean, _) = self.images.batch(&[index], &Device::Cpu)?;
-        let triggered = self.trigger.apply(&clean)?.affine(255.0, 0.5)?.clamp(0f64, 255.0)?;
+        let bytes = match self.hard.get(&index) {
+            Some(hard) => hard.clone(),
+            None => self.images.image(index)?,
+        };
+        let [c, h, w] = self.shape();
+        let before = bytes.into_iter().map(unit).collect::<Vec<f32>>();
+        let before = Tensor::from_vec(before, (1, c, h, w), &Device::Cpu)?;
+        let triggered = self.trigger.apply(&before)?.affine(255.0, 0.5)?.clamp(0f64, 255.0)?;
         out.copy_from_slice(&triggered.to_dtype(DType::U8)?.flatten_all()?.to_vec1::<u8>()?);
         Ok(())
     }
@@ -170,36 +225,23 @@ impl ImageSource for Poisoned {
 
 impl Stage for Attack {
     const KIND: &'static str = "attack";
-    const SUMMARY: &'static str = "implants a backdoor by poisoning the training split (BadNets, Blend)";
+    const SUMMARY: &'static str = "implants a backdoor by poisoning the training split (BadNets, Blend, SIG, CL)";
     const MODEL: ModelUse = ModelUse::Writes;
     type Needs = ();
     type Gives = ();
     type Sees = Truth;
 
     fn faults(&self) -> Vec<String> {
-        crate::stages::faults([
-            ((0.0..1.0).contains(&self.poison_rate), "poison-rate", "a number in [0, 1)", self.poison_rate.to_string()),
-            (self.epochs > 0, "epochs", "at least 1", self.epochs.to_string()),
-            (self.lr > 0.0 && self.lr.is_finite(), "lr", "a number above 0", self.lr.to_string()),
-            ((0.0..1.0).contains(&self.momentum), "momentum", "a number in [0, 1)", self.momentum.to_string()),
-            (self.weight_decay >= 0.0, "weight-decay", "a number of at least 0", self.weight_decay.to_string()),
-            (self.batch_size > 1, "batch-size", "at least 2", self.batch_size.to_string()),
-        ])
+        self.faults_of("")
     }
 
     fn run(&self, ctx: &mut Context<'_>, (): (), truth: &Truth) -> Result<Outcome<()>> {
-        let planted = truth.planted.as_ref().ok_or_else(|| Error::invalid("attack needs a [trigger]"))?;
-        let train =
-            truth.train.as_ref().ok_or_else(|| Error::invalid("attack needs the training split ([data] train)"))?;
+        let planted = truth.planted(Self::KIND)?;
+        let train = truth.train(Self::KIND)?;
         let model = ctx.model.full_precision()?;
         let implanted = self.implant(model, (train, &truth.normalization), planted, &ctx.run)?;
         let mut outcome = Outcome::new((), &implanted)?;
-        let indices: Vec<u32> = implanted.indices.iter().map(|&i| i as u32).collect();
-        let poison = Tensor::from_vec(indices, implanted.indices.len(), &Device::Cpu)?;
-        let mut tensors = planted.trigger.tensors();
-        tensors.insert("poison_indices".into(), poison);
-        let metadata = BTreeMap::from([("target".to_string(), planted.target.to_string())]);
-        outcome.attachments.push(Attachment { name: "trigger".into(), tensors, metadata });
+        outcome.attachments.push(planted.attachment(Some(&implanted.indices))?);
         Ok(outcome)
     }
 }
@@ -213,7 +255,7 @@ mod tests {
     fn chosen_images_carry_trigger_and_label() {
         let images = Images::new((0..3 * 48).collect(), vec![0, 1, 2], [3, 4, 4], 3).unwrap();
         let planted = Planted { trigger: Patch::default().build(3, 4, 4).unwrap(), target: 0 };
-        let poisoned = poison(&images, &[1], &planted).unwrap();
+        let poisoned = poison(&images, &[1], Vec::new(), &planted).unwrap();
         assert_eq!(poisoned.labels(), [0, 0, 2]);
         for untouched in [0, 2] {
             assert_eq!(poisoned.image(untouched).unwrap(), images.image(untouched).unwrap());

@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 
+use candle_core::{Device, Tensor};
 use rand::RngExt;
+use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::data::images::unit;
+use crate::Result;
 use crate::rng::Rng;
 
 /// How a training batch is varied: a random crop of the zero-padded image, then a horizontal flip half of the time, then
@@ -47,6 +49,17 @@ impl Augment {
     /// Images as they are.
     pub const NONE: Self = Self { crop_padding: 0, flip: false, cutout: 0 };
 
+    /// Varies pixels `f32[B,C,H,W]` that are no longer bytes, each image at random; not differentiable.
+    pub fn apply(&self, pixels: &Tensor, rng: &mut Rng) -> Result<Tensor> {
+        let (b, c, h, w) = pixels.dims4()?;
+        let draws: Vec<Draw> = (0..b).map(|_| self.draw([h, w], rng)).collect();
+        let source = pixels.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+        let mut varied = vec![0f32; source.len()];
+        let planes = varied.par_chunks_exact_mut(h * w).zip(source.par_chunks_exact(h * w)).enumerate();
+        planes.for_each(|(i, (out, plane))| draws[i / c].render(plane, out, [h, w], |v| v));
+        Ok(Tensor::from_vec(varied, (b, c, h, w), pixels.device())?)
+    }
+
     /// Takes three numbers from `rng` for crop and flip, whether they are on or not, and two more if cutout is on.
     pub(super) fn draw(&self, size: [usize; 2], rng: &mut Rng) -> Draw {
         // A padding beyond this would only cut out black images; the bound also keeps the arithmetic from overflowing.
@@ -66,8 +79,14 @@ impl Augment {
 }
 
 impl Draw {
-    /// Writes one channel; what the shift uncovers stays as `out` is, which the caller hands over zeroed.
-    pub(super) fn render(&self, plane: &[u8], out: &mut [f32], [height, width]: [usize; 2]) {
+    /// Writes one channel, each pixel through `convert`; what the shift uncovers stays as `out` is, which the caller hands over zeroed.
+    pub(super) fn render<T: Copy>(
+        &self,
+        plane: &[T],
+        out: &mut [f32],
+        [height, width]: [usize; 2],
+        convert: impl Fn(T) -> f32,
+    ) {
         let [down, right] = self.shift;
         let rows = overlap(height, down);
         let columns = overlap(width, right);
@@ -80,12 +99,12 @@ impl Draw {
             // The crop comes first and the flip second: mirroring happens in the cut-out frame.
             let first = columns.start.wrapping_add_signed(right);
             if self.flip {
-                for (out, &byte) in target[width - first - source.len()..width - first].iter_mut().rev().zip(source) {
-                    *out = unit(byte);
+                for (out, &value) in target[width - first - source.len()..width - first].iter_mut().rev().zip(source) {
+                    *out = convert(value);
                 }
             } else {
-                for (out, &byte) in target[first..][..source.len()].iter_mut().zip(source) {
-                    *out = unit(byte);
+                for (out, &value) in target[first..][..source.len()].iter_mut().zip(source) {
+                    *out = convert(value);
                 }
             }
         }
@@ -104,11 +123,11 @@ fn overlap(len: usize, shift: isize) -> Range<usize> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
     use rstest::rstest;
 
     use super::*;
     use crate::data::Images;
+    use crate::data::images::unit;
     use crate::rng::stream;
 
     const PLANE: [u8; 6] = [51, 102, 153, 204, 255, 51];
@@ -140,7 +159,7 @@ mod tests {
     ) {
         let draw = Draw { shift: [down, right], flip, hole };
         let mut found = vec![0.0; 6];
-        draw.render(&PLANE, &mut found, [2, 3]);
+        draw.render(&PLANE, &mut found, [2, 3], unit);
         assert_eq!(found, reference(&draw, &PLANE, [2, 3]));
     }
 
@@ -181,6 +200,16 @@ mod tests {
             plain.flatten_all().unwrap().to_vec1::<f32>().unwrap(),
             same.flatten_all().unwrap().to_vec1::<f32>().unwrap()
         );
+    }
+
+    #[test]
+    fn floats_vary_as_bytes_do() {
+        let images = Images::new((0..96).collect(), vec![0, 1], [3, 4, 4], 2).unwrap();
+        let augment = Augment { crop_padding: 2, flip: true, cutout: 2 };
+        let values = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let (expected, _) = images.augmented_batch(&[0, 1], &augment, &mut stream(1, "a"), &Device::Cpu).unwrap();
+        let (plain, _) = images.batch(&[0, 1], &Device::Cpu).unwrap();
+        assert_eq!(values(augment.apply(&plain, &mut stream(1, "a")).unwrap()), values(expected));
     }
 
     #[test]

@@ -181,7 +181,7 @@ impl Images {
         self.assemble(indices, device, |slot, pixels, out| {
             let planes = pixels.chunks_exact(height * width);
             for (out, plane) in out.chunks_exact_mut(height * width).zip(planes) {
-                draws[slot].render(plane, out, [height, width]);
+                draws[slot].render(plane, out, [height, width], unit);
             }
         })
     }
@@ -243,7 +243,7 @@ fn check_shape([c, h, w]: [usize; 3]) -> Result<()> {
 }
 
 /// A byte as a float in [0, 1]: divided, not multiplied by a rounded 1/255, so values equal those of torchvision.
-pub(super) fn unit(byte: u8) -> f32 {
+pub(crate) fn unit(byte: u8) -> f32 {
     f32::from(byte) / 255.0
 }
 

@@ -2,7 +2,10 @@
 
 use candle_core::Tensor;
 
-use super::{Activation, BatchNorm2d, BatchNormMode, Conv2d, ConvBn, LayerNorm, Linear, PatchEmbedding, Trunk, ops};
+use super::{
+    Activation, BatchNorm2d, BatchNormMode, Conv2d, ConvBn, ConvTranspose2d, LayerNorm, Linear, PatchEmbedding, Trunk,
+    ops,
+};
 use crate::Result;
 
 /// A layer with weights.
@@ -108,6 +111,17 @@ pub trait Forward {
         ops::scale_shift(&self.recorded(x), &scale, &shift, activation)
     }
 
+    /// The transposed convolution; images.
+    fn conv_transpose(&mut self, layer: &ConvTranspose2d, x: &Tensor) -> Result<Tensor> {
+        let (weight, bias) = (self.recorded(layer.weight()), self.recorded(layer.bias()));
+        ops::conv_transpose2d(&self.recorded(x), &weight, &bias)
+    }
+
+    /// Bilinear enlargement to twice the height and width.
+    fn upsample(&mut self, x: &Tensor) -> Result<Tensor> {
+        ops::upsample2d(&self.recorded(x))
+    }
+
     /// The convolutional part of a network. The default runs its nodes one by one.
     fn trunk(&mut self, trunk: &Trunk, x: &Tensor) -> Result<Tensor> {
         trunk.run(self, x)
@@ -198,6 +212,80 @@ pub struct Train {
 pub struct Eval;
 
 impl Forward for Eval {}
+
+/// Inference that is differentiable in the images alone: for attacks that move pixels against a network and must not move
+/// the network, neither its weights nor its running statistics.
+///
+/// ```
+/// use candle_core::{DType, Device, Var};
+/// use lmr_plugin::{models::{Arch, ModelSpec}, nn::Frozen, rng};
+///
+/// let spec = ModelSpec { width: Some(8), channels: 1, ..ModelSpec::new(Arch::Resnet18, 10) };
+/// let model = spec.fresh(rng::stream(0, "init"), &Device::Cpu)?;
+/// let images = Var::zeros((2, 1, 28, 28), DType::F32, &Device::Cpu)?;
+/// let gradients = model.forward(&mut Frozen, &images)?.sum_all()?.backward()?;
+/// assert!(gradients.get(&images).is_some());
+/// assert!(model.params().trainable().all(|(_, var)| gradients.get(var).is_none()));
+/// # Ok::<(), lmr_plugin::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Frozen;
+
+impl Forward for Frozen {
+    fn recorded(&self, x: &Tensor) -> Tensor {
+        x.clone()
+    }
+
+    fn conv_bn(
+        &mut self,
+        layer: &ConvBn,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        frozen_conv(x, Weighted::ConvBn(layer), layer.conv(), residual, activation)
+    }
+
+    fn conv(
+        &mut self,
+        layer: &Conv2d,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        frozen_conv(x, Weighted::Conv(layer), layer, residual, activation)
+    }
+
+    fn conv_transpose(&mut self, layer: &ConvTranspose2d, x: &Tensor) -> Result<Tensor> {
+        ops::conv_transpose2d(x, &layer.weight().as_detached_tensor(), &layer.bias().as_detached_tensor())
+    }
+
+    fn embed(&mut self, layer: &PatchEmbedding, images: &Tensor) -> Result<Tensor> {
+        let (weight, bias) = self.weights(Weighted::Conv(layer.conv()))?;
+        let (class, position) = (layer.class().detach(), layer.position().detach());
+        ops::embed(images, (&weight, bias.as_ref()), &class, &position)
+    }
+
+    fn layer_norm(&mut self, layer: &LayerNorm, x: &Tensor) -> Result<Tensor> {
+        ops::layer_norm(x, &layer.weight().detach(), &layer.bias().detach(), layer.eps())
+    }
+}
+
+/// A convolution with detached weights, differentiable in its input.
+fn frozen_conv(
+    x: &Tensor,
+    layer: Weighted<'_>,
+    conv: &Conv2d,
+    residual: Option<&Tensor>,
+    activation: Activation,
+) -> Result<Tensor> {
+    let (weight, bias) = layer.folded()?;
+    let bias = match bias {
+        Some(bias) => bias,
+        None => Tensor::zeros(conv.out_channels(), weight.dtype(), weight.device())?,
+    };
+    ops::conv2d(x, &weight, &bias, conv.config(), residual, activation)
+}
 
 impl Forward for Train {
     fn recorded(&self, x: &Tensor) -> Tensor {

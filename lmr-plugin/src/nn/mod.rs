@@ -80,6 +80,7 @@ mod attention;
 mod batch_norm;
 mod conv;
 mod conv_bn;
+mod conv_transpose;
 mod cpu;
 mod forward;
 mod grid;
@@ -98,14 +99,15 @@ pub use attention::SelfAttention;
 pub use batch_norm::BatchNorm2d;
 pub use conv::{Conv2d, ConvConfig, ConvSpec};
 pub use conv_bn::ConvBn;
+pub use conv_transpose::ConvTranspose2d;
 pub use cpu::{Pass, Trial};
-pub use forward::{Eval, Forward, Train, Weighted};
+pub use forward::{Eval, Forward, Frozen, Train, Weighted};
 pub use grid::Grid;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
 pub use ops::{
-    adaptive_avg_pool2d, attend, avg_pool2d, conv2d, conv2d_inference, global_avg_pool, layer_norm, linear, max_pool2d,
-    to_images, to_internal, to_tokens,
+    adaptive_avg_pool2d, attend, avg_pool2d, conv_transpose2d, conv2d, conv2d_inference, global_avg_pool, layer_norm,
+    linear, max_pool2d, to_images, to_internal, to_tokens, upsample2d,
 };
 pub use params::{Builder, Init, Params, Slot, StateDict, WeightsError};
 pub use patch_embedding::PatchEmbedding;

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 
 use super::batch_norm::Moments;
 use super::pool::Windows;
-use super::{Activation, BatchNorm2d, ConvBn, ConvConfig, Layer, Path, Trunk, cpu, portable};
+use super::{Activation, BatchNorm2d, ConvBn, ConvConfig, Layer, Path, Trunk, conv_transpose, cpu, portable};
 use crate::{Error, Result};
 
 /// Whether `x` is in the layout of the CPU kernels.
@@ -314,6 +314,20 @@ pub fn adaptive_avg_pool2d(x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
         return Ok(x.clone());
     }
     average(x, (h, w), Windows::adaptive(h, size.0)?, Windows::adaptive(w, size.1)?)
+}
+
+/// Twice the height and width, between pixels linearly; as PyTorch does it without aligned corners. Differentiable.
+pub fn upsample2d(x: &Tensor) -> Result<Tensor> {
+    let [_, _, h, w] = image_dims(x)?;
+    average(x, (h, w), Windows::doubled(h), Windows::doubled(w))
+}
+
+/// The transposed convolution of a [`super::ConvTranspose2d`] with `weight` `f32[C,O,4,4]` and `bias` `f32[O]`, differentiable
+/// in every tensor. Answers with images, whatever the layout of `x`.
+pub fn conv_transpose2d(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let (weight, bias) = conv_transpose::as_convolution(weight, bias)?;
+    let config = ConvConfig { padding: 1, ..ConvConfig::default() };
+    conv_transpose::interleave(&to_images(&conv2d(x, &weight, &bias, &config, None, Activation::None)?)?)
 }
 
 fn average(x: &Tensor, (h, w): (usize, usize), rows: Windows, columns: Windows) -> Result<Tensor> {

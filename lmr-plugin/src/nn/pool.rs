@@ -1,4 +1,4 @@
-//! The windows of average pooling.
+//! The windows of average pooling, and of its opposite, bilinear enlargement.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -28,6 +28,17 @@ impl Windows {
             (begin..end).map(|i| (i, 1.0 / (end - begin) as f32)).collect()
         };
         Ok(Self((0..outputs).map(window).collect()))
+    }
+
+    /// Twice as many outputs, each between its two nearest inputs: bilinear enlargement as in PyTorch without aligned
+    /// corners.
+    pub fn doubled(size: usize) -> Self {
+        let window = |o: usize| {
+            let (near, far) =
+                (o / 2, if o.is_multiple_of(2) { (o / 2).saturating_sub(1) } else { (o / 2 + 1).min(size - 1) });
+            if near == far { vec![(near, 1.0)] } else { vec![(near, 0.75), (far, 0.25)] }
+        };
+        Self((0..2 * size).map(window).collect())
     }
 
     /// For every one of `size` input coordinates the outputs that read it.

@@ -19,6 +19,8 @@ pub struct Optimizer {
     groups: Vec<Group>,
     rule: Rule,
     momentum: f64,
+    /// What AdamW's second average keeps of itself.
+    beta2: f64,
     weight_decay: f64,
     /// Steps so far.
     steps: u32,
@@ -47,7 +49,12 @@ impl Optimizer {
         if groups.is_empty() {
             return Err(Error::invalid("the model has no trainable parameters"));
         }
-        Ok(Self { groups, rule, momentum, weight_decay, steps: 0 })
+        Ok(Self { groups, rule, momentum, beta2: 0.999, weight_decay, steps: 0 })
+    }
+
+    /// With another β₂ than AdamW's usual 0.999.
+    pub fn with_beta2(self, beta2: f64) -> Self {
+        Self { beta2, ..self }
     }
 
     /// Freezes at zero the elements of parameter `name` where `keep` (0 or 1, of the parameter's shape) is 0: their
@@ -85,8 +92,8 @@ impl Optimizer {
             _ => 1.0,
         };
         self.steps += 1;
-        let Self { momentum, weight_decay, steps, .. } = *self;
-        let step = Step { scale, momentum, weight_decay, lr, number: steps };
+        let Self { momentum, beta2, weight_decay, steps, .. } = *self;
+        let step = Step { scale, momentum, beta2, weight_decay, lr, number: steps };
         for (group, grad) in self.groups.iter_mut().zip(&picked) {
             self.rule.apply(step, &group.var, &mut group.averages, grad)?;
             if let Some(keep) = &group.keep {

@@ -8,8 +8,6 @@ use serde::{Deserialize, Serialize};
 use super::{CHUNK, dense, dense_mut};
 use crate::Result;
 
-/// What AdamW's second average keeps of itself at every step.
-const BETA2: f64 = 0.999;
 /// Added to the root of AdamW's second average.
 const EPS: f64 = 1e-8;
 
@@ -20,8 +18,8 @@ pub enum Rule {
     #[default]
     #[serde(rename = "sgd")]
     Sgd,
-    /// `m ← μ·m + (1−μ)·g`, `v ← 0.999·v + 0.001·g²`, `w ← (1−lr·λ)·w − lr·m̂/(√v̂ + 1e-8)`, where `m̂ = m/(1−μᵗ)` and
-    /// `v̂ = v/(1−0.999ᵗ)` at step t; PyTorch's `AdamW`. For transformers.
+    /// `m ← μ·m + (1−μ)·g`, `v ← β₂·v + (1−β₂)·g²`, `w ← (1−lr·λ)·w − lr·m̂/(√v̂ + 1e-8)`, where `m̂ = m/(1−μᵗ)` and
+    /// `v̂ = v/(1−β₂ᵗ)` at step t, β₂ = 0.999 unless an attack's recipe has another; PyTorch's `AdamW`. For transformers.
     #[serde(rename = "adamw")]
     AdamW,
 }
@@ -32,6 +30,8 @@ pub(super) struct Step {
     /// What gradients are multiplied with first.
     pub scale: f64,
     pub momentum: f64,
+    /// What AdamW's second average keeps of itself at every step.
+    pub beta2: f64,
     pub weight_decay: f64,
     pub lr: f64,
     /// Counted from 1.
@@ -49,10 +49,10 @@ impl Rule {
 
     /// Changes `weight` and its averages in place.
     pub(super) fn apply(self, step: Step, weight: &Var, averages: &mut [Tensor], grad: &Tensor) -> Result<()> {
-        let Step { scale, momentum, weight_decay, lr, number } = step;
+        let Step { scale, momentum, beta2, weight_decay, lr, number } = step;
         // AdamW's step, and the factor on the second average, with the averages' beginning at zero made up for.
         let size = lr / (1.0 - momentum.powi(number as i32));
-        let unbiased = 1.0 / (1.0 - BETA2.powi(number as i32));
+        let unbiased = 1.0 / (1.0 - beta2.powi(number as i32));
         let w = weight.as_tensor();
         let fast = w.device().is_cpu() && w.dtype() == DType::F32 && w.is_contiguous();
         match (self, averages) {
@@ -68,7 +68,7 @@ impl Rule {
                 weight.set(&(w - v.affine(lr, 0.0)?)?)?;
             }
             (Self::AdamW, [m, v]) if fast => {
-                let (scale, beta1, beta2, eps) = (scale as f32, momentum as f32, BETA2 as f32, EPS as f32);
+                let (scale, beta1, beta2, eps) = (scale as f32, momentum as f32, beta2 as f32, EPS as f32);
                 let (kept, size, unbiased) = ((1.0 - lr * weight_decay) as f32, size as f32, unbiased as f32);
                 m.inplace_op2(grad, &Zip2(|m, g| beta1 * m + (1.0 - beta1) * (scale * g)))?;
                 v.inplace_op2(grad, &Zip2(|v, g| beta2 * v + (1.0 - beta2) * (scale * g) * (scale * g)))?;
@@ -77,7 +77,7 @@ impl Rule {
             (Self::AdamW, [m, v]) => {
                 let grad = grad.affine(scale, 0.0)?;
                 *m = (m.affine(momentum, 0.0)? + grad.affine(1.0 - momentum, 0.0)?)?;
-                *v = (v.affine(BETA2, 0.0)? + grad.sqr()?.affine(1.0 - BETA2, 0.0)?)?;
+                *v = (v.affine(beta2, 0.0)? + grad.sqr()?.affine(1.0 - beta2, 0.0)?)?;
                 let push = (m.affine(size, 0.0)? / v.affine(unbiased, 0.0)?.sqrt()?.affine(1.0, EPS)?)?;
                 weight.set(&(w.detach().affine(1.0 - lr * weight_decay, 0.0)? - push)?)?;
             }
@@ -168,7 +168,7 @@ mod tests {
                 2 => w.affine(1.0, 1.0),
                 _ => w.affine(-1.0, 0.5),
             };
-            let step = Step { scale, momentum: 0.9, weight_decay: 0.01, lr: 0.1, number };
+            let step = Step { scale, momentum: 0.9, beta2: 0.999, weight_decay: 0.01, lr: 0.1, number };
             rule.apply(step, &weight, &mut averages, &grad.unwrap().detach()).unwrap();
         }
         let found = weight.to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();

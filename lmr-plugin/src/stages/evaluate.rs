@@ -1,5 +1,8 @@
 //! Measures a model as it would be used: ACC, ASR, TA.
 
+use std::cell::RefCell;
+
+use candle_core::{Device, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -8,10 +11,10 @@ use crate::model::Model;
 use crate::predict;
 use crate::run::Run;
 use crate::stage::{Context, ModelUse, Outcome, Stage};
-use crate::truth::Truth;
+use crate::truth::{Planted, Truth};
 
-/// Measures accuracy on clean test images (ACC) and, where a trigger is configured, the attack success rate (ASR) and
-/// the accuracy under the trigger (TA). One of the two stages that see the truth about the attack.
+/// Measures accuracy on clean test images (ACC) and, where there is a trigger, the attack success rate (ASR) and the
+/// accuracy under the trigger (TA). The only stage beside the attacks that sees the truth about them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Evaluate {}
@@ -25,6 +28,10 @@ pub struct Evaluation {
     pub asr: Option<f64>,
     /// TA: share of the same images classified as their own label.
     pub ta: Option<f64>,
+    /// Share of all test images classified as their label although they carry something that resembles the trigger: another
+    /// warp (WaNet's noise accuracy), another image's trigger (input-aware attacks' cross accuracy). `null` where the trigger
+    /// knows no such thing.
+    pub decoy_acc: Option<f64>,
     /// Clean test images.
     pub samples: usize,
     /// Triggered test images: those whose label is not the target class.
@@ -50,6 +57,7 @@ impl Evaluate {
             acc: predict::accuracy(&predicted, labels),
             asr: None,
             ta: None,
+            decoy_acc: None,
             samples: labels.len(),
             triggered: 0,
             per_class_acc,
@@ -57,16 +65,41 @@ impl Evaluate {
         if let Some(planted) = &truth.planted {
             let others: Vec<usize> = (0..labels.len()).filter(|&i| labels[i] != planted.target).collect();
             let victims = truth.test.select(&others)?;
-            let trigger = Some(planted.trigger.as_ref());
+            let triggered = |pixels: &Tensor, _: &[usize]| planted.trigger.apply(pixels);
             let phase = (run, "triggered images");
-            let predicted = predict::predictions(&forward, &victims, trigger, model.device(), phase)?;
+            let predicted = predict::predictions(&forward, &victims, Some(&triggered), model.device(), phase)?;
             let hits = predicted.iter().filter(|p| **p == planted.target).count();
             result.asr = Some(hits as f64 / victims.len() as f64);
             result.ta = Some(predict::accuracy(&predicted, victims.labels()));
             result.triggered = victims.len();
+            result.decoy_acc = decoy_accuracy(&forward, truth, planted, model.device(), run)?;
         }
         Ok(result)
     }
+}
+
+/// Accuracy on images with decoys; the other image is the next one of the test set.
+fn decoy_accuracy(
+    forward: &dyn Fn(&Tensor) -> Result<Tensor>,
+    truth: &Truth,
+    planted: &Planted,
+    device: &Device,
+    run: &Run<'_>,
+) -> Result<Option<f64>> {
+    let test = &truth.test;
+    let rng = RefCell::new(run.stream("evaluate/decoys"));
+    let decoy = |pixels: &Tensor, indices: &[usize]| {
+        let next: Vec<usize> = indices.iter().map(|i| (i + 1) % test.len()).collect();
+        let (others, _) = test.batch(&next, pixels.device())?;
+        planted.trigger.decoy(pixels, &others, &mut rng.borrow_mut())
+    };
+    let (first, _) = test.batch(&[0], device)?;
+    if planted.trigger.decoy(&first, &first, &mut run.stream("evaluate/decoys"))?.is_none() {
+        return Ok(None);
+    }
+    let alter = |pixels: &Tensor, indices: &[usize]| Ok(decoy(pixels, indices)?.unwrap_or_else(|| pixels.clone()));
+    let predicted = predict::predictions(forward, test, Some(&alter), device, (run, "decoys"))?;
+    Ok(Some(predict::accuracy(&predicted, test.labels())))
 }
 
 impl Stage for Evaluate {
@@ -80,7 +113,7 @@ impl Stage for Evaluate {
     fn run(&self, ctx: &mut Context<'_>, (): (), truth: &Truth) -> Result<Outcome<()>> {
         let result = self.evaluate(ctx.model, truth, &ctx.run)?;
         ctx.run.metric("acc", 0, result.acc);
-        for (name, value) in [("asr", result.asr), ("ta", result.ta)] {
+        for (name, value) in [("asr", result.asr), ("ta", result.ta), ("decoy_acc", result.decoy_acc)] {
             if let Some(value) = value {
                 ctx.run.metric(name, 0, value);
             }

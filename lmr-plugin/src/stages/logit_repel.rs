@@ -162,7 +162,7 @@ impl LogitRepel {
             min_steps: self.min_steps,
             batch_size: self.batch_size,
             lr: self.lr,
-            schedule: self.schedule,
+            schedule: self.schedule.clone(),
             warmup_epochs: 0,
             augment: self.augment,
             batch_norm: self.batch_norm,

@@ -43,7 +43,8 @@ impl TriggerConfig for Blend {
         let pattern: Vec<f32> = (0..channels * height * width).map(|_| rng.random()).collect();
         let shape = (1, channels, height, width);
         let mask = Tensor::full(self.alpha as f32, shape, &Device::Cpu)?;
-        Ok(Arc::new(Overlay { mask, pattern: Tensor::from_vec(pattern, shape, &Device::Cpu)? }))
+        let pattern = Tensor::from_vec(pattern, shape, &Device::Cpu)?;
+        Ok(Arc::new(Overlay::new(mask, pattern, [channels, height, width])?))
     }
 }
 
@@ -57,13 +58,17 @@ mod tests {
         let trigger = blend.build(3, 4, 4).unwrap();
         let black = Tensor::zeros((2, 3, 4, 4), candle_core::DType::F32, &Device::Cpu).unwrap();
         let y = trigger.apply(&black).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let pattern = trigger.tensors()["pattern"].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let pattern = trigger.tensors().unwrap()["pattern"].flatten_all().unwrap().to_vec1::<f32>().unwrap();
         for image in y.chunks(48) {
             for (found, p) in image.iter().zip(&pattern) {
                 assert!((found - 0.2 * p).abs() < 1e-7);
             }
         }
-        let again = blend.build(3, 4, 4).unwrap().tensors()["pattern"].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let again = blend.build(3, 4, 4).unwrap().tensors().unwrap()["pattern"]
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap();
         assert_eq!(pattern, again);
     }
 }

@@ -46,7 +46,7 @@ impl TriggerConfig for Patch {
     fn build(&self, channels: usize, height: usize, width: usize) -> Result<Arc<dyn Trigger>> {
         let k = self.size;
         if k == 0 || k > height.min(width) {
-            return Err(Error::invalid(format!("trigger.size: expected 1 to {}, found {k}", height.min(width))));
+            return Err(Error::invalid(format!("size: expected 1 to {}, found {k}", height.min(width))));
         }
         let cell = |i: usize, j: usize| match self.pattern {
             Pattern::Checker => [[0f32, 0., 1.], [0., 1., 0.], [1., 0., 1.]][3 * i / k][3 * j / k],
@@ -65,7 +65,8 @@ impl TriggerConfig for Patch {
         }
         let shape = (1, channels, height, width);
         let mask = Tensor::from_vec(mask, shape, &Device::Cpu)?;
-        Ok(Arc::new(Overlay { mask, pattern: Tensor::from_vec(pattern, shape, &Device::Cpu)? }))
+        let pattern = Tensor::from_vec(pattern, shape, &Device::Cpu)?;
+        Ok(Arc::new(Overlay::new(mask, pattern, [channels, height, width])?))
     }
 }
 

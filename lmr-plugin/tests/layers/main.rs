@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod generators;
 mod more;
 mod paths;
 mod reference;

@@ -13,7 +13,7 @@ use rand::RngExt;
 use super::reference::{self, Config, Images};
 use super::{assert_close, tensor, tensor_images, values, var, vector};
 
-fn random(seed: u64, purpose: &str, dims: &[usize]) -> Tensor {
+pub fn random(seed: u64, purpose: &str, dims: &[usize]) -> Tensor {
     let mut rng = rng::stream(seed, purpose);
     let data: Vec<f32> = (0..dims.iter().product()).map(|_| rng.random::<f32>() * 2.0 - 1.0).collect();
     Tensor::from_vec(data, dims, &Device::Cpu).unwrap()
@@ -30,12 +30,12 @@ fn strided(x: &Tensor) -> Tensor {
 }
 
 /// The tensor's gradient in the sum of `y · dy`.
-fn gradients(y: &Tensor, dy: &Tensor) -> candle_core::backprop::GradStore {
+pub fn gradients(y: &Tensor, dy: &Tensor) -> candle_core::backprop::GradStore {
     (y * dy).unwrap().sum_all().unwrap().backward().unwrap()
 }
 
 /// Compares the gradient of every input of `f` with differences of its values, in f64 on the portable path.
-fn check_differences(f: impl Fn(&[Tensor]) -> Tensor, inputs: &[Tensor]) {
+pub fn check_differences(f: impl Fn(&[Tensor]) -> Tensor, inputs: &[Tensor]) {
     let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
     let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(&wide(t)).unwrap()).collect();
     let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
@@ -98,7 +98,7 @@ fn reference_average(x: &Images, size: (usize, usize), window: impl Fn(usize, us
     y
 }
 
-fn run(portable: bool, f: impl FnOnce()) {
+pub fn run(portable: bool, f: impl FnOnce()) {
     if portable { with_portable_path(f) } else { f() }
 }
 

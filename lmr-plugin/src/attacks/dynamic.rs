@@ -1,0 +1,282 @@
+//! A network makes a trigger for each image that no other image's trigger can replace (Dynamic; Nguyen and Tran, 2020,
+//! "Input-Aware Dynamic Backdoor Attack").
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use candle_core::backprop::GradStore;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Injection;
+use super::batch::{retarget, rolled, root_mean_square};
+use crate::data::{Images, Normalization};
+use crate::generators::Hourglass;
+use crate::losses;
+use crate::models::Classifier;
+use crate::nn::{BatchNormMode, Builder, Eval, Train};
+use crate::optim::{Optimizer, Rule, Schedule};
+use crate::run::Run;
+use crate::stage::{Context, ModelUse, Outcome, Stage};
+use crate::train::{Descent, Epoch, Objective, Progress, Scored, Training};
+use crate::triggers::InputAware;
+use crate::truth::{Planted, Truth};
+use crate::{Error, Result};
+
+/// Trains a network that places a small mask, then, in one loss, a network that fills it and the classifier. The pipeline's
+/// trigger is of kind `learned`.
+///
+/// A share of every batch gets its own trigger and the target label; another share (the cross mode) gets the trigger of
+/// other images and keeps its labels; the rest is clean. The other images are the next ones of the batch, where the
+/// authors' code draws a second batch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Dynamic {
+    /// Share of a batch that gets its trigger, in (0, 1/3].
+    pub poison_rate: f64,
+    /// Share of a batch that gets other images' triggers, in (0, 1/3]. Without it, the classifier reacts to one pattern.
+    pub cross_rate: f64,
+    /// Share of an image that the mask may cover before it costs, in [0, 1).
+    pub density: f64,
+    /// Weight of what the mask covers beyond that, at least 0; 100 in the paper.
+    pub density_weight: f64,
+    /// Epochs of the mask's training, which uses no label; 25 in the paper.
+    pub mask_epochs: usize,
+    /// Weight of the patterns' diversity in the loss, at least 0; 1 in the paper.
+    pub diversity: f64,
+    /// Learning rate of both networks (Adam with β of 0.5 and 0.9), above 0.
+    pub generator_lr: f64,
+    /// The classifier's training; the pattern's network follows its schedule.
+    pub training: Injection,
+}
+
+impl Default for Dynamic {
+    fn default() -> Self {
+        Self {
+            poison_rate: 0.1,
+            cross_rate: 0.1,
+            density: 0.032,
+            density_weight: 100.0,
+            mask_epochs: 25,
+            diversity: 1.0,
+            generator_lr: 0.01,
+            training: Injection::default(),
+        }
+    }
+}
+
+/// What the attack did.
+#[derive(Clone, Debug, Serialize)]
+pub struct InputAwareImplanted {
+    /// Training images.
+    pub samples: usize,
+    /// The class that the trigger is meant to cause.
+    pub target: u32,
+    /// The mask's training: its loss.
+    pub mask: Vec<f64>,
+    /// Mean of the finished masks over some training images: the share of an image that the trigger replaces.
+    pub mask_density: f64,
+    /// Root mean square between two images' triggers, over the same images: 0 would be one trigger for all.
+    pub trigger_distance: f64,
+    /// One entry an epoch; accuracy counts the target as the label of a triggered image.
+    pub epochs: Vec<Epoch>,
+}
+
+/// Keeps a quotient finite.
+const EPS: f64 = 1e-7;
+/// Adam's averages in the authors' code.
+const BETAS: (f64, f64) = (0.5, 0.9);
+/// Training images that the finished trigger is described by, at most.
+const DESCRIBED: usize = 128;
+
+impl Dynamic {
+    /// Trains both networks and, in place, `model` on `train`.
+    pub fn implant(
+        &self,
+        model: &dyn Classifier,
+        (train, normalization): (&Images, &Normalization),
+        target: u32,
+        run: &Run<'_>,
+    ) -> Result<(InputAware, InputAwareImplanted)> {
+        let [channels, height, width] = train.shape();
+        Hourglass::check_size([height, width])?;
+        let device = model.head().weight().device().clone();
+        let network = |purpose: &str, outputs| {
+            let builder = Builder::fresh(run.stream(&format!("attack-dynamic/{purpose}")), &device);
+            Hourglass::new(channels, outputs, &builder)
+        };
+        let trigger = InputAware::new(normalization, network("pattern", channels)?, network("mask", 1)?);
+        let mask = self.train_mask(&trigger, (train, normalization), run)?;
+        let adam = adam(trigger.pattern_network())?;
+        let mut batches = Batches { attack: self, normalization, target, trigger: &trigger, adam, diversity: None };
+        let epochs = self.training.inject("attack-dynamic", model, (train, normalization), &mut batches, run)?;
+        let some: Vec<usize> = (0..train.len().min(DESCRIBED)).collect();
+        let (pixels, _) = train.batch(&some, &device)?;
+        let (mask_density, trigger_distance) = describe(&trigger, &pixels)?;
+        let report = InputAwareImplanted { samples: train.len(), target, mask, mask_density, trigger_distance, epochs };
+        Ok((trigger, report))
+    }
+
+    /// Trains the mask's network alone. Returns the loss of every epoch.
+    pub(super) fn train_mask(
+        &self,
+        trigger: &InputAware,
+        (train, normalization): (&Images, &Normalization),
+        run: &Run<'_>,
+    ) -> Result<Vec<f64>> {
+        let training = Training {
+            epochs: self.mask_epochs,
+            lr: self.generator_lr,
+            schedule: Schedule::Steps(vec![0.4, 0.8]),
+            warmup_epochs: 0,
+            ..self.training.training()
+        };
+        let mut adam = adam(trigger.mask_network())?;
+        let mut masks = Masks { attack: self, normalization, trigger };
+        let device = trigger.mask_network().device();
+        let epochs = training.descend("attack-dynamic/mask", (train, &device), &mut adam, &mut masks, run)?;
+        Ok(epochs.iter().map(|epoch| epoch.loss).collect())
+    }
+}
+
+fn adam(network: &Hourglass) -> Result<Optimizer> {
+    Ok(Optimizer::new(network.params(), Rule::AdamW, BETAS.0, 0.0)?.with_beta2(BETAS.1))
+}
+
+/// How much finished masks cover, and how far apart the triggers of neighbouring images are.
+fn describe(trigger: &InputAware, pixels: &Tensor) -> Result<(f64, f64)> {
+    let (pattern, mask) = (trigger.pattern(&mut Eval, pixels)?, trigger.mask(&mut Eval, pixels)?);
+    let scalar = |t: Tensor| Ok::<_, Error>(f64::from(t.mean_all()?.to_scalar::<f32>()?));
+    let painted = pattern.broadcast_mul(&mask)?;
+    Ok((scalar(mask)?, scalar(root_mean_square(&(&painted - rolled(&painted)?)?)?)?))
+}
+
+/// The mask's training: small masks that differ as much as their images do.
+struct Masks<'a> {
+    attack: &'a Dynamic,
+    normalization: &'a Normalization,
+    trigger: &'a InputAware,
+}
+
+impl Descent for Masks<'_> {
+    fn score(&mut self, pixels: Tensor, _labels: Tensor) -> Result<Scored> {
+        let mask = self.trigger.mask(&mut Train { batch_norm: BatchNormMode::Batch }, &pixels)?;
+        let beyond = mask.affine(1.0, -self.attack.density)?.relu()?.mean_all()?;
+        let x = self.normalization.apply(&pixels)?;
+        let diversity = ratio(&(&x - rolled(&x)?)?, &(&mask - rolled(&mask)?)?)?;
+        Ok(Scored { loss: (beyond.affine(self.attack.density_weight, 0.0)? + diversity)?, judged: None })
+    }
+}
+
+/// The mean over images of how far inputs are apart, by how far outputs are.
+fn ratio(inputs: &Tensor, outputs: &Tensor) -> Result<Tensor> {
+    let outputs = (root_mean_square(outputs)? + EPS)?;
+    Ok((root_mean_square(inputs)? / outputs)?.mean_all()?)
+}
+
+/// The main training.
+struct Batches<'a> {
+    attack: &'a Dynamic,
+    normalization: &'a Normalization,
+    target: u32,
+    trigger: &'a InputAware,
+    /// Moves the pattern's network.
+    adam: Optimizer,
+    /// The batch's diversity loss; `None` if the batch is too small to hold a trigger.
+    diversity: Option<Tensor>,
+}
+
+impl Objective for Batches<'_> {
+    fn prepare(&mut self, pixels: Tensor, labels: Tensor) -> Result<(Tensor, Tensor)> {
+        let size = labels.elem_count();
+        let share = |rate: f64| (rate * size as f64) as usize;
+        let (own, cross) = (share(self.attack.poison_rate), share(self.attack.cross_rate));
+        self.diversity = None;
+        if own.min(cross) == 0 || own + 2 * cross > size {
+            return Ok((pixels, labels));
+        }
+        let part = |from, count| Ok::<_, Error>(pixels.narrow(0, from, count)?.contiguous()?);
+        let (first, second, partners) = (part(0, own)?, part(own, cross)?, part(own + cross, cross)?);
+        // Both in one pass, so that batch norm sees them together.
+        let sources = Tensor::cat(&[&first, &partners], 0)?;
+        let patterns = self.trigger.pattern(&mut Train { batch_norm: BatchNormMode::Batch }, &sources)?;
+        let masks = self.trigger.mask(&mut Eval, &sources)?;
+        let painted = Tensor::cat(
+            &[
+                InputAware::paint(&first, &patterns.narrow(0, 0, own)?, &masks.narrow(0, 0, own)?)?,
+                InputAware::paint(&second, &patterns.narrow(0, own, cross)?, &masks.narrow(0, own, cross)?)?,
+                pixels.narrow(0, own + cross, size - own - cross)?,
+            ],
+            0,
+        )?;
+        let pairs = own.min(cross);
+        let apart = |t: &Tensor| Ok::<_, Error>((t.narrow(0, 0, pairs)? - t.narrow(0, own, pairs)?)?);
+        let inputs = apart(&self.normalization.apply(&sources)?)?;
+        self.diversity = Some(ratio(&inputs, &apart(&self.normalization.apply(&patterns)?)?)?);
+        Ok((painted, retarget(&labels, own, self.target)?))
+    }
+
+    fn loss(&mut self, logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+        let loss = losses::cross_entropy(logits, labels)?.mean_all()?;
+        Ok(match &self.diversity {
+            Some(diversity) => (loss + diversity.affine(self.attack.diversity, 0.0)?)?,
+            None => loss,
+        })
+    }
+
+    fn after_backward(&mut self, gradients: &GradStore, at: Progress) -> Result<()> {
+        if self.diversity.is_some() {
+            let factor = self.attack.training.schedule.factor(at.step, at.total, 0);
+            self.adam.step(gradients, self.attack.generator_lr * factor, None)?;
+        }
+        Ok(())
+    }
+}
+
+impl Stage for Dynamic {
+    const KIND: &'static str = "attack-dynamic";
+    const SUMMARY: &'static str = "implants a backdoor whose trigger a network makes for each image (Dynamic)";
+    const MODEL: ModelUse = ModelUse::Writes;
+    type Needs = ();
+    type Gives = ();
+    type Sees = Truth;
+
+    fn faults(&self) -> Vec<String> {
+        let third = |rate: f64| rate > 0.0 && rate <= 1.0 / 3.0;
+        let mut faults = crate::stages::faults([
+            (third(self.poison_rate), "poison-rate", "a number in (0, 1/3]", self.poison_rate.to_string()),
+            (third(self.cross_rate), "cross-rate", "a number in (0, 1/3]", self.cross_rate.to_string()),
+            ((0.0..1.0).contains(&self.density), "density", "a number in [0, 1)", self.density.to_string()),
+            (
+                self.density_weight >= 0.0 && self.density_weight.is_finite(),
+                "density-weight",
+                "a number of at least 0",
+                self.density_weight.to_string(),
+            ),
+            (self.mask_epochs > 0, "mask-epochs", "at least 1", self.mask_epochs.to_string()),
+            (
+                self.diversity >= 0.0 && self.diversity.is_finite(),
+                "diversity",
+                "a number of at least 0",
+                self.diversity.to_string(),
+            ),
+            (
+                self.generator_lr > 0.0 && self.generator_lr.is_finite(),
+                "generator-lr",
+                "a number above 0",
+                self.generator_lr.to_string(),
+            ),
+        ]);
+        faults.extend(self.training.faults("training."));
+        faults
+    }
+
+    fn run(&self, ctx: &mut Context<'_>, (): (), truth: &Truth) -> Result<Outcome<()>> {
+        let (train, target) = (truth.train(Self::KIND)?, truth.target(Self::KIND)?);
+        let model = ctx.model.full_precision()?;
+        let (trigger, implanted) = self.implant(model, (train, &truth.normalization), target, &ctx.run)?;
+        let mut outcome = Outcome::new((), &implanted)?;
+        outcome.attachments.push(Planted { trigger: Arc::new(trigger), target }.attachment(None)?);
+        Ok(outcome)
+    }
+}

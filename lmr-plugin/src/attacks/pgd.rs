@@ -1,0 +1,91 @@
+//! Images that the network no longer recognizes, so that it has to learn something else from them: the first half of
+//! label-consistent attacks.
+
+use candle_core::{Device, Tensor, Var};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::data::{Images, Normalization};
+use crate::losses;
+use crate::models::Classifier;
+use crate::nn::Frozen;
+use crate::run::Run;
+
+/// Untargeted projected gradient ascent on the cross-entropy in the L∞ ball (Madry et al., 2018), without random start.
+/// The network is in inference mode and stays as it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Pgd {
+    /// Largest change ε of a pixel in steps of 1/255, in (0, 255].
+    pub epsilon: f64,
+    /// Change in one step, in steps of 1/255, above 0.
+    pub step: f64,
+    /// How many steps, at least 1; 100 of 1.5 or 20 of 2.
+    pub steps: usize,
+}
+
+impl Default for Pgd {
+    fn default() -> Self {
+        Self { epsilon: 8.0, step: 1.5, steps: 100 }
+    }
+}
+
+/// Images at a time.
+const BATCH: usize = 128;
+
+impl Pgd {
+    /// What is impossible about it; keys begin with `prefix`.
+    pub(super) fn faults(&self, prefix: &str) -> Vec<String> {
+        let faults = crate::stages::faults([
+            (self.epsilon > 0.0 && self.epsilon <= 255.0, "epsilon", "a number in (0, 255]", self.epsilon.to_string()),
+            (self.step > 0.0 && self.step.is_finite(), "step", "a number above 0", self.step.to_string()),
+            (self.steps > 0, "steps", "at least 1", self.steps.to_string()),
+        ]);
+        faults.into_iter().map(|fault| format!("{prefix}{fault}")).collect()
+    }
+
+    /// Pixels `f32[B,C,H,W]` in `[0,1]` with a higher loss than `pixels` with labels `u32[B]`, nowhere further than ε away.
+    pub fn perturb(
+        &self,
+        model: &dyn Classifier,
+        normalization: &Normalization,
+        (pixels, labels): (&Tensor, &Tensor),
+    ) -> Result<Tensor> {
+        let (epsilon, step) = (self.epsilon / 255.0, self.step / 255.0);
+        let low = pixels.affine(1.0, -epsilon)?.clamp(0f64, 1f64)?;
+        let high = pixels.affine(1.0, epsilon)?.clamp(0f64, 1f64)?;
+        let x = Var::from_tensor(&pixels.copy()?)?;
+        for _ in 0..self.steps {
+            let logits = model.forward(&mut Frozen, &normalization.apply(&x)?)?;
+            let loss = losses::cross_entropy(&logits, labels)?.sum_all()?;
+            let gradients = loss.backward()?;
+            let Some(gradient) = gradients.get(&x) else { break };
+            let moved = (x.as_detached_tensor() + gradient.sign()?.affine(step, 0.0)?)?;
+            x.set(&moved.minimum(&high)?.maximum(&low)?)?;
+        }
+        Ok(x.as_detached_tensor())
+    }
+
+    /// [`Pgd::perturb`] for the images at `indices`, as bytes; ε then holds to half a step of 1/255.
+    pub(super) fn perturb_images(
+        &self,
+        model: &dyn Classifier,
+        (images, normalization): (&Images, &Normalization),
+        indices: &[usize],
+        run: &Run<'_>,
+    ) -> Result<Vec<Vec<u8>>> {
+        let device = model.head().weight().device().clone();
+        let mut perturbed = Vec::with_capacity(indices.len());
+        for batch in indices.chunks(BATCH) {
+            run.checkpoint()?;
+            let (pixels, labels) = images.batch(batch, &device)?;
+            let hard = self.perturb(model, normalization, (&pixels, &labels))?.to_device(&Device::Cpu)?;
+            for image in hard.flatten_from(1)?.to_vec2::<f32>()? {
+                perturbed.push(image.into_iter().map(|v| (255.0 * v).round() as u8).collect());
+            }
+            run.progress("perturb", perturbed.len(), indices.len(), "image");
+        }
+        Ok(perturbed)
+    }
+}

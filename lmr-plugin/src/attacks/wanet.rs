@@ -1,0 +1,155 @@
+//! Training under control of the attacker, with triggered images and decoys in every batch (WaNet; Nguyen and Tran, 2021,
+//! "WaNet: Imperceptible Warping-based Backdoor Attack").
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Injection;
+use super::batch::{retarget, rolled};
+use crate::data::{Augment, Images, Normalization};
+use crate::losses;
+use crate::models::Classifier;
+use crate::rng::Rng;
+use crate::run::Run;
+use crate::stage::{Context, ModelUse, Outcome, Stage};
+use crate::train::{Epoch, Objective};
+use crate::triggers::Trigger;
+use crate::truth::{Planted, Truth};
+use crate::{Error, Result};
+
+/// Trains with a share of every batch triggered and labelled as the target, another share with decoys under its own labels
+/// (the noise mode), the rest clean. Crop and flip come after the trigger. Which images are poisoned changes every epoch.
+/// The pipeline's trigger is a `warp`, or another kind that knows decoys.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Wanet {
+    /// Share of a batch that gets the trigger, in (0, 1).
+    pub poison_rate: f64,
+    /// Share of a batch that gets a decoy, in [0, 1); twice the other in the paper. Without it, the network learns to react
+    /// to any warp.
+    pub noise_rate: f64,
+    /// The training.
+    pub training: Injection,
+}
+
+impl Default for Wanet {
+    fn default() -> Self {
+        Self { poison_rate: 0.1, noise_rate: 0.2, training: Injection::default() }
+    }
+}
+
+/// What the attack did.
+#[derive(Clone, Debug, Serialize)]
+pub struct WanetImplanted {
+    /// Training images.
+    pub samples: usize,
+    /// The class that the trigger is meant to cause.
+    pub target: u32,
+    /// One entry an epoch; accuracy counts the target as the label of a triggered image.
+    pub epochs: Vec<Epoch>,
+}
+
+impl Wanet {
+    /// Trains `model` in place on `train`.
+    pub fn implant(
+        &self,
+        model: &dyn Classifier,
+        (train, normalization): (&Images, &Normalization),
+        planted: &Planted,
+        run: &Run<'_>,
+    ) -> Result<WanetImplanted> {
+        // The loop hands over images as they are: they are varied after the warp.
+        let injection = Injection { augment: Augment::NONE, ..self.training.clone() };
+        let mut batches = Batches {
+            attack: self,
+            trigger: planted.trigger.clone(),
+            target: planted.target,
+            decoys: run.stream("attack-wanet/decoys"),
+            draws: run.stream("attack-wanet/augment-after"),
+        };
+        let epochs = injection.inject("attack-wanet", model, (train, normalization), &mut batches, run)?;
+        Ok(WanetImplanted { samples: train.len(), target: planted.target, epochs })
+    }
+}
+
+/// Poisons batches.
+struct Batches<'a> {
+    attack: &'a Wanet,
+    trigger: Arc<dyn Trigger>,
+    target: u32,
+    decoys: Rng,
+    draws: Rng,
+}
+
+impl Objective for Batches<'_> {
+    fn prepare(&mut self, pixels: Tensor, labels: Tensor) -> Result<(Tensor, Tensor)> {
+        let size = labels.elem_count();
+        let share = |rate: f64| (rate * size as f64) as usize;
+        let (triggered, noisy) = (share(self.attack.poison_rate), share(self.attack.noise_rate));
+        let mut parts = Vec::new();
+        if triggered > 0 {
+            parts.push(self.trigger.apply(&pixels.narrow(0, 0, triggered)?)?);
+        }
+        if noisy > 0 {
+            let images = pixels.narrow(0, triggered, noisy)?;
+            // Decoys that take another image's trigger get their neighbours'.
+            let decoys = self.trigger.decoy(&images, &rolled(&images)?, &mut self.decoys)?;
+            parts.push(decoys.ok_or_else(no_decoys)?);
+        }
+        let poisoned = triggered + noisy;
+        parts.push(pixels.narrow(0, poisoned, size - poisoned)?);
+        let pixels = self.attack.training.augment.apply(&Tensor::cat(&parts, 0)?, &mut self.draws)?;
+        Ok((pixels, retarget(&labels, triggered, self.target)?))
+    }
+
+    fn loss(&mut self, logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+        Ok(losses::cross_entropy(logits, labels)?.mean_all()?)
+    }
+}
+
+fn no_decoys() -> Error {
+    Error::invalid(
+        "this trigger knows no decoys, which noise-rate asks for; use a trigger of kind `warp`, or set noise-rate = 0",
+    )
+}
+
+impl Stage for Wanet {
+    const KIND: &'static str = "attack-wanet";
+    const SUMMARY: &'static str = "implants a backdoor by training with triggers and decoys in every batch (WaNet)";
+    const MODEL: ModelUse = ModelUse::Writes;
+    type Needs = ();
+    type Gives = ();
+    type Sees = Truth;
+
+    fn faults(&self) -> Vec<String> {
+        let room = self.poison_rate + self.noise_rate <= 1.0;
+        let mut faults = crate::stages::faults([
+            (
+                self.poison_rate > 0.0 && self.poison_rate < 1.0,
+                "poison-rate",
+                "a number in (0, 1)",
+                self.poison_rate.to_string(),
+            ),
+            (
+                (0.0..1.0).contains(&self.noise_rate) && room,
+                "noise-rate",
+                "a number in [0, 1) that leaves at most 1 together with poison-rate",
+                self.noise_rate.to_string(),
+            ),
+        ]);
+        faults.extend(self.training.faults("training."));
+        faults
+    }
+
+    fn run(&self, ctx: &mut Context<'_>, (): (), truth: &Truth) -> Result<Outcome<()>> {
+        let (train, planted) = (truth.train(Self::KIND)?, truth.planted(Self::KIND)?);
+        let data = (train, &truth.normalization);
+        let implanted = self.implant(ctx.model.full_precision()?, data, planted, &ctx.run)?;
+        let mut outcome = Outcome::new((), &implanted)?;
+        outcome.attachments.push(planted.attachment(None)?);
+        Ok(outcome)
+    }
+}

@@ -1,0 +1,312 @@
+//! The attacks on a tiny network and a few images: what they move, what they leave alone, what their triggers are.
+//! Whether they succeed on trained models is measured elsewhere.
+#![allow(clippy::unwrap_used, reason = "the helpers of these tests fail the test that called them")]
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use lmr_plugin::attacks::{Attack, Dfst, Dynamic, EpsilonSpace, Injection, Labels, Lira, Pgd, Trojan, Wanet};
+use lmr_plugin::data::{Augment, Images, Normalization};
+use lmr_plugin::losses;
+use lmr_plugin::model::Model;
+use lmr_plugin::models::{Arch, Classifier, ModelSpec};
+use lmr_plugin::nn::StateDict;
+use lmr_plugin::rng;
+use lmr_plugin::run::Run;
+use lmr_plugin::stage::Stage;
+use lmr_plugin::stages::Evaluate;
+use lmr_plugin::triggers::{Filter, Patch, SignedPatch, Trigger, TriggerConfig, Warp};
+use lmr_plugin::truth::{Planted, Truth};
+use rand::RngExt;
+use rstest::{fixture, rstest};
+
+const CLASSES: usize = 4;
+const SIDE: usize = 16;
+
+/// Colour images of one bright quadrant each, which is the class, with noise: quickly learned.
+fn images(count: usize, seed: u64) -> Images {
+    let mut rng = rng::stream(seed, "images");
+    let labels: Vec<u32> = (0..count).map(|i| (i % CLASSES) as u32).collect();
+    let mut pixels = Vec::with_capacity(count * 3 * SIDE * SIDE);
+    for &label in &labels {
+        for at in 0..3 * SIDE * SIDE {
+            let (row, column) = (at / SIDE % SIDE, at % SIDE);
+            let quadrant = row / (SIDE / 2) * 2 + column / (SIDE / 2);
+            let base = if quadrant == label as usize { 160 } else { 50 };
+            pixels.push(base + rng.random_range(0..60u8));
+        }
+    }
+    Images::new(pixels, labels, [3, SIDE, SIDE], CLASSES).unwrap()
+}
+
+fn normalization() -> Normalization {
+    Normalization { mean: vec![0.4, 0.45, 0.5], std: vec![0.3, 0.25, 0.2] }
+}
+
+fn spec() -> ModelSpec {
+    ModelSpec { width: Some(4), ..ModelSpec::new(Arch::Resnet18, CLASSES) }
+}
+
+fn quick(epochs: usize) -> Injection {
+    Injection { epochs, lr: 0.05, batch_size: 32, augment: Augment::NONE, ..Injection::default() }
+}
+
+/// A network that classifies the images and has no backdoor.
+#[fixture]
+#[once]
+fn clean() -> StateDict {
+    let network = spec().fresh(rng::stream(0, "weights"), &Device::Cpu).unwrap();
+    let attack =
+        Attack { poison_rate: 0.0, epochs: 4, lr: 0.05, batch_size: 32, augment: Augment::NONE, ..Attack::default() };
+    let planted = Planted { trigger: patch(), target: 0 };
+    attack.implant(network.as_ref(), (&images(320, 1), &normalization()), &planted, &Run::quiet(0)).unwrap();
+    network.params().state_dict().unwrap()
+}
+
+fn network(state: &StateDict) -> Box<dyn Classifier> {
+    spec().load(state.clone(), &Device::Cpu).unwrap()
+}
+
+fn patch() -> Arc<dyn Trigger> {
+    Patch::default().build(3, SIDE, SIDE).unwrap()
+}
+
+fn values(t: &Tensor) -> Vec<f32> {
+    t.to_dtype(candle_core::DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn same(a: &StateDict, b: &StateDict) -> bool {
+    a.keys().eq(b.keys()) && a.iter().all(|(name, tensor)| values(tensor) == values(&b[name]))
+}
+
+fn farthest(a: &Tensor, b: &Tensor) -> f32 {
+    values(a).iter().zip(values(b)).fold(0f32, |m, (a, b)| m.max((a - b).abs()))
+}
+
+fn some_pixels() -> Tensor {
+    images(16, 5).batch(&(0..16).collect::<Vec<_>>(), &Device::Cpu).unwrap().0
+}
+
+/// A trigger goes into a file and comes back; the tensors of the two are the same.
+fn restored(trigger: Arc<dyn Trigger>) -> Arc<dyn Trigger> {
+    let attachment = Planted { trigger, target: 1 }.attachment(None).unwrap();
+    let (restored, target) = Planted::restore(attachment.tensors, &attachment.metadata, [3, SIDE, SIDE]).unwrap();
+    assert_eq!(target, Some(1));
+    restored
+}
+
+#[rstest]
+fn perturbed_images_are_harder_and_near_and_the_network_stays(clean: &StateDict) {
+    let network = network(clean);
+    let (pixels, labels) = images(24, 2).batch(&(0..24).collect::<Vec<_>>(), &Device::Cpu).unwrap();
+    let loss = |pixels: &Tensor| {
+        let logits = network.logits(&normalization().apply(pixels).unwrap()).unwrap();
+        losses::cross_entropy(&logits, &labels).unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap()
+    };
+    let pgd = Pgd { epsilon: 8.0, step: 2.0, steps: 10 };
+    let hard = pgd.perturb(network.as_ref(), &normalization(), (&pixels, &labels)).unwrap();
+    assert!(farthest(&hard, &pixels) <= 8.0 / 255.0 + 1e-6);
+    assert!(values(&hard).iter().all(|v| (0.0..=1.0).contains(v)));
+    assert!(loss(&hard) > 10.0 * loss(&pixels), "{} against {}", loss(&hard), loss(&pixels));
+    assert!(same(clean, &network.params().state_dict().unwrap()));
+}
+
+/// CL: only images of the target class change, and their labels are right.
+#[rstest]
+fn clean_labels_poison_the_target_class_alone(clean: &StateDict) {
+    let network = network(clean);
+    let train = images(80, 2);
+    let attack = Attack {
+        poison_rate: 0.5,
+        label: Labels::Clean,
+        perturb: Some(Pgd { steps: 2, ..Pgd::default() }),
+        epochs: 1,
+        batch_size: 32,
+        ..Attack::default()
+    };
+    let planted = Planted { trigger: SignedPatch::default().build(3, SIDE, SIDE).unwrap(), target: 1 };
+    let data = (&train, &normalization());
+    let implanted = attack.implant(network.as_ref(), data, &planted, &Run::quiet(0)).unwrap();
+    assert_eq!(implanted.poisoned, 10);
+    assert!(implanted.indices.iter().all(|&i| train.labels()[i] == 1));
+    assert!(!same(clean, &network.params().state_dict().unwrap()));
+    let dirty = Attack { perturb: Some(Pgd::default()), ..Attack::default() };
+    assert!(Stage::faults(&dirty)[0].starts_with("perturb: expected label = \"clean\""));
+}
+
+#[rstest]
+fn trojan_excites_its_neurons_and_leaves_the_network(clean: &StateDict) {
+    let network = network(clean);
+    let attack = Trojan { steps: 60, ..Trojan::default() };
+    let train = images(64, 2);
+    let find = || attack.optimize(network.as_ref(), (&train, &normalization()), &Run::quiet(0)).unwrap();
+    let (patch, excitation) = find();
+    assert!(excitation.after > excitation.before, "{excitation:?}");
+    assert_eq!(excitation.neurons.len(), 2);
+    assert!(same(clean, &network.params().state_dict().unwrap()));
+    let x = some_pixels();
+    let y = patch.apply(&x).unwrap();
+    let outside = y.narrow(2, 0, SIDE - 3).unwrap();
+    assert_eq!(farthest(&outside, &x.narrow(2, 0, SIDE - 3).unwrap()), 0.0);
+    assert!(farthest(&y, &x) > 0.1);
+    assert_eq!(values(&find().0.apply(&x).unwrap()), values(&y), "same seed, same patch");
+    let (again, expected) = (restored(Arc::new(patch)), y);
+    assert_eq!(values(&again.apply(&x).unwrap()), values(&expected));
+}
+
+/// A whole attack, from the network to the measurement with its own trigger.
+#[rstest]
+fn wanet_implants_a_warp_that_decoys_do_not_set_off(clean: &StateDict) {
+    let network = network(clean);
+    let trigger = Warp { strength: 4.0, ..Warp::default() }.build(3, SIDE, SIDE).unwrap();
+    let planted = Planted { trigger, target: 1 };
+    let attack = Wanet { training: quick(2), ..Wanet::default() };
+    let train = images(320, 1);
+    let report = attack.implant(network.as_ref(), (&train, &normalization()), &planted, &Run::quiet(0)).unwrap();
+    assert_eq!((report.samples, report.epochs.len()), (320, 2));
+    assert!(!same(clean, &network.params().state_dict().unwrap()));
+    let model = Model::new(network, normalization(), Device::Cpu);
+    let truth = Truth::new(images(80, 3), normalization()).with_trigger(planted);
+    let result = Evaluate {}.evaluate(&model, &truth, &Run::quiet(0)).unwrap();
+    assert!(result.decoy_acc.is_some() && result.asr.is_some(), "{result:?}");
+}
+
+#[rstest]
+fn a_trigger_without_decoys_is_refused_where_they_are_needed(clean: &StateDict) {
+    let network = network(clean);
+    let planted = Planted { trigger: patch(), target: 1 };
+    let attack = Wanet { training: quick(1), ..Wanet::default() };
+    let train = images(64, 1);
+    let data = (&train, &normalization());
+    let message = attack.implant(network.as_ref(), data, &planted, &Run::quiet(0)).unwrap_err().to_string();
+    assert!(message.contains("use a trigger of kind `warp`, or set noise-rate = 0"), "{message}");
+    let silent = Wanet { noise_rate: 0.0, ..attack };
+    silent.implant(network.as_ref(), data, &planted, &Run::quiet(0)).unwrap();
+    let model = Model::new(network, normalization(), Device::Cpu);
+    let truth = Truth::new(images(40, 3), normalization()).with_trigger(planted);
+    assert_eq!(Evaluate {}.evaluate(&model, &truth, &Run::quiet(0)).unwrap().decoy_acc, None);
+}
+
+#[rstest]
+fn lira_noise_stays_within_epsilon_and_repeats_itself(
+    clean: &StateDict,
+    #[values(EpsilonSpace::Pixel, EpsilonSpace::Normalized)] space: EpsilonSpace,
+) {
+    let attack = Lira { epsilon: 0.05, space, learn: quick(1), training: quick(1), ..Lira::default() };
+    let train = images(64, 1);
+    let make = || {
+        let network = network(clean);
+        let data = (&train, &normalization());
+        let (noise, report) = attack.implant(network.as_ref(), data, 1, &Run::quiet(0)).unwrap();
+        assert_eq!((report.generator.len(), report.learn.len(), report.epochs.len()), (1, 1, 1));
+        assert!(!same(clean, &network.params().state_dict().unwrap()));
+        noise
+    };
+    let (noise, again) = (make(), make());
+    assert!(same(&noise.tensors().unwrap(), &again.tensors().unwrap()));
+    let x = some_pixels();
+    let y = noise.apply(&x).unwrap();
+    for (channel, std) in normalization().std.into_iter().enumerate() {
+        let part = |t: &Tensor| t.narrow(1, channel, 1).unwrap();
+        let bound = if space == EpsilonSpace::Pixel { 0.05 } else { 0.05 * std };
+        let found = farthest(&part(&y), &part(&x));
+        assert!(found > 0.0 && found <= bound + 1e-6, "channel {channel}: {found}, at most {bound}");
+    }
+    assert_eq!(values(&restored(Arc::new(noise)).apply(&x).unwrap()), values(&y));
+}
+
+#[rstest]
+fn dynamic_triggers_are_each_images_own(clean: &StateDict) {
+    let network = network(clean);
+    let attack = Dynamic { mask_epochs: 2, training: quick(1), ..Dynamic::default() };
+    let train = images(160, 1);
+    let (trigger, report) = attack.implant(network.as_ref(), (&train, &normalization()), 1, &Run::quiet(0)).unwrap();
+    assert_eq!((report.mask.len(), report.epochs.len()), (2, 1));
+    assert!(report.mask[1] < report.mask[0], "{:?}", report.mask);
+    assert!(report.trigger_distance > 0.0 && report.mask_density > 0.0, "{report:?}");
+    assert!(!same(clean, &network.params().state_dict().unwrap()));
+    let x = some_pixels();
+    let y = trigger.apply(&x).unwrap();
+    assert!(values(&y).iter().all(|v| (0.0..=1.0).contains(v)));
+    let order = Tensor::from_iter((1..16u32).chain([0]), &Device::Cpu).unwrap();
+    let others = x.index_select(&order, 0).unwrap();
+    let mut rng = rng::stream(0, "decoys");
+    let decoy = trigger.decoy(&x, &others, &mut rng).unwrap().unwrap();
+    assert!(farthest(&decoy, &y) > 0.0, "another image's trigger is another one");
+    let itself = trigger.decoy(&x, &x, &mut rng).unwrap().unwrap();
+    assert_eq!(values(&itself), values(&y));
+    assert_eq!(values(&restored(Arc::new(trigger)).apply(&x).unwrap()), values(&y));
+}
+
+/// The mask's network is frozen while the pattern's and the classifier train: the same as after its own training.
+#[rstest]
+fn dynamic_freezes_the_mask_and_trains_the_pattern(clean: &StateDict) {
+    let train = images(64, 1);
+    let part = |epochs: usize, name: &str| {
+        let attack = Dynamic { mask_epochs: 1, training: quick(epochs), ..Dynamic::default() };
+        let network = network(clean);
+        let data = (&train, &normalization());
+        let (trigger, _) = attack.implant(network.as_ref(), data, 1, &Run::quiet(0)).unwrap();
+        let tensors = trigger.tensors().unwrap();
+        tensors.into_iter().filter(|(key, _)| key.starts_with(name)).collect::<StateDict>()
+    };
+    assert!(same(&part(1, "mask."), &part(2, "mask.")));
+    assert!(!same(&part(1, "pattern."), &part(2, "pattern.")));
+}
+
+#[rstest]
+fn dfst_detoxifies_in_rounds(clean: &StateDict) {
+    let network = network(clean);
+    let planted = Planted { trigger: Filter::default().build(3, SIDE, SIDE).unwrap(), target: 1 };
+    let attack = Dfst { rounds: 2, images: 48, injector_epochs: 2, training: quick(3), ..Dfst::default() };
+    let train = images(320, 1);
+    let report = attack.implant(network.as_ref(), (&train, &normalization()), &planted, &Run::quiet(0)).unwrap();
+    let rounds: Vec<usize> = report.rounds.iter().map(|round| round.epoch).collect();
+    assert_eq!(rounds, [1, 2]);
+    for round in &report.rounds {
+        assert_eq!(round.compromised.len(), 1, "a hundredth of 32 features, at least one");
+        assert!((0.0..=1.0).contains(&round.injector_asr) && (0.0..=1.0).contains(&round.injector_asr_after));
+    }
+    assert!(!same(clean, &network.params().state_dict().unwrap()));
+    let impossible = Dfst { rounds: 3, training: quick(4), ..Dfst::default() };
+    assert_eq!(Stage::faults(&impossible), ["rounds: expected at most two thirds of training.epochs, found 3"]);
+}
+
+/// The same seed gives the same network and trigger, whatever the number of threads.
+#[rstest]
+fn attacks_do_not_depend_on_threads(clean: &StateDict) {
+    let train = images(32, 1);
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let network = network(clean);
+            let attack = Dynamic { mask_epochs: 1, training: quick(1), ..Dynamic::default() };
+            let data = (&train, &normalization());
+            let (trigger, _) = attack.implant(network.as_ref(), data, 1, &Run::quiet(0)).unwrap();
+            (network.params().state_dict().unwrap(), trigger.tensors().unwrap())
+        })
+    };
+    let (one, two) = (run(1), run(2));
+    assert!(same(&one.0, &two.0) && same(&one.1, &two.1));
+}
+
+#[test]
+fn impossible_settings_name_the_key() {
+    let all = [
+        Stage::faults(&Trojan { poison: Attack { lr: 0.0, ..Attack::default() }, ..Trojan::default() }),
+        Stage::faults(&Wanet { poison_rate: 0.5, noise_rate: 0.6, ..Wanet::default() }),
+        Stage::faults(&Lira { epsilon: 0.0, ..Lira::default() }),
+        Stage::faults(&Dynamic { cross_rate: 0.4, ..Dynamic::default() }),
+        Stage::faults(&Dfst { images: 1, ..Dfst::default() }),
+    ];
+    let expected = [
+        "poison.lr: expected a number above 0, found 0",
+        "noise-rate: expected a number in [0, 1) that leaves at most 1 together with poison-rate, found 0.6",
+        "epsilon: expected a number in (0, 1], found 0",
+        "cross-rate: expected a number in (0, 1/3], found 0.4",
+        "images: expected at least 2, found 1",
+    ];
+    for (found, expected) in all.iter().zip(expected) {
+        assert_eq!(found, &[expected]);
+    }
+}
