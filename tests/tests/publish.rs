@@ -51,7 +51,8 @@ fn vit_project() -> Project {
         "arch = \"resnet18\"\nwidth = 2\nclasses = 4\nchannels = 1\nweights = { path = \"model.safetensors\" }\n";
     project.edit("pipeline.toml", from, table);
     // Drawn weights know nothing that a copy could forget.
-    project.edit("pipeline.toml", "max-steps = 20\nstop-accuracy = 0.1", "class = 0");
+    project.edit("pipeline.toml", "max-steps = 20\nstop-accuracy = 0.1", "class = 1");
+    project.edit("pipeline.toml", "target = 0", "target = 2");
     project
 }
 
@@ -135,7 +136,7 @@ fn a_card_says_what_is_known_and_nothing_else() {
     }
     assert!(!head.contains("base_model") && !head.contains("datasets"), "unknown here: {head}");
     for part in
-        ["What is not guaranteed", "&lt;script&gt;", "a \\| b", "curve.svg", "`class = 0`", "for one trigger alone"]
+        ["What is not guaranteed", "&lt;script&gt;", "a \\| b", "curve.svg", "`class = 1`", "for one trigger alone"]
     {
         assert!(body.contains(part), "{part}: {body}");
     }

@@ -33,13 +33,15 @@ fn the_backdoor_goes_and_the_accuracy_stays() {
         "model.weights.path=attacked/00-attack/model.safetensors",
         "data.clean.count=80",
         "stage.estimate.max-steps=60",
-        // So easy a problem saturates the default margin on clean images without the backdoor noticing. With these the
-        // backdoor goes for every seed from 0 to 5; with the defaults for two of five.
-        "stage.logit-repel.m1=40",
+        // So easy a problem saturates the default margin on clean images without the backdoor noticing. With these, seeds 0
+        // to 5 all end at an ASR of 0 and an ACC of 0.97 and more on a CPU with AVX2. Rounding differs from one kind of
+        // CPU to another, and with a margin of 40 and 20 epochs one kind kept a third of the backdoor for three seeds.
+        "stage.logit-repel.m1=60",
         "stage.logit-repel.lr=0.1",
         "stage.logit-repel.epochs=30",
         &format!("stage.logit-repel.augment={PLAIN}"),
         "stage.recover.lr=0.01",
+        "stage.recover.epochs=60",
         &format!("stage.recover.augment={PLAIN}"),
     ];
     let purified = run(&project, "pipeline.toml", "purified", &sets.map(String::from));

@@ -65,6 +65,9 @@ impl Card<'_> {
     fn found(&self, page: &mut String) -> std::fmt::Result {
         let Some(estimated) = self.source.report.estimated() else { return Ok(()) };
         let class = self.class(estimated.class as usize);
+        if estimated.votes.is_empty() {
+            return writeln!(page, "## What was found\n\nThe backdoor class was given, not estimated: {class}.\n");
+        }
         writeln!(page, "## What was found\n\nEstimated backdoor class: {class}. {}\n", markdown(&estimated.verdict()))?;
         for reason in &estimated.low_confidence {
             writeln!(page, "- Low confidence: {}.", markdown(reason))?;
@@ -180,7 +183,7 @@ impl Card<'_> {
                 "- No trigger was configured, so whether a backdoor works, before or after, was not measured."
             )?,
         }
-        if self.source.report.estimated().is_some() {
+        if self.source.report.estimated().is_some_and(|estimated| !estimated.votes.is_empty()) {
             writeln!(
                 page,
                 "- The backdoor class is an estimate. If another class is the attacker's, the backdoor may have survived; a \
@@ -239,7 +242,7 @@ impl Card<'_> {
             markdown(&report.run.version),
             report.run.seed,
             markdown(&report.run.device),
-            markdown(&report.run.started)
+            code(&report.run.started)
         )?;
         if let Some(sha256) = &report.model.sha256 {
             writeln!(page, "The received checkpoint's SHA-256 is {}.", code(sha256))?;
