@@ -95,7 +95,11 @@ impl Remote {
     }
 
     fn command(&self, arguments: &[&str]) -> std::process::Command {
-        let mut command = self.project.command(&[&["pipeline"], arguments].concat());
+        self.program(&[&["pipeline"], arguments].concat())
+    }
+
+    fn program(&self, arguments: &[&str]) -> std::process::Command {
+        let mut command = self.project.command(arguments);
         command.env("HF_HUB_CACHE", self.project.path().join("cache")).env("HF_ENDPOINT", self.hub.url());
         command.env("HF_TOKEN", TOKEN).env_remove("HF_HUB_OFFLINE");
         command
@@ -170,6 +174,28 @@ fn weights_and_images_from_the_hub_are_purified() {
     let plan = remote.run(&["runs/tiny/config.toml", "--plan", "--out", "again"]);
     assert!(plan.stdout.contains(&format!("weights from some/vit@{}: in the cache", remote.model)), "{}", plan.stdout);
     assert_eq!(plan.stdout.matches("would be reused").count(), 10, "{}", plan.stdout);
+}
+
+/// The whole way: shards and Parquet pulled, purified, published, pulled back.
+#[test]
+fn what_is_purified_goes_back_and_measures_the_same() {
+    let remote = Remote::new();
+    let run = remote.run(&["pipeline.toml"]);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    let publish = ["publish", "runs/tiny", "--repo", "some/purified"];
+    let published: Finished = remote.program(&publish).output().unwrap().into();
+    assert_eq!(published.code, Some(0), "{}", published.stderr);
+    let back = remote.run(&["pipeline.toml", "--set", "model.weights.hub=some/purified", "--out", "back"]);
+    assert_eq!(back.code, Some(0), "{}", back.stderr);
+    let outcome = |run: &str, name: &str| {
+        let report = remote.report(run);
+        let stage = report["stages"].as_array().unwrap().iter().find(|stage| stage["name"] == name).unwrap();
+        stage["outcome"].clone()
+    };
+    assert_eq!(outcome("back", "received"), outcome("runs/tiny", "purified"));
+    assert_eq!(remote.report("back")["model"]["repo"], "some/purified");
+    let digest = |run: &str, file: &str| sha256(&remote.project.read(&format!("{run}/{file}")));
+    assert_ne!(digest("back", "04-purify/model.safetensors"), digest("runs/tiny", "04-purify/model.safetensors"));
 }
 
 #[test]
