@@ -22,6 +22,7 @@ pub mod schema;
 pub mod tensors;
 pub mod triggers;
 pub mod weights;
+pub mod zoo;
 
 pub use config::Overrides;
 pub use error::{Error, Result};

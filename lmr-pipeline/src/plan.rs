@@ -14,7 +14,7 @@ use crate::config::place::{Faults, Place};
 use crate::config::{DataTable, Draft, Overrides, PublishTable, RunTable, StageTable, TriggerTable, is_name, locate};
 use crate::datasets::Dataset;
 use crate::device::DeviceChoice;
-use crate::preprocess::Convention;
+use crate::preprocess::{Convention, Preprocessing, Resize};
 use crate::problem::{hint, quoted};
 use crate::publish::{Link, Selection};
 use crate::registry::{STAGES, StageKind};
@@ -80,6 +80,21 @@ impl Plan {
         match config {
             Some(images) => images.normalization(),
             None => self.dataset.descriptor().normalization.clone(),
+        }
+    }
+
+    /// What is done to an image before the model sees it.
+    pub fn images(&self) -> Preprocessing {
+        let (image, normal) = (self.dataset.descriptor().image, self.normalization());
+        // The decimal number that was meant, not the nearest binary one with all its digits.
+        let decimal = |value: &f32| value.to_string().parse().unwrap_or_else(|_| f64::from(*value));
+        let size = [image.height, image.width];
+        Preprocessing {
+            size,
+            resize: image.resize.unwrap_or(Resize::Exact(size)),
+            interpolation: image.interpolation.unwrap_or_default(),
+            mean: normal.mean.iter().map(decimal).collect(),
+            std: normal.std.iter().map(decimal).collect(),
         }
     }
 

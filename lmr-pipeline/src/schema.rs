@@ -51,6 +51,11 @@ pub fn pipeline() -> Value {
         "trigger": { "description": "What the attacker does to an image. Only stages that measure or implant see it.", "oneOf": triggers },
         "stage": { "type": "array", "minItems": 1, "items": { "oneOf": stages } },
         "publish": inline::<PublishTable>(&mut generator),
+        "profile": {
+            "description": "Other values under names: `--profile paper` takes what is in `[profile.paper]`. Stages as for --set.",
+            "type": "object",
+            "additionalProperties": { "type": "object" },
+        },
     });
     let mut schema: Schema = json_schema!({
         "title": "Pipeline",

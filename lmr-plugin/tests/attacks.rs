@@ -167,7 +167,7 @@ fn wanet_implants_a_warp_that_decoys_do_not_set_off(clean: &StateDict) {
     assert!(!same(clean, &network.params().state_dict().unwrap()));
     let model = Model::new(network, normalization(), Device::Cpu);
     let truth = Truth::new(images(80, 3), normalization()).with_trigger(planted);
-    let result = Evaluate {}.evaluate(&model, &truth, &Run::quiet(0)).unwrap();
+    let result = Evaluate::default().evaluate(&model, &truth, &Run::quiet(0)).unwrap();
     assert!(result.decoy_acc.is_some() && result.asr.is_some(), "{result:?}");
 }
 
@@ -184,7 +184,7 @@ fn a_trigger_without_decoys_is_refused_where_they_are_needed(clean: &StateDict) 
     silent.implant(network.as_ref(), data, &planted, &Run::quiet(0)).unwrap();
     let model = Model::new(network, normalization(), Device::Cpu);
     let truth = Truth::new(images(40, 3), normalization()).with_trigger(planted);
-    assert_eq!(Evaluate {}.evaluate(&model, &truth, &Run::quiet(0)).unwrap().decoy_acc, None);
+    assert_eq!(Evaluate::default().evaluate(&model, &truth, &Run::quiet(0)).unwrap().decoy_acc, None);
 }
 
 #[rstest]

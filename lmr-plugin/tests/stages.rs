@@ -90,12 +90,12 @@ fn assert_same(a: &StateDict, b: &StateDict) {
 
 #[rstest]
 fn the_attack_works_and_evaluate_sees_it(attacked: &StateDict) {
-    let result = Evaluate {}.evaluate(&model(attacked), &truth(), &Run::quiet(0)).unwrap();
+    let result = Evaluate::default().evaluate(&model(attacked), &truth(), &Run::quiet(0)).unwrap();
     assert!(result.acc > 0.95 && result.asr.unwrap() > 0.9, "{result:?}");
     assert_eq!((result.samples, result.triggered), (200, 150));
     assert!(result.asr.unwrap() + result.ta.unwrap() <= 1.0);
     let untriggered = Truth::new(images(200, 3), normalization());
-    let result = Evaluate {}.evaluate(&model(attacked), &untriggered, &Run::quiet(0)).unwrap();
+    let result = Evaluate::default().evaluate(&model(attacked), &untriggered, &Run::quiet(0)).unwrap();
     assert_eq!((result.asr, result.ta, result.triggered), (None, None, 0));
 }
 

@@ -37,6 +37,7 @@ fn explained(run: &Finished, code: i32, fragments: &[&str]) {
 #[rstest]
 #[case::syntax("[model]", "[model", &["line 6, column", "pipeline.toml"])]
 #[case::unknown_section("[model]", "[modle]", &["modle: unknown section; did you mean `model`?", "model: missing; add a [model] table"])]
+#[case::profiles_malformed("[model]", "[profile]\npaper = 3\n[model]", &["profile: paper: expected a table, found 3"])]
 #[case::unknown_key("seed = 0", "sede = 0", &["run.sede: unknown key; did you mean `seed`?"])]
 #[case::unknown_nested_key("{ split = \"test\", count = 40 }", "{ split = \"test\", cout = 40 }", &["data.clean", "`cout`", "did you mean `count`?"])]
 #[case::unknown_option("max-steps", "max-stpes", &["stage[1] (estimate).max-stpes: unknown key; did you mean `max-steps`?"])]

@@ -141,6 +141,29 @@ fn a_stage_is_set_by_name_kind_and_index() {
     assert_eq!(config["data"]["test"]["count"], 7.into());
 }
 
+/// A profile is stronger than the file and weaker than everything else; a value of another shape takes the old one's place.
+#[test]
+fn a_profile_is_a_layer() {
+    let project = project();
+    let profile = "\n[profile.long]\nrun.seed = 3\nstage.purify = { epochs = 1, schedule.steps = [0.5] }\n\
+        stage.logit-repel.lr = 0.25\n\n[profile.other]\nrun.seed = 4\n";
+    project.edit("pipeline.toml", "[run]", &format!("{profile}\n[run]"));
+    let resolved = |arguments: &[&str]| -> toml::Table {
+        let run = project.run(&[&["pipeline", "pipeline.toml", "--out", "out"], arguments].concat());
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
+        String::from_utf8(project.read("out/config.toml")).unwrap().parse().unwrap()
+    };
+    assert_eq!(resolved(&[])["run"]["seed"], 0.into());
+    let long = resolved(&["--profile", "long", "--set", "stage.logit-repel.lr=0.125"]);
+    assert_eq!(long["run"]["seed"], 3.into());
+    assert_eq!((&long["stage"][4]["epochs"], &long["stage"][2]["lr"]), (&1.into(), &0.125.into()));
+    assert_eq!(long["stage"][4]["schedule"]["steps"], vec![0.5].into());
+    assert!(long.get("profile").is_none(), "{long}");
+    let unknown = project.run(&["pipeline", "pipeline.toml", "--profile", "lnog"]);
+    assert_eq!(unknown.code, Some(2), "{}", unknown.stderr);
+    assert!(unknown.stderr.contains("there is no profile `lnog`; did you mean `long`?"), "{}", unknown.stderr);
+}
+
 #[test]
 fn quiet_is_quiet_and_pipes_get_lines() {
     let project = project();

@@ -12,31 +12,40 @@ fn pipelines(folder: &str) -> Vec<PathBuf> {
     files.filter(|path| path.extension().is_some_and(|ending| ending == "toml")).collect()
 }
 
-fn plan(path: &Path, mut set: Vec<String>) -> Plan {
-    // Some begin with what another one leaves; any checkpoint will do for a plan.
-    if std::fs::read_to_string(path).unwrap().contains("path = \"runs/") {
-        set.push("model.weights.path=configs/quickstart/model.safetensors".into());
+fn plan(path: &Path, profile: Option<&str>) -> Plan {
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut set = Vec::new();
+    // Some begin with what another one leaves; any checkpoint and trigger will do for a plan.
+    if text.contains("path = \"runs/") {
+        set.push("model.weights.path=configs/quickstart/model.safetensors".to_string());
     }
-    Plan::load(path, &Overrides { set, ..Overrides::default() })
+    if text.contains("kind = \"stored\"") {
+        set.push("trigger={ kind = \"patch\", target = 0 }".into());
+    }
+    Plan::load(path, &Overrides { profile: profile.map(String::from), set, ..Overrides::default() })
         .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-#[test]
-fn every_config_plans() {
-    let (own, attacks) = (pipelines("configs"), pipelines("configs/attacks"));
-    assert!(!own.is_empty() && attacks.len() == 9);
-    own.iter().chain(&attacks).for_each(|path| drop(plan(path, Vec::new())));
+/// The names of a pipeline's profiles.
+fn profiles(path: &Path) -> Vec<String> {
+    let table: toml::Table = std::fs::read_to_string(path).unwrap().parse().unwrap();
+    table.get("profile").and_then(toml::Value::as_table).into_iter().flatten().map(|(name, _)| name.clone()).collect()
 }
 
-/// The `--set` values that a header suggests.
 #[test]
-fn what_the_attacks_suggest_plans_too() {
+fn every_config_plans_with_every_profile() {
+    let (own, attacks) = (pipelines("configs"), pipelines("configs/attacks"));
+    assert!(!own.is_empty() && attacks.len() == 10);
+    for path in own.iter().chain(&attacks) {
+        plan(path, None);
+        profiles(path).iter().for_each(|name| drop(plan(path, Some(name))));
+    }
+}
+
+/// The zoo's command line names them.
+#[test]
+fn every_attack_has_both_profiles() {
     for path in pipelines("configs/attacks") {
-        let text = std::fs::read_to_string(&path).unwrap();
-        let lines = text.lines().filter_map(|line| line.strip_prefix("#     --set "));
-        let set: Vec<String> =
-            lines.flat_map(|line| line.split(" --set ")).map(|set| set.trim_matches('\'').to_string()).collect();
-        assert!(!set.is_empty(), "{}", path.display());
-        plan(&path, set);
+        assert_eq!(profiles(&path), ["cpu", "paper"], "{}", path.display());
     }
 }

@@ -1,4 +1,4 @@
-//! Where values come from: the pipeline file, then `LMR_…` environment variables, then `--set`.
+//! Where values come from: the pipeline file, then one of its profiles, then `LMR_…` environment variables, then `--set`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,6 +8,8 @@ use figment::value::{Dict, Map};
 use figment::{Figment, Metadata, Profile, Provider};
 use toml::{Table, Value};
 
+use super::Overrides;
+use super::place::show;
 use crate::problem::{Problem, Problems, hint};
 use crate::{Error, Result};
 
@@ -40,26 +42,40 @@ impl Provider for Layer<'_> {
     }
 }
 
-/// Reads the file and puts environment variables (`LMR_RUN__SEED=1`) and `--set` values (`run.seed=1`) on top.
+/// The table of a pipeline file that holds its profiles: other values under names.
+pub const PROFILES: &str = "profile";
+
+/// Reads the file and puts the values of a profile, environment variables (`LMR_RUN__SEED=1`) and `--set` values
+/// (`run.seed=1`) on top.
 ///
 /// A stage is addressed as `stage.<name>.<key>`, as `stage.<kind>.<key>` (every stage of that kind), or by its index.
-pub fn load(file: &Path, env: impl IntoIterator<Item = (String, String)>, sets: &[String]) -> Result<Layered> {
+pub fn load(file: &Path, from: &Overrides) -> Result<Layered> {
     let text = std::fs::read_to_string(file).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => Error::input(file, "there is no such file"),
         _ => Error::input(file, error.to_string()),
     })?;
-    let table: Table = text.parse().map_err(|error: toml::de::Error| Error::input(file, syntax(&text, &error)))?;
+    let mut table: Table = text.parse().map_err(|error: toml::de::Error| Error::input(file, syntax(&text, &error)))?;
     let mut problems = Vec::new();
     let mut overrides = Vec::new();
-    let mut env: Vec<_> = env.into_iter().filter(|(name, _)| name.starts_with("LMR_")).collect();
+    let profiles = table.remove(PROFILES);
+    match profile(profiles, from.profile.as_deref()) {
+        Ok(values) => {
+            let origin = || format!("profile {}", from.profile.as_deref().unwrap_or_default());
+            overrides.extend(values.into_iter().map(|(path, value)| Override { path, value, origin: origin() }));
+        }
+        Err(message) => {
+            problems.push(Problem { origin: file.display().to_string(), key: PROFILES.into(), message });
+        }
+    }
+    let mut env: Vec<_> = from.env.iter().filter(|(name, _)| name.starts_with("LMR_")).collect();
     env.sort();
     for (name, value) in env {
         let origin = format!("environment variable {name}");
         // Shells allow no hyphen in a name, keys use nothing else.
         let key = name["LMR_".len()..].to_lowercase().replace("__", ".").replace('_', "-");
-        push(&mut overrides, &mut problems, origin, &key, &value, "LMR_RUN__SEED=1");
+        push(&mut overrides, &mut problems, origin, &key, value, "LMR_RUN__SEED=1");
     }
-    for set in sets {
+    for set in &from.set {
         let origin = format!("--set {set}");
         let (key, value) = set.split_once('=').unwrap_or((set, ""));
         if set.contains('=') {
@@ -70,6 +86,44 @@ pub fn load(file: &Path, env: impl IntoIterator<Item = (String, String)>, sets: 
     }
     let layered = merge(&table, overrides, &mut problems)?;
     if problems.is_empty() { Ok(layered) } else { Err(Error::Rejected(Problems(problems))) }
+}
+
+/// The values of the profile of that name, each with its path; none if no profile was asked for.
+fn profile(profiles: Option<Value>, name: Option<&str>) -> Result<Vec<(Vec<String>, Value)>, String> {
+    let profiles = match profiles {
+        Some(Value::Table(profiles)) => profiles,
+        Some(other) => return Err(format!("expected a table of profiles, found {}", show(&other))),
+        None => Table::new(),
+    };
+    if let Some((name, other)) = profiles.iter().find(|(_, profile)| !profile.is_table()) {
+        return Err(format!("{name}: expected a table, found {}", show(other)));
+    }
+    let Some(name) = name else { return Ok(Vec::new()) };
+    let Some(profile) = profiles.get(name).and_then(Value::as_table) else {
+        let names: Vec<&str> = profiles.keys().map(String::as_str).collect();
+        return Err(match names.is_empty() {
+            true => format!("there is no profile `{name}`: this pipeline has none"),
+            false => format!("there is no profile `{name}`{}", hint(name, &names)),
+        });
+    };
+    let mut values = Vec::new();
+    leaves(&mut Vec::new(), profile, &mut values);
+    match values.iter().find(|(path, _)| path.len() < 2) {
+        Some((path, _)) => Err(format!("{name}.{}: expected keys of a section, such as run.seed", path.join("."))),
+        None => Ok(values),
+    }
+}
+
+/// Everything in a table that is no table itself, with its path.
+fn leaves(path: &mut Vec<String>, table: &Table, out: &mut Vec<(Vec<String>, Value)>) {
+    for (key, value) in table {
+        path.push(key.clone());
+        match value {
+            Value::Table(inner) => leaves(path, inner, out),
+            leaf => out.push((path.clone(), leaf.clone())),
+        }
+        path.pop();
+    }
 }
 
 fn push(out: &mut Vec<Override>, problems: &mut Vec<Problem>, origin: String, key: &str, value: &str, example: &str) {

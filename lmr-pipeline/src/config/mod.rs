@@ -1,6 +1,6 @@
 //! The pipeline file: its tables, their defaults, and how they are read.
 //!
-//! Layers, weakest first: defaults, the file, `LMR_…` environment variables, `--set`. A relative path is looked up from
+//! Layers, weakest first: defaults, the file, one of its profiles, `LMR_…` environment variables, `--set`. A relative path is looked up from
 //! the working directory first, then from the pipeline file's folder and each folder above it.
 
 mod layers;
@@ -28,7 +28,7 @@ use place::{Faults, Place, read, show};
 pub use publish::PublishTable;
 
 /// The sections of a pipeline file.
-const SECTIONS: &[&str] = &["run", "model", "data", "trigger", "stage", "publish"];
+const SECTIONS: &[&str] = &["run", "model", "data", "trigger", "stage", "publish", layers::PROFILES];
 
 /// `[run]`: what is not about the model or the data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -211,6 +211,8 @@ pub(crate) struct Draft {
 /// What is put on top of a pipeline file.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
+    /// The profile of the file (`[profile.<name>]`) whose values are taken, if any.
+    pub profile: Option<String>,
     /// `key=value` pairs of `--set`, strongest last.
     pub set: Vec<String>,
     /// Environment variables; only those that begin with `LMR_` count.
@@ -218,19 +220,19 @@ pub struct Overrides {
 }
 
 impl Overrides {
-    /// The process's environment variables and these `--set` values.
-    pub fn from_process(set: Vec<String>) -> Self {
+    /// The process's environment variables, a profile and these `--set` values.
+    pub fn from_process(profile: Option<String>, set: Vec<String>) -> Self {
         let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         };
-        Self { set, env: std::env::vars_os().filter_map(text).collect() }
+        Self { profile, set, env: std::env::vars_os().filter_map(text).collect() }
     }
 }
 
 impl Draft {
     /// Reads every table, noting every fault. An error only where nothing at all can be read.
     pub fn load(file: &Path, overrides: &Overrides) -> Result<Self> {
-        let layered = layers::load(file, overrides.env.iter().cloned(), &overrides.set)?;
+        let layered = layers::load(file, overrides)?;
         let mut faults = Faults::new(file.display().to_string(), layered.overridden);
         let mut table = layered.table;
         for key in table.keys().filter(|key| !SECTIONS.contains(&key.as_str())) {

@@ -20,6 +20,7 @@ use lmr_plugin::stages::Quantize;
 use serde_json::Value;
 
 pub use card::check_license;
+pub(crate) use card::{Metadata, markdown, plain};
 pub use folder::{Publication, PublishedFile};
 pub use selection::{Link, Selection};
 pub use upload::{Sent, check_access, send};
@@ -27,10 +28,9 @@ pub use upload::{Sent, check_access, send};
 use crate::artifacts::json as to_json;
 use crate::config::{Overrides, PublishTable};
 use crate::plan::Plan;
-use crate::preprocess::{Preprocessing, Resize};
 use crate::weights::{Export, Layout, dtype_name};
 use crate::{Error, Result};
-use card::{Card, license_of, plain};
+use card::{Card, license_of};
 use config::{ConfigFile, Described};
 use source::{Received, Source};
 
@@ -89,7 +89,7 @@ impl Composer<'_> {
         let (source, received) = (&self.source, self.source.received(observer)?);
         let (_, state) = source.stage(self.selection.stage)?;
         let layout = received.layout.as_ref().map_or_else(|| Layout::of(&state), Layout::unwrapped);
-        let images = self.images();
+        let images = source.plan.images();
         let labels = self.labels();
         let described = Described {
             model: &source.plan.model,
@@ -129,21 +129,6 @@ impl Composer<'_> {
         let card = card.write()?.into_bytes();
         files.insert(0, PublishedFile::new("README.md", card));
         Ok(Publication { table: self.table.clone(), title: plain(&source.plan.run.name), files })
-    }
-
-    /// What is done to an image before the model sees it, as in the run.
-    fn images(&self) -> Preprocessing {
-        let (image, normal) = (self.source.plan.dataset.descriptor().image, self.source.plan.normalization());
-        // The decimal number that was meant, not the nearest binary one with all its digits.
-        let decimal = |value: &f32| value.to_string().parse().unwrap_or_else(|_| f64::from(*value));
-        let size = [image.height, image.width];
-        Preprocessing {
-            size,
-            resize: image.resize.unwrap_or(Resize::Exact(size)),
-            interpolation: image.interpolation.unwrap_or_default(),
-            mean: normal.mean.iter().map(decimal).collect(),
-            std: normal.std.iter().map(decimal).collect(),
-        }
     }
 
     /// Names of the classes: the received model's own, unless it got another head.

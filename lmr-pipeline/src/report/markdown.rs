@@ -33,15 +33,27 @@ fn write(page: &mut String, plan: &Plan, inputs: &Inputs, report: &Report, folde
     )?;
     let measurements = report.measurements();
     if !measurements.is_empty() {
-        writeln!(page, "| model | ACC % | ASR % | TA % |\n|---|---:|---:|---:|")?;
+        // Most triggers know no decoy.
+        let decoys = measurements.iter().any(|m| m.decoy_acc.is_some());
+        let (title, line) = if decoys { (" decoy ACC % |", "---:|") } else { ("", "") };
+        writeln!(page, "| model | ACC % | ASR % | TA % |{title}\n|---|---:|---:|---:|{line}")?;
         for m in &measurements {
-            writeln!(page, "| {} | {} | {} | {} |", m.name, percent(Some(m.acc)), percent(m.asr), percent(m.ta))?;
+            let decoy = if decoys { format!(" {} |", percent(m.decoy_acc)) } else { String::new() };
+            writeln!(
+                page,
+                "| {} | {} | {} | {} |{decoy}",
+                m.name,
+                percent(Some(m.acc)),
+                percent(m.asr),
+                percent(m.ta)
+            )?;
         }
         writeln!(
             page,
             "\nACC: accuracy on {} clean test images. ASR: share of triggered test images of other classes that are \
-             classified as the attacker's class. TA: accuracy on the same triggered images.\n",
-            report.data.test
+             classified as the attacker's class. TA: accuracy on the same triggered images.{}\n",
+            report.data.test,
+            if decoys { " Decoy ACC: accuracy under what resembles the trigger." } else { "" }
         )?;
     }
     if let Some(estimated) = report.estimated() {

@@ -175,6 +175,8 @@ pub struct Measurement<'a> {
     pub asr: Option<f64>,
     /// Accuracy under the trigger, if one is configured.
     pub ta: Option<f64>,
+    /// Accuracy under something that resembles the trigger, if the trigger knows such a thing.
+    pub decoy_acc: Option<f64>,
 }
 
 impl<'a> Measurement<'a> {
@@ -183,7 +185,13 @@ impl<'a> Measurement<'a> {
         let number = |key: &str| stage.outcome.get(key).and_then(Value::as_f64);
         // Only a stage that evaluates has both.
         stage.outcome.get("samples")?;
-        Some(Self { name: &stage.name, acc: number("acc")?, asr: number("asr"), ta: number("ta") })
+        Some(Self {
+            name: &stage.name,
+            acc: number("acc")?,
+            asr: number("asr"),
+            ta: number("ta"),
+            decoy_acc: number("decoy_acc"),
+        })
     }
 }
 

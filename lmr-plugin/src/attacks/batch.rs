@@ -22,3 +22,8 @@ pub(super) fn rolled(x: &Tensor) -> Result<Tensor> {
 pub(super) fn root_mean_square(x: &Tensor) -> Result<Tensor> {
     Ok((x.flatten_from(1)?.sqr()?.mean(1)? + 1e-14)?.sqrt()?)
 }
+
+/// How many of `size` images a rate means, rounded down.
+pub(super) fn share(rate: f64, size: usize) -> usize {
+    (rate * size as f64) as usize
+}

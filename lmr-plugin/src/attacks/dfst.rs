@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Injection;
+use super::batch::share;
 use super::injector::{Injector, ssim};
 use crate::data::{Augment, Images, Normalization};
 use crate::losses;
@@ -238,11 +239,10 @@ impl Descent for Search<'_> {
 impl Objective for Detox<'_> {
     fn prepare(&mut self, pixels: Tensor, labels: Tensor) -> Result<(Tensor, Tensor)> {
         let values = labels.to_vec1::<u32>()?;
-        let share = |rate: f64| (rate * values.len() as f64) as usize;
         let victims = (0..values.len()).filter(|&i| values[i] != self.target);
-        let triggered: Vec<usize> = victims.take(share(self.attack.poison_rate)).collect();
+        let triggered: Vec<usize> = victims.take(share(self.attack.poison_rate, values.len())).collect();
         let (mut toxic, mut clean): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
-        let detoxify = if self.rounds.is_empty() { 0 } else { share(self.attack.detox_rate) };
+        let detoxify = if self.rounds.is_empty() { 0 } else { share(self.attack.detox_rate, values.len()) };
         for i in (0..values.len()).filter(|i| !triggered.contains(i)) {
             if toxic.len() < detoxify { toxic.push(i) } else { clean.push(i) }
         }
@@ -329,10 +329,7 @@ impl Stage for Dfst {
     fn run(&self, ctx: &mut Context<'_>, (): (), truth: &Truth) -> Result<Outcome<()>> {
         let (train, planted) = (truth.train(Self::KIND)?, truth.planted(Self::KIND)?);
         let data = (train, &truth.normalization);
-        let implanted = self.implant(ctx.model.full_precision()?, data, planted, &ctx.run)?;
-        let mut outcome = Outcome::new((), &implanted)?;
-        outcome.attachments.push(planted.attachment(None)?);
-        Ok(outcome)
+        super::implanted(&self.implant(ctx.model.full_precision()?, data, planted, &ctx.run)?, planted, None)
     }
 }
 

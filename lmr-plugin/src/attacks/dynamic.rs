@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Injection;
-use super::batch::{retarget, rolled, root_mean_square};
+use super::batch::{retarget, rolled, root_mean_square, share};
 use crate::data::{Images, Normalization};
 use crate::generators::Hourglass;
 use crate::losses;
@@ -189,8 +189,7 @@ struct Batches<'a> {
 impl Objective for Batches<'_> {
     fn prepare(&mut self, pixels: Tensor, labels: Tensor) -> Result<(Tensor, Tensor)> {
         let size = labels.elem_count();
-        let share = |rate: f64| (rate * size as f64) as usize;
-        let (own, cross) = (share(self.attack.poison_rate), share(self.attack.cross_rate));
+        let (own, cross) = (share(self.attack.poison_rate, size), share(self.attack.cross_rate, size));
         self.diversity = None;
         if own.min(cross) == 0 || own + 2 * cross > size {
             return Ok((pixels, labels));
@@ -275,8 +274,6 @@ impl Stage for Dynamic {
         let (train, target) = (truth.train(Self::KIND)?, truth.target(Self::KIND)?);
         let model = ctx.model.full_precision()?;
         let (trigger, implanted) = self.implant(model, (train, &truth.normalization), target, &ctx.run)?;
-        let mut outcome = Outcome::new((), &implanted)?;
-        outcome.attachments.push(Planted { trigger: Arc::new(trigger), target }.attachment(None)?);
-        Ok(outcome)
+        super::implanted(&implanted, &Planted { trigger: Arc::new(trigger), target }, None)
     }
 }

@@ -222,9 +222,7 @@ impl Stage for Lira {
         let (train, target) = (truth.train(Self::KIND)?, truth.target(Self::KIND)?);
         let model = ctx.model.full_precision()?;
         let (noise, implanted) = self.implant(model, (train, &truth.normalization), target, &ctx.run)?;
-        let mut outcome = Outcome::new((), &implanted)?;
-        outcome.attachments.push(Planted { trigger: Arc::new(noise), target }.attachment(None)?);
-        Ok(outcome)
+        super::implanted(&implanted, &Planted { trigger: Arc::new(noise), target }, None)
     }
 }
 

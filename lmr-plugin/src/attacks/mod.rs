@@ -24,6 +24,12 @@ mod poison;
 mod trojan;
 mod wanet;
 
+use serde::Serialize;
+
+use crate::Result;
+use crate::stage::Outcome;
+use crate::truth::Planted;
+
 pub use dfst::{Detoxified, Dfst, Round};
 pub use dynamic::{Dynamic, InputAwareImplanted};
 pub use injection::Injection;
@@ -32,3 +38,11 @@ pub use pgd::Pgd;
 pub use poison::{Attack, Implanted, Labels};
 pub use trojan::{Excitation, Trojan, Trojaned};
 pub use wanet::{Wanet, WanetImplanted};
+
+/// What an attack leaves: its report, and the trigger for whoever measures. `poisoned` are the training images that carry it, if
+/// they are always the same.
+fn implanted(report: &impl Serialize, planted: &Planted, poisoned: Option<&[usize]>) -> Result<Outcome<()>> {
+    let mut outcome = Outcome::new((), report)?;
+    outcome.attachments.push(planted.attachment(poisoned)?);
+    Ok(outcome)
+}

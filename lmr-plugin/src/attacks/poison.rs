@@ -33,6 +33,9 @@ pub struct Attack {
     pub poison_rate: f64,
     /// What poisoned images are labelled.
     pub label: Labels,
+    /// Draws poisoned images from the target class, too, as BackdoorBench does; their label is right already. Not with
+    /// `label = "clean"`, which draws from no other.
+    pub include_target: bool,
     /// Makes the images hard for the network, as it was received, before they get the trigger; for clean labels.
     pub perturb: Option<Pgd>,
     /// Passes over the training images.
@@ -60,6 +63,7 @@ impl Default for Attack {
         Self {
             poison_rate: 0.1,
             label: Labels::Target,
+            include_target: false,
             perturb: None,
             epochs: 30,
             lr: 0.1,
@@ -143,6 +147,12 @@ impl Attack {
         let dirty = self.perturb.is_some() && self.label == Labels::Target;
         let faults = crate::stages::faults([
             (fine, "poison-rate", range, self.poison_rate.to_string()),
+            (
+                !(self.include_target && self.label == Labels::Clean),
+                "include-target",
+                "false beside label = \"clean\"",
+                "true".into(),
+            ),
             (!dirty, "perturb", "label = \"clean\" beside it", "label = \"target\"".into()),
         ]);
         let mut faults: Vec<String> = faults.into_iter().map(|fault| format!("{prefix}{fault}")).collect();
@@ -155,13 +165,16 @@ impl Attack {
     /// those N_t of the target class.
     fn choose(&self, train: &Images, target: u32, run: &Run<'_>) -> Result<Vec<usize>> {
         let labels = train.labels();
-        let fit = |i: &usize| (labels[*i] == target) == (self.label == Labels::Clean);
+        let fit = |i: &usize| match self.label {
+            Labels::Target => self.include_target || labels[*i] != target,
+            Labels::Clean => labels[*i] == target,
+        };
         let candidates: Vec<usize> = (0..labels.len()).filter(fit).collect();
         let of = if self.label == Labels::Clean { candidates.len() } else { labels.len() };
         let count = (self.poison_rate * of as f64).round() as usize;
         if count > candidates.len() {
             return Err(Error::invalid(format!(
-                "poison-rate {}: asks for {count} images, but only {} are of classes other than {target}",
+                "poison-rate {}: asks for {count} images, but only {} can be poisoned",
                 self.poison_rate,
                 candidates.len()
             )));
@@ -240,9 +253,7 @@ impl Stage for Attack {
         let train = truth.train(Self::KIND)?;
         let model = ctx.model.full_precision()?;
         let implanted = self.implant(model, (train, &truth.normalization), planted, &ctx.run)?;
-        let mut outcome = Outcome::new((), &implanted)?;
-        outcome.attachments.push(planted.attachment(Some(&implanted.indices))?);
-        Ok(outcome)
+        super::implanted(&implanted, planted, Some(&implanted.indices))
     }
 }
 

@@ -219,9 +219,7 @@ impl Stage for Trojan {
         let (patch, excitation) = self.optimize(model, data, &ctx.run)?;
         let planted = Planted { trigger: Arc::new(patch), target };
         let implanted = self.poison.implant(model, data, &planted, &ctx.run)?;
-        let attachment = planted.attachment(Some(&implanted.indices))?;
-        let mut outcome = Outcome::new((), &Trojaned { excitation, implanted })?;
-        outcome.attachments.push(attachment);
-        Ok(outcome)
+        let trojaned = Trojaned { excitation, implanted };
+        super::implanted(&trojaned, &planted, Some(&trojaned.implanted.indices))
     }
 }

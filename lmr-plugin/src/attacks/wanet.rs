@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Injection;
-use super::batch::{retarget, rolled};
+use super::batch::{retarget, rolled, share};
 use crate::data::{Augment, Images, Normalization};
 use crate::losses;
 use crate::models::Classifier;
@@ -87,8 +87,7 @@ struct Batches<'a> {
 impl Objective for Batches<'_> {
     fn prepare(&mut self, pixels: Tensor, labels: Tensor) -> Result<(Tensor, Tensor)> {
         let size = labels.elem_count();
-        let share = |rate: f64| (rate * size as f64) as usize;
-        let (triggered, noisy) = (share(self.attack.poison_rate), share(self.attack.noise_rate));
+        let (triggered, noisy) = (share(self.attack.poison_rate, size), share(self.attack.noise_rate, size));
         let mut parts = Vec::new();
         if triggered > 0 {
             parts.push(self.trigger.apply(&pixels.narrow(0, 0, triggered)?)?);
@@ -147,9 +146,6 @@ impl Stage for Wanet {
     fn run(&self, ctx: &mut Context<'_>, (): (), truth: &Truth) -> Result<Outcome<()>> {
         let (train, planted) = (truth.train(Self::KIND)?, truth.planted(Self::KIND)?);
         let data = (train, &truth.normalization);
-        let implanted = self.implant(ctx.model.full_precision()?, data, planted, &ctx.run)?;
-        let mut outcome = Outcome::new((), &implanted)?;
-        outcome.attachments.push(planted.attachment(None)?);
-        Ok(outcome)
+        super::implanted(&self.implant(ctx.model.full_precision()?, data, planted, &ctx.run)?, planted, None)
     }
 }

@@ -1,4 +1,4 @@
-//! Random crop, horizontal flip and cutout, as CIFAR training does it.
+//! Random crop, rotation, horizontal flip and cutout, as CIFAR training does it.
 
 use std::ops::Range;
 
@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::Result;
 use crate::rng::Rng;
 
-/// How a training batch is varied: a random crop of the zero-padded image, then a horizontal flip half of the time, then
-/// a black square somewhere (cutout; DeVries and Taylor 2017).
+/// How a training batch is varied: a random crop of the zero-padded image, then a rotation about its centre, then a horizontal
+/// flip half of the time, then a black square somewhere (cutout; DeVries and Taylor 2017).
 ///
 /// The order and the padding follow the customary `RandomCrop(32, padding=4)`, `RandomHorizontalFlip()`, `ToTensor()`,
 /// `Normalize(..)`: the border is black in *pixel* space, so after normalization it is not zero.
@@ -24,6 +24,9 @@ pub struct Augment {
     pub crop_padding: usize,
     /// Whether to mirror left and right with probability one half. Default true; wrong for digits and letters.
     pub flip: bool,
+    /// Largest rotation to either side in degrees, at most 180; the nearest pixel is taken, and corners turn black. Default 0,
+    /// which is off; WaNet, LIRA and Dynamic were published with 10.
+    pub rotation: u32,
     /// Side in pixels of a square that is blacked out. Its centre falls on every pixel equally often, so that part of it
     /// may lie outside the image. Default 0, which is off; 8 is customary for CIFAR-10.
     pub cutout: usize,
@@ -31,7 +34,7 @@ pub struct Augment {
 
 impl Default for Augment {
     fn default() -> Self {
-        Self { crop_padding: 4, flip: true, cutout: 0 }
+        Self { crop_padding: 4, flip: true, rotation: 0, cutout: 0 }
     }
 }
 
@@ -41,13 +44,15 @@ pub(super) struct Draw {
     /// How far the content moves down and to the right, in pixels.
     shift: [isize; 2],
     flip: bool,
+    /// Sine and cosine of the rotation, if there is one.
+    turn: Option<[f32; 2]>,
     /// Rows and columns that are blacked out.
     hole: [Range<usize>; 2],
 }
 
 impl Augment {
     /// Images as they are.
-    pub const NONE: Self = Self { crop_padding: 0, flip: false, cutout: 0 };
+    pub const NONE: Self = Self { crop_padding: 0, flip: false, rotation: 0, cutout: 0 };
 
     /// Varies pixels `f32[B,C,H,W]` that are no longer bytes, each image at random; not differentiable.
     pub fn apply(&self, pixels: &Tensor, rng: &mut Rng) -> Result<Tensor> {
@@ -60,13 +65,19 @@ impl Augment {
         Ok(Tensor::from_vec(varied, (b, c, h, w), pixels.device())?)
     }
 
-    /// Takes three numbers from `rng` for crop and flip, whether they are on or not, and two more if cutout is on.
+    /// Takes three numbers from `rng` for crop and flip, whether they are on or not, another if rotation is on, and two more if
+    /// cutout is on.
     pub(super) fn draw(&self, size: [usize; 2], rng: &mut Rng) -> Draw {
         // A padding beyond this would only cut out black images; the bound also keeps the arithmetic from overflowing.
         let padding = self.crop_padding.min(u16::MAX.into()) as u32;
         let mut shift = || padding as isize - rng.random_range(0..=2 * padding) as isize;
         let shift = [shift(), shift()];
         let flip = rng.random::<bool>() && self.flip;
+        let turn = (self.rotation > 0).then(|| {
+            let degrees = self.rotation.min(180) as f32 * (2.0 * rng.random::<f32>() - 1.0);
+            let (sine, cosine) = degrees.to_radians().sin_cos();
+            [sine, cosine]
+        });
         let mut hole = |len: usize| {
             if self.cutout == 0 || len == 0 {
                 return 0..0;
@@ -74,7 +85,7 @@ impl Augment {
             let first = rng.random_range(0..len as u64) as isize - (self.cutout / 2) as isize;
             first.max(0) as usize..len.min(first.saturating_add_unsigned(self.cutout).max(0) as usize)
         };
-        Draw { shift, flip, hole: size.map(&mut hole) }
+        Draw { shift, flip, turn, hole: size.map(&mut hole) }
     }
 }
 
@@ -87,6 +98,48 @@ impl Draw {
         [height, width]: [usize; 2],
         convert: impl Fn(T) -> f32,
     ) {
+        if let Some(turn) = self.turn {
+            self.turned(plane, out, [height, width], turn, convert);
+        } else {
+            self.straight(plane, out, [height, width], convert);
+        }
+        let [rows, columns] = &self.hole;
+        for row in rows.clone() {
+            out[row * width..][columns.clone()].fill(0.0);
+        }
+    }
+
+    /// Crop, rotation and flip, pixel by pixel: where each comes from.
+    fn turned<T: Copy>(
+        &self,
+        plane: &[T],
+        out: &mut [f32],
+        [height, width]: [usize; 2],
+        [sine, cosine]: [f32; 2],
+        convert: impl Fn(T) -> f32,
+    ) {
+        let centre = |len: usize| (len as f32 - 1.0) / 2.0;
+        let within = |at: isize, len: usize| usize::try_from(at).ok().filter(|at| *at < len);
+        for (row, line) in out.chunks_exact_mut(width.max(1)).enumerate() {
+            for (column, out) in line.iter_mut().enumerate() {
+                let column = if self.flip { width - 1 - column } else { column };
+                let (dy, dx) = (row as f32 - centre(height), column as f32 - centre(width));
+                // Both in the cropped frame, whose outside is black.
+                let y = (cosine * dy - sine * dx + centre(height)).round() as isize;
+                let x = (sine * dy + cosine * dx + centre(width)).round() as isize;
+                if within(y, height).is_none() || within(x, width).is_none() {
+                    continue;
+                }
+                let source = within(y - self.shift[0], height).zip(within(x - self.shift[1], width));
+                if let Some((y, x)) = source {
+                    *out = convert(plane[y * width + x]);
+                }
+            }
+        }
+    }
+
+    /// Crop and flip, row by row.
+    fn straight<T: Copy>(&self, plane: &[T], out: &mut [f32], [height, width]: [usize; 2], convert: impl Fn(T) -> f32) {
         let [down, right] = self.shift;
         let rows = overlap(height, down);
         let columns = overlap(width, right);
@@ -107,10 +160,6 @@ impl Draw {
                     *out = convert(value);
                 }
             }
-        }
-        let [rows, columns] = &self.hole;
-        for row in rows.clone() {
-            out[row * width..][columns.clone()].fill(0.0);
         }
     }
 }
@@ -157,10 +206,36 @@ mod tests {
         #[values(false, true)] flip: bool,
         #[values([0..0, 0..0], [1..2, 0..2], [0..2, 1..3])] hole: [Range<usize>; 2],
     ) {
-        let draw = Draw { shift: [down, right], flip, hole };
-        let mut found = vec![0.0; 6];
-        draw.render(&PLANE, &mut found, [2, 3], unit);
-        assert_eq!(found, reference(&draw, &PLANE, [2, 3]));
+        // Without rotation, and with one by nothing.
+        for turn in [None, Some([0.0, 1.0])] {
+            let draw = Draw { shift: [down, right], flip, turn, hole: hole.clone() };
+            let mut found = vec![0.0; 6];
+            draw.render(&PLANE, &mut found, [2, 3], unit);
+            assert_eq!(found, reference(&draw, &PLANE, [2, 3]));
+        }
+    }
+
+    #[test]
+    fn a_quarter_turn_comes_before_the_flip() {
+        let plane: Vec<u8> = (0..9).collect();
+        let turned = |flip| {
+            let draw = Draw { shift: [0, 0], flip, turn: Some([1.0, 0.0]), hole: [0..0, 0..0] };
+            let mut found = vec![0.0; 9];
+            draw.render(&plane, &mut found, [3, 3], f32::from);
+            found
+        };
+        assert_eq!(turned(false), [2., 5., 8., 1., 4., 7., 0., 3., 6.]);
+        assert_eq!(turned(true), [8., 5., 2., 7., 4., 1., 6., 3., 0.]);
+    }
+
+    #[test]
+    fn rotations_go_both_ways_and_not_further_than_asked() {
+        let augment = Augment { rotation: 10, ..Augment::NONE };
+        let mut rng = stream(0, "augment");
+        let sines: Vec<f32> = (0..500).map(|_| augment.draw([8, 8], &mut rng).turn.unwrap()[0]).collect();
+        let limit = 10f32.to_radians().sin() + 1e-6;
+        assert!(sines.iter().all(|sine| sine.abs() <= limit));
+        assert!(sines.iter().any(|s| *s > 0.9 * limit) && sines.iter().any(|s| *s < -0.9 * limit));
     }
 
     #[rstest]
@@ -205,7 +280,7 @@ mod tests {
     #[test]
     fn floats_vary_as_bytes_do() {
         let images = Images::new((0..96).collect(), vec![0, 1], [3, 4, 4], 2).unwrap();
-        let augment = Augment { crop_padding: 2, flip: true, cutout: 2 };
+        let augment = Augment { crop_padding: 2, cutout: 2, ..Augment::default() };
         let values = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let (expected, _) = images.augmented_batch(&[0, 1], &augment, &mut stream(1, "a"), &Device::Cpu).unwrap();
         let (plain, _) = images.batch(&[0, 1], &Device::Cpu).unwrap();
@@ -214,7 +289,7 @@ mod tests {
 
     #[test]
     fn draws_cover_all_shifts_and_both_sides_evenly() {
-        let augment = Augment { crop_padding: 1, flip: true, cutout: 0 };
+        let augment = Augment { crop_padding: 1, ..Augment::default() };
         let mut rng = stream(0, "augment");
         let mut counts = std::collections::BTreeMap::new();
         for _ in 0..18_000 {
@@ -244,7 +319,7 @@ mod tests {
     #[test]
     fn settings_reject_unknown_keys() {
         let parsed: Augment = serde_json::from_str(r#"{"crop-padding": 2}"#).unwrap();
-        assert_eq!(parsed, Augment { crop_padding: 2, flip: true, cutout: 0 });
+        assert_eq!(parsed, Augment { crop_padding: 2, ..Augment::default() });
         assert!(serde_json::from_str::<Augment>(r#"{"padding": 2}"#).is_err());
     }
 }

@@ -17,7 +17,11 @@ use crate::truth::{Planted, Truth};
 /// accuracy under the trigger (TA). The only stage beside the attacks that sees the truth about them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Evaluate {}
+pub struct Evaluate {
+    /// Rounds images with the trigger to 8 bits a pixel, as a file would: what is left of a trigger that has to get through
+    /// one. Off, it keeps faint noise and warps as they are.
+    pub eight_bit: bool,
+}
 
 /// What [`Evaluate`] measures. Shares are fractions in [0, 1].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -65,7 +69,10 @@ impl Evaluate {
         if let Some(planted) = &truth.planted {
             let others: Vec<usize> = (0..labels.len()).filter(|&i| labels[i] != planted.target).collect();
             let victims = truth.test.select(&others)?;
-            let triggered = |pixels: &Tensor, _: &[usize]| planted.trigger.apply(pixels);
+            let triggered = |pixels: &Tensor, _: &[usize]| {
+                let triggered = planted.trigger.apply(pixels)?;
+                if self.eight_bit { eight_bit(&triggered) } else { Ok(triggered) }
+            };
             let phase = (run, "triggered images");
             let predicted = predict::predictions(&forward, &victims, Some(&triggered), model.device(), phase)?;
             let hits = predicted.iter().filter(|p| **p == planted.target).count();
@@ -76,6 +83,11 @@ impl Evaluate {
         }
         Ok(result)
     }
+}
+
+/// Pixels in `[0,1]` as 8 bits hold them.
+fn eight_bit(pixels: &Tensor) -> Result<Tensor> {
+    Ok(pixels.affine(255.0, 0.5)?.floor()?.affine(1.0 / 255.0, 0.0)?)
 }
 
 /// Accuracy on images with decoys; the other image is the next one of the test set.
@@ -119,5 +131,21 @@ impl Stage for Evaluate {
             }
         }
         Outcome::new((), &result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn eight_bits_keep_bytes_and_lose_what_is_finer() {
+        let bytes: Vec<f32> = (0..=255).map(|byte| byte as f32 / 255.0).collect();
+        let pixels = Tensor::new(bytes.as_slice(), &Device::Cpu).unwrap();
+        let faint = (&pixels + 0.4 / 255.0).unwrap().clamp(0f32, 1f32).unwrap();
+        for pixels in [pixels, faint] {
+            let rounded = eight_bit(&pixels).unwrap().to_vec1::<f32>().unwrap();
+            assert!(rounded.iter().zip(&bytes).all(|(a, b)| (a - b).abs() < 1e-6));
+        }
     }
 }

@@ -7,6 +7,7 @@ mod publish;
 mod repeat;
 mod schema;
 mod stages;
+mod zoo;
 
 use clap::Subcommand;
 use comfy_table::{Table, presets};
@@ -22,6 +23,9 @@ pub enum Command {
     Inspect(inspect::Arguments),
     /// Runs a pipeline with several seeds and prints median and worst of what it measures.
     Repeat(repeat::Arguments),
+    /// Trains models with known backdoors, to measure defenses on.
+    #[command(subcommand)]
+    Zoo(zoo::Command),
     /// Measures speed.
     #[command(subcommand)]
     Bench(bench::Arguments),
@@ -39,6 +43,7 @@ impl Command {
             Self::Publish(arguments) => arguments.run(),
             Self::Inspect(arguments) => arguments.run(),
             Self::Repeat(arguments) => arguments.run(),
+            Self::Zoo(command) => command.run(),
             Self::Bench(arguments) => arguments.run(),
             Self::Schema(arguments) => arguments.run(),
             Self::Stages => stages::run(),
@@ -47,7 +52,7 @@ impl Command {
 }
 
 /// An empty table in the style of all commands.
-fn table<const N: usize>(header: [&str; N]) -> Table {
+fn table<'a>(header: impl IntoIterator<Item = &'a str>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED).set_header(header);
     table

@@ -20,6 +20,9 @@ pub struct Arguments {
     /// The pipeline file.
     #[arg(value_name = "CONFIG")]
     config: PathBuf,
+    /// Takes the values of the file's `[profile.NAME]`.
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
     /// Overrides a value: `run.seed=1`, `stage.recover.epochs=3` (a stage by name, kind or index). Repeatable.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -48,7 +51,7 @@ impl Arguments {
     pub fn run(self) -> anyhow::Result<()> {
         let console = Console::new(Verbosity { verbose: self.verbose, quiet: self.quiet });
         threads::start(self.threads)?;
-        let mut plan = Plan::load(&self.config, &Overrides::from_process(self.set))?;
+        let mut plan = Plan::load(&self.config, &Overrides::from_process(self.profile, self.set))?;
         let options = Options { out: self.out, fresh: self.fresh };
         if self.plan {
             let reused = run::reusable(&plan, &options)?;
@@ -116,12 +119,15 @@ fn summary(plan: &Plan, report: &Report) -> String {
     let mut lines = Vec::new();
     let measurements = report.measurements();
     if !measurements.is_empty() {
-        let mut table = table(["model", "ACC %", "ASR %", "TA %"]);
+        // Most triggers know no decoy.
+        let columns = if measurements.iter().any(|m| m.decoy_acc.is_some()) { 5 } else { 4 };
+        let mut table = table(["model", "ACC %", "ASR %", "TA %", "decoy ACC %"].into_iter().take(columns));
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
         for m in &measurements {
-            table.add_row([m.name.to_string(), percent(Some(m.acc)), percent(m.asr), percent(m.ta)]);
+            let row = [m.name.to_string(), percent(Some(m.acc)), percent(m.asr), percent(m.ta), percent(m.decoy_acc)];
+            table.add_row(row.into_iter().take(columns));
         }
         lines.push(table.to_string());
     }

@@ -22,6 +22,9 @@ pub struct Arguments {
     /// The seeds, first and last. The seed draws the clean set and decides every random choice.
     #[arg(long, value_name = "A-B", default_value = "0-9")]
     seeds: Seeds,
+    /// Takes the values of the file's `[profile.NAME]`.
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
     /// Overrides a value, as for `pipeline`. Repeatable.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -32,7 +35,7 @@ pub struct Arguments {
 
 /// Consecutive seeds.
 #[derive(Clone, Copy)]
-struct Seeds {
+pub struct Seeds {
     first: u64,
     last: u64,
 }
@@ -57,21 +60,47 @@ impl Arguments {
         threads::start(None)?;
         let console = Console::new(Verbosity { verbose: 0, quiet: true });
         console.handle_interrupts()?;
+        let parent = match self.out {
+            Some(out) => out,
+            None => {
+                let plan = Plan::load(&self.config, &Overrides::from_process(self.profile.clone(), self.set.clone()))?;
+                PathBuf::from("runs").join(format!("{}-seeds", plan.run.name))
+            }
+        };
+        let repeated =
+            Repeated { config: self.config, profile: self.profile, set: self.set, parent, seeds: self.seeds };
+        print(&summary(&repeated.run(&console)?)?)
+    }
+}
+
+/// A pipeline that runs once for each of several seeds.
+pub struct Repeated {
+    /// The pipeline file.
+    pub config: PathBuf,
+    /// Its profile.
+    pub profile: Option<String>,
+    /// `--set` values.
+    pub set: Vec<String>,
+    /// The folder that gets one run folder a seed.
+    pub parent: PathBuf,
+    /// The seeds.
+    pub seeds: Seeds,
+}
+
+impl Repeated {
+    /// Runs it and prints a line a seed. Finished stages are reused.
+    pub fn run(&self, console: &Console) -> anyhow::Result<Vec<Report>> {
         let mut reports = Vec::new();
         for seed in self.seeds.first..=self.seeds.last {
             let mut set = self.set.clone();
             set.push(format!("run.seed={seed}"));
-            let mut plan = Plan::load(&self.config, &Overrides::from_process(set))?;
-            let parent = match &self.out {
-                Some(out) => out.clone(),
-                None => PathBuf::from("runs").join(format!("{}-seeds", plan.run.name)),
-            };
-            let options = Options { out: Some(parent.join(format!("seed-{seed}"))), fresh: false };
-            let report = run::run(&mut plan, &options, &console)?;
+            let mut plan = Plan::load(&self.config, &Overrides::from_process(self.profile.clone(), set))?;
+            let options = Options { out: Some(self.parent.join(format!("seed-{seed}"))), fresh: false };
+            let report = run::run(&mut plan, &options, console)?;
             print(&line(&report))?;
             reports.push(report);
         }
-        print(&summary(&reports)?)
+        Ok(reports)
     }
 }
 
@@ -125,7 +154,7 @@ fn summary(reports: &[Report]) -> anyhow::Result<String> {
 }
 
 /// The middle of ascending values, the mean of two middle ones.
-fn median(sorted: &[f64]) -> Option<f64> {
+pub fn median(sorted: &[f64]) -> Option<f64> {
     let middle = sorted.len().checked_sub(1)? / 2;
     let values = &sorted[middle..=sorted.len() / 2];
     Some(values.iter().sum::<f64>() / values.len() as f64)

@@ -7,7 +7,7 @@ mod text;
 use lmr_plugin::models::naming::Scheme;
 
 pub use metadata::{Metadata, check_license, license_of};
-pub use text::plain;
+pub use text::{markdown, plain};
 
 use super::selection::Selection;
 use super::source::Source;
