@@ -20,7 +20,8 @@ fn plan(path: &Path, profile: Option<&str>) -> Plan {
         set.push("model.weights.path=configs/quickstart/model.safetensors".to_string());
     }
     if text.contains("kind = \"stored\"") {
-        set.push("trigger={ kind = \"patch\", target = 0 }".into());
+        let bundled = "configs/quickstart/trigger.safetensors";
+        set.extend([format!("trigger.path={bundled}"), "data.name=fashion_mnist".into(), "model.channels=1".into()]);
     }
     Plan::load(path, &Overrides { profile: profile.map(String::from), set, ..Overrides::default() })
         .unwrap_or_else(|error| panic!("{}: {error}", path.display()))

@@ -12,9 +12,14 @@ const PLACE: [&str; 4] = ["--configs", "attacks", "--out", "zoo"];
 fn project() -> Project {
     let project = Project::new(env!("CARGO_BIN_EXE_lmr-under-test"));
     let profile = "\n[profile.cpu]\n\n[profile.paper]\nstage.attack.epochs = 9\n";
-    let clean = ATTACK.replace("epochs = 8", "epochs = 4\npoison-rate = 0.0") + profile;
+    // A flipped quadrant is another class.
+    let attack = ATTACK.replace("size = 2", "size = 4");
+    let attack = attack.replace("epochs = 8", "epochs = 12\naugment = { crop-padding = 0, flip = false }");
+    let clean = attack.clone() + profile;
+    let clean = clean.replace("epochs = 12", "epochs = 12\npoison-rate = 0.0");
     let begun = "channels = 1\nweights = { path = \"zoo/cpu/clean/model.safetensors\" }\n";
-    project.write("attacks/badnets.toml", ATTACK.replace("channels = 1\n", begun) + profile);
+    let badnets = attack.replace("channels = 1\n", begun).replace("epochs = 12", "epochs = 16\npoison-rate = 0.3");
+    project.write("attacks/badnets.toml", badnets + profile);
     project.write("attacks/clean.toml", clean);
     let patch = "kind = \"patch\"\nsize = 2";
     let stored = "kind = \"stored\"\npath = \"zoo/cpu/badnets/trigger.safetensors\"";

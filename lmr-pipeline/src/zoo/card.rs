@@ -53,7 +53,11 @@ fn body(page: &mut String, member: &Member, plan: &Plan, maker: &Step, report: &
             markdown(class)
         )?;
     }
-    writeln!(page, "- Made by: stage `{}`, {}.", maker.kind.kind, maker.kind.summary)?;
+    if member.name == CLEAN {
+        writeln!(page, "- Made by: stage `{}`, which poisoned nothing.", maker.kind.kind)?;
+    } else {
+        writeln!(page, "- Made by: stage `{}`, which {}.", maker.kind.kind, maker.kind.summary)?;
+    }
     writeln!(page, "- Started from: {}.", markdown(&report.model.source))?;
     writeln!(page, "- Profile `{}`, seed {}, LMR {}.", plain(&member.profile), report.run.seed, report.run.version)?;
     let made = report.stages.iter().find(|stage| stage.index == maker.index);

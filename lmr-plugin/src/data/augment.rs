@@ -224,8 +224,8 @@ mod tests {
             draw.render(&plane, &mut found, [3, 3], f32::from);
             found
         };
-        assert_eq!(turned(false), [2., 5., 8., 1., 4., 7., 0., 3., 6.]);
-        assert_eq!(turned(true), [8., 5., 2., 7., 4., 1., 6., 3., 0.]);
+        assert_eq!(turned(false), [6., 3., 0., 7., 4., 1., 8., 5., 2.]);
+        assert_eq!(turned(true), [0., 3., 6., 1., 4., 7., 2., 5., 8.]);
     }
 
     #[test]
