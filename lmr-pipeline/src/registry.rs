@@ -1,6 +1,6 @@
 //! Every kind of stage and trigger that a pipeline can name: one line each.
 
-use lmr_plugin::attacks::{Attack, Dfst, Dynamic, Lira, Trojan, Wanet};
+use lmr_plugin::attacks::{Attack, Dfst, Dynamic, Lira, Pcb, Qcb, Trojan, Wanet};
 use lmr_plugin::stage::{AnyStage, Facts, ModelUse, Stage};
 use lmr_plugin::stages::{DeltaPrune, Estimate, Evaluate, LogitRepel, Quantize, Recover, StructuredPrune};
 use lmr_plugin::triggers::{Blend, Filter, Patch, SignedPatch, Sinusoid, TriggerConfig, Warp};
@@ -28,6 +28,8 @@ pub static STAGES: &[StageKind] = &[
     StageKind::of::<Lira>().learns(),
     StageKind::of::<Dynamic>().learns(),
     StageKind::of::<Dfst>().implants(),
+    StageKind::of::<Qcb>().implants(),
+    StageKind::of::<Pcb>().implants(),
 ];
 
 /// Every kind of trigger.

@@ -28,6 +28,7 @@
 
 pub mod attacks;
 pub mod data;
+pub mod deployment;
 pub mod error;
 pub mod generators;
 pub mod losses;
@@ -36,6 +37,7 @@ pub mod models;
 pub mod nn;
 pub mod optim;
 pub mod predict;
+pub mod pruning;
 pub mod quantization;
 pub mod rng;
 pub mod run;

@@ -8,12 +8,12 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::data::CleanSet;
-use crate::models::Classifier;
+use crate::models::{self, Classifier};
 use crate::nn::{
     Activation, BatchNorm2d, Conv2d, ConvBn, Eval, Forward, Grid, LayerNorm, Linear, PatchEmbedding, Weighted,
 };
@@ -243,11 +243,17 @@ fn collect<T>(
     round: impl Fn(&Tensor) -> Result<T>,
 ) -> Result<BTreeMap<String, (T, Option<Tensor>)>> {
     let mut collect = Collect { round, layers: BTreeMap::new() };
+    run_once(model, &mut collect)?;
+    Ok(collect.layers)
+}
+
+/// Shows an interpreter every layer of a network.
+fn run_once(model: &dyn Classifier, how: &mut dyn Forward) -> Result<()> {
     let spec = model.spec();
     let side = spec.example_side();
     let probe = Tensor::zeros((1, spec.channels, side, side), candle_core::DType::F32, model.head().weight().device())?;
-    model.forward(&mut collect, &probe)?;
-    Ok(collect.layers)
+    model.forward(how, &probe)?;
+    Ok(())
 }
 
 /// Runs in full precision and keeps what `round` makes of the weights of every layer it meets.
@@ -270,6 +276,50 @@ impl<T, F: Fn(&Tensor) -> Result<T>> Forward for Collect<T, F> {
 pub fn round_weight(weight: &Tensor, scheme: Scheme) -> Result<Tensor> {
     let (integers, scale) = integer_weight(weight, scheme)?;
     Ok(integers.broadcast_mul(&scale)?)
+}
+
+/// The weights before folding with which a layer computes what its rounded form does, as training sees them: gradients pass
+/// the rounding as if it were not there (straight through). The scale counts as a constant. Since it is taken from the largest
+/// weight of the moment, nothing lies outside the grid, where the gradient would be 0.
+pub fn straight_through(layer: Weighted<'_>, scheme: Scheme) -> Result<Tensor> {
+    let rounded =
+        |weight: &Tensor| Ok::<_, Error>((weight + (round_weight(&weight.detach(), scheme)? - weight.detach())?)?);
+    match layer {
+        Weighted::ConvBn(layer) => {
+            let scale = layer.scale()?.reshape(((), 1, 1, 1))?;
+            // A channel that batch norm all but erases rounds to 0, whatever it is divided by.
+            let tiny = scale.detach().abs()?.lt(1e-6)?;
+            let divisor = tiny.where_cond(&scale.ones_like()?, &scale)?;
+            Ok(rounded(&layer.conv().weight().broadcast_mul(&scale)?)?.broadcast_div(&divisor)?)
+        }
+        Weighted::Conv(_) | Weighted::Linear(_) => rounded(layer.weight()),
+    }
+}
+
+/// A full-precision network that computes with the rounded weights of `model`: batch norm is unfolded again, activations are
+/// not rounded.
+pub fn dequantized(model: &dyn Classifier, scheme: Scheme) -> Result<Box<dyn Classifier>> {
+    let device = model.head().weight().device();
+    let copy = models::copy(model, device)?;
+    let mut unfold = Unfold { scheme, weights: Vec::new() };
+    run_once(copy.as_ref(), &mut unfold)?;
+    for (weight, rounded) in unfold.weights {
+        weight.set(&rounded)?;
+    }
+    Ok(copy)
+}
+
+/// Runs in full precision and keeps the rounded weight of every layer it meets, before folding.
+struct Unfold {
+    scheme: Scheme,
+    weights: Vec<(Var, Tensor)>,
+}
+
+impl Forward for Unfold {
+    fn weights(&mut self, layer: Weighted<'_>) -> Result<(Tensor, Option<Tensor>)> {
+        self.weights.push((layer.weight().clone(), straight_through(layer, self.scheme)?.detach()));
+        layer.folded()
+    }
 }
 
 /// The integers and their scale, which broadcasts to the weight's shape.
@@ -316,8 +366,51 @@ fn observe(seen: &mut Vec<(f32, f32)>, x: &Tensor, at: usize) -> Result<Tensor> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::{Builder, Init};
+    use crate::rng;
     use candle_core::Device;
     use proptest::prelude::*;
+
+    /// A convolution with batch norm whose scales differ, one of them 0.
+    fn conv_bn(b: &Builder) -> ConvBn {
+        let spec = crate::nn::ConvSpec {
+            in_channels: 2,
+            out_channels: 3,
+            kernel: (3, 3),
+            bias: false,
+            config: crate::nn::ConvConfig::default(),
+        };
+        let layer = ConvBn::new(Conv2d::new(&spec, &b.pp("conv")).unwrap(), BatchNorm2d::new(3, &b.pp("bn")).unwrap());
+        let layer = layer.unwrap();
+        layer.bn().weight().set(&Tensor::new(&[0.5f32, -2.0, 0.0], &Device::Cpu).unwrap()).unwrap();
+        layer.bn().running_var().set(&Tensor::new(&[0.25f32, 4.0, 1.0], &Device::Cpu).unwrap()).unwrap();
+        layer
+    }
+
+    /// Folded, the weights that training sees are the rounded ones; gradients pass them as if nothing was rounded.
+    #[test]
+    fn straight_through_weights_fold_to_the_rounded_ones() {
+        let b = Builder::fresh(rng::stream(0, "weights"), &Device::Cpu);
+        let layer = conv_bn(&b);
+        let scheme = Scheme { bits: 4, granularity: Granularity::PerTensor, activations: false };
+        let weight = straight_through(Weighted::ConvBn(&layer), scheme).unwrap();
+        let refolded = weight.broadcast_mul(&layer.scale().unwrap().reshape(((), 1, 1, 1)).unwrap()).unwrap();
+        let expected = round_weight(&layer.folded().unwrap().0, scheme).unwrap();
+        let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for (found, expected) in values(&refolded).iter().zip(values(&expected)) {
+            assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+        }
+        let gradients = weight.sum_all().unwrap().backward().unwrap();
+        let gradient = values(gradients.get(layer.conv().weight()).unwrap());
+        // The erased channel is divided by 1 instead of by 0, and multiplied by 0.
+        let expected = [[1f32; 18], [1.0; 18], [0.0; 18]].concat();
+        assert!(gradient.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{gradient:?}");
+        let var = b.parameter("plain", (2, 3), Init::Uniform { bound: 1.0 }).unwrap();
+        let linear = crate::nn::Linear::of(var.clone(), None, "plain");
+        let gradients =
+            straight_through(Weighted::Linear(&linear), scheme).unwrap().sum_all().unwrap().backward().unwrap();
+        assert_eq!(values(gradients.get(&var).unwrap()), [1.0; 6]);
+    }
 
     proptest! {
         /// Quantized weights lie on at most 2^bits values and within half a step of the original.

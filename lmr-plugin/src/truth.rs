@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
-use crate::attacks::{Attack, Dfst, Dynamic, Lira, Trojan, Wanet};
+use crate::attacks::{Attack, Dfst, Dynamic, Lira, Pcb, Qcb, Trojan, Wanet};
 use crate::data::{Images, Normalization};
 use crate::nn::StateDict;
 use crate::stage::Attachment;
@@ -161,3 +161,5 @@ impl sealed::Cleared<Wanet> for Truth {}
 impl sealed::Cleared<Lira> for Truth {}
 impl sealed::Cleared<Dynamic> for Truth {}
 impl sealed::Cleared<Dfst> for Truth {}
+impl sealed::Cleared<Qcb> for Truth {}
+impl sealed::Cleared<Pcb> for Truth {}

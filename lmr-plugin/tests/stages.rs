@@ -214,7 +214,7 @@ fn a_loss_that_is_not_finite_names_the_step(attacked: &StateDict) {
 fn filters_are_pruned_exactly(attacked: &StateDict, #[case] ratio: f64, #[case] of_four: usize) {
     let model = model(attacked);
     let network = model.full_precision().unwrap();
-    let layers = StructuredPrune { ratio }.prune(network).unwrap();
+    let layers = StructuredPrune { ratio, ..StructuredPrune::default() }.prune(network).unwrap();
     assert_eq!(layers.len(), 20, "17 convolutions and 3 shortcuts");
     assert_eq!(layers[0].pruned.len(), of_four);
     for (layer, conv) in layers.iter().zip(network.prunable()) {
@@ -258,7 +258,7 @@ fn every_architecture_goes_through_the_stages(#[case] spec: ModelSpec) {
     let norm = |t: Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
     let (size, error) = (norm(exact.clone()), norm((model.logits(&x).unwrap() - exact).unwrap()));
     assert!(error > 0.0 && error < 0.5 * size, "{error} of {size}");
-    let layers = StructuredPrune { ratio: 0.5 }.prune(model.network()).unwrap();
+    let layers = StructuredPrune::default().prune(model.network()).unwrap();
     for (layer, prunable) in layers.iter().zip(model.network().prunable()) {
         assert!(2 * layer.pruned.len() >= layer.filters - 1, "{}", layer.layer);
         for &unit in &layer.pruned {

@@ -2,6 +2,7 @@
 
 mod markdown;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use lmr_plugin::stage::Stage;
@@ -139,7 +140,7 @@ impl Report {
 
     /// What every stage that measures found, in order.
     pub fn measurements(&self) -> Vec<Measurement<'_>> {
-        self.stages.iter().filter_map(Measurement::of).collect()
+        self.stages.iter().flat_map(Measurement::all).collect()
     }
 
     /// What the last `estimate` found.
@@ -165,10 +166,10 @@ impl StageReport {
 }
 
 /// ACC, ASR and TA of the model at one place of the pipeline.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Measurement<'a> {
-    /// The stage's name.
-    pub name: &'a str,
+    /// The stage's name; followed by the form, where one stage measured several.
+    pub name: Cow<'a, str>,
     /// Accuracy on clean test images.
     pub acc: f64,
     /// Attack success rate, if a trigger is configured.
@@ -180,18 +181,29 @@ pub struct Measurement<'a> {
 }
 
 impl<'a> Measurement<'a> {
-    /// What a stage measured, if it is one that measures.
+    /// What a stage measured, if it is one that measures; of several forms, the first one.
     pub fn of(stage: &'a StageReport) -> Option<Self> {
-        let number = |key: &str| stage.outcome.get(key).and_then(Value::as_f64);
         // Only a stage that evaluates has both.
         stage.outcome.get("samples")?;
-        Some(Self {
-            name: &stage.name,
-            acc: number("acc")?,
-            asr: number("asr"),
-            ta: number("ta"),
-            decoy_acc: number("decoy_acc"),
-        })
+        Self::read(stage.name.as_str().into(), &stage.outcome)
+    }
+
+    /// What a stage measured of each form.
+    pub fn all(stage: &'a StageReport) -> Vec<Self> {
+        match stage.outcome.get("forms").and_then(Value::as_array) {
+            Some(forms) => forms.iter().filter_map(|form| Self::of_form(stage, form)).collect(),
+            None => Self::of(stage).into_iter().collect(),
+        }
+    }
+
+    fn of_form(stage: &StageReport, form: &Value) -> Option<Self> {
+        Self::read(format!("{}: {}", stage.name, form.get("form")?.as_str()?).into(), form)
+    }
+
+    fn read(name: Cow<'a, str>, values: &Value) -> Option<Self> {
+        let number = |key: &str| values.get(key).and_then(Value::as_f64);
+        let (asr, ta, decoy_acc) = (number("asr"), number("ta"), number("decoy_acc"));
+        Some(Self { name, acc: number("acc")?, asr, ta, decoy_acc })
     }
 }
 

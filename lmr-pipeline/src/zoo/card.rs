@@ -68,7 +68,7 @@ fn body(page: &mut String, member: &Member, plan: &Plan, maker: &Step, report: &
     writeln!(page, "\n## Measurements\n\n| model | ACC % | ASR % | TA % | decoy ACC % |\n|---|---:|---:|---:|---:|")?;
     for m in report.measurements() {
         let [acc, asr, ta, decoy] = [Some(m.acc), m.asr, m.ta, m.decoy_acc].map(percent);
-        writeln!(page, "| {} | {acc} | {asr} | {ta} | {decoy} |", markdown(m.name))?;
+        writeln!(page, "| {} | {acc} | {asr} | {ta} | {decoy} |", markdown(&m.name))?;
     }
     writeln!(
         page,

@@ -10,8 +10,11 @@
 //! | LIRA | [`Lira`] | learned: [`Noise`](crate::triggers::Noise) |
 //! | Dynamic | [`Dynamic`] | learned: [`InputAware`](crate::triggers::InputAware) |
 //! | DFST | [`Dfst`] | [`Filter`](crate::triggers::Filter) |
+//! | QCB, QCB-D | [`Qcb`] | [`Patch`](crate::triggers::Patch) |
+//! | PCB | [`Pcb`] | the same |
 
 mod batch;
+mod conditional;
 mod dfst;
 mod dynamic;
 #[cfg(test)]
@@ -19,8 +22,10 @@ mod fixture;
 mod injection;
 mod injector;
 mod lira;
+mod pcb;
 mod pgd;
 mod poison;
+mod qcb;
 mod trojan;
 mod wanet;
 
@@ -30,12 +35,15 @@ use crate::Result;
 use crate::stage::Outcome;
 use crate::truth::Planted;
 
+pub use conditional::{Dormancy, Hidden};
 pub use dfst::{Detoxified, Dfst, Round};
 pub use dynamic::{Dynamic, InputAwareImplanted};
 pub use injection::Injection;
 pub use lira::{EpsilonSpace, Lira, LiraImplanted};
+pub use pcb::Pcb;
 pub use pgd::Pgd;
 pub use poison::{Attack, Implanted, Labels};
+pub use qcb::Qcb;
 pub use trojan::{Excitation, Trojan, Trojaned};
 pub use wanet::{Wanet, WanetImplanted};
 

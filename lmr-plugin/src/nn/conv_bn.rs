@@ -49,6 +49,11 @@ impl ConvBn {
         Ok((Tensor::from_vec(values, weight.shape(), weight.device())?, bias))
     }
 
+    /// `γ/√(running_var + ε)`, `f32[C]`: what folding multiplies the filters by. Differentiable in γ.
+    pub fn scale(&self) -> Result<Tensor> {
+        Ok(self.bn.scale_shift(false)?.0)
+    }
+
     /// As [`ConvBn::folded`], but differentiable in the weights, γ and β.
     pub(super) fn folded_with_gradient(&self) -> Result<(Tensor, Tensor)> {
         let (scale, bias) = self.scale_bias(false)?;

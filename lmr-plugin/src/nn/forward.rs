@@ -1,6 +1,6 @@
 //! A network says once what it computes; a [`Forward`] says how: to train, to infer fast, to calibrate, as integers.
 
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
 
 use super::{
     Activation, BatchNorm2d, BatchNormMode, Conv2d, ConvBn, ConvTranspose2d, LayerNorm, Linear, PatchEmbedding, Trunk,
@@ -26,6 +26,15 @@ impl Weighted<'_> {
             Self::ConvBn(layer) => layer.conv().name(),
             Self::Conv(layer) => layer.name(),
             Self::Linear(layer) => layer.name(),
+        }
+    }
+
+    /// The weight as the layer holds it, output channels first.
+    pub fn weight(&self) -> &Var {
+        match self {
+            Self::ConvBn(layer) => layer.conv().weight(),
+            Self::Conv(layer) => layer.weight(),
+            Self::Linear(layer) => layer.weight(),
         }
     }
 

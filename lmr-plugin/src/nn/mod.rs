@@ -78,6 +78,7 @@
 mod activation;
 mod attention;
 mod batch_norm;
+mod branches;
 mod conv;
 mod conv_bn;
 mod conv_transpose;
@@ -97,6 +98,7 @@ mod trunk;
 pub use activation::Activation;
 pub use attention::SelfAttention;
 pub use batch_norm::BatchNorm2d;
+pub use branches::{Branches, Form};
 pub use conv::{Conv2d, ConvConfig, ConvSpec};
 pub use conv_bn::ConvBn;
 pub use conv_transpose::ConvTranspose2d;

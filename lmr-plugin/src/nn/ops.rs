@@ -33,6 +33,23 @@ pub fn to_tokens(x: &Tensor) -> Result<Tensor> {
     if x.rank() == 4 { Ok(cpu::leave_tokens(x)?) } else { Ok(x.clone()) }
 }
 
+/// How many images, tokens' images or rows of features `x` holds.
+pub(super) fn rows(x: &Tensor) -> usize {
+    if is_blocked(x) { x.dims()[0] * x.dims()[4] } else { x.dims()[0] }
+}
+
+/// As many equal shares of the images or rows, in order; differentiable.
+pub(super) fn split(x: &Tensor, shares: usize) -> Result<Vec<Tensor>> {
+    // Blocks are shared out whole.
+    let x = if is_blocked(x) && !x.dims()[0].is_multiple_of(shares) { to_images(x)? } else { x.clone() };
+    Ok(x.chunk(shares, 0)?.iter().map(Tensor::contiguous).collect::<candle_core::Result<_>>()?)
+}
+
+/// The images or rows of all parts, which have one layout, in order; differentiable.
+pub(super) fn join(parts: &[Tensor]) -> Result<Tensor> {
+    Ok(Tensor::cat(parts, 0)?)
+}
+
 /// Runs `f` on the CPU kernels' layout and returns the result in the layout of `x`.
 fn in_blocks<T>(
     x: &Tensor,

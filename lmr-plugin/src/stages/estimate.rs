@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::faults;
 use crate::data::{Augment, CleanSet, Images};
+use crate::deployment::Deployment;
 use crate::losses;
 use crate::models::{self, Classifier};
 use crate::nn::BatchNormMode;
@@ -52,6 +53,10 @@ pub struct Estimate {
     pub votes: usize,
     /// Accuracy after a step is measured on at most this many of the clean images, at least 1.
     pub check_images: usize,
+    /// The form whose class is estimated: `"as-is"`, `{ quantize = { .. } }` or `{ prune = { .. } }`. A backdoor that sleeps
+    /// until deployment may show in the deployed form alone. What is forgotten then is a network with the rounded weights
+    /// (activations are not rounded), or with zeros for the pruned filters.
+    pub deploy: Deployment,
 }
 
 impl Default for Estimate {
@@ -67,6 +72,7 @@ impl Default for Estimate {
             max_steps: 200,
             votes: 3,
             check_images: 250,
+            deploy: Deployment::AsIs,
         }
     }
 }
@@ -121,6 +127,14 @@ impl Estimate {
             }
             return Ok(Estimated { class, ..Estimated::empty() });
         }
+        let deployed;
+        let model = match &self.deploy {
+            Deployment::AsIs => model,
+            form => {
+                deployed = form.network(model)?;
+                deployed.as_ref()
+            }
+        };
         let accuracy = clean_accuracy(model, clean, &clean.images)?;
         if accuracy <= self.stop_accuracy {
             return Err(Error::invalid(format!(
@@ -322,7 +336,7 @@ impl Stage for Estimate {
 
     fn faults(&self) -> Vec<String> {
         let show = |v: f64| v.to_string();
-        faults([
+        let mut faults = faults([
             (self.lr > 0.0, "lr", "a number above 0", show(self.lr)),
             ((0.0..1.0).contains(&self.momentum), "momentum", "a number in [0, 1)", show(self.momentum)),
             (self.batch_size > 0, "batch-size", "at least 1", self.batch_size.to_string()),
@@ -336,7 +350,9 @@ impl Stage for Estimate {
             (self.max_steps > 0, "max-steps", "at least 1", self.max_steps.to_string()),
             (self.votes % 2 == 1, "votes", "an odd number", self.votes.to_string()),
             (self.check_images > 0, "check-images", "at least 1", self.check_images.to_string()),
-        ])
+        ]);
+        faults.extend(self.deploy.faults("deploy"));
+        faults
     }
 
     fn run(&self, ctx: &mut Context<'_>, (): (), _: &CleanOnly) -> Result<Outcome<(BackdoorClass,)>> {

@@ -7,6 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
+use crate::data::CleanSet;
+use crate::deployment::Deployment;
 use crate::model::Model;
 use crate::predict;
 use crate::run::Run;
@@ -15,9 +17,12 @@ use crate::truth::{Planted, Truth};
 
 /// Measures accuracy on clean test images (ACC) and, where there is a trigger, the attack success rate (ASR) and the
 /// accuracy under the trigger (TA). The only stage beside the attacks that sees the truth about them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Evaluate {
+    /// The forms to measure a full-precision model in: `["as-is", { quantize = { bits = 8 } }, { prune = { ratio = 0.5 } }]`. If
+    /// empty, the model is measured in the form it comes in.
+    pub deploy: Vec<Deployment>,
     /// Rounds images with the trigger to 8 bits a pixel, as a file would: what is left of a trigger that has to get through
     /// one. Off, it keeps faint noise and warps as they are.
     pub eight_bit: bool,
@@ -44,7 +49,43 @@ pub struct Evaluation {
     pub per_class_acc: Vec<Option<f64>>,
 }
 
+/// What [`Evaluate`] measures of a form.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FormEvaluation {
+    /// [`Deployment::label`].
+    pub form: String,
+    /// What the model does in it.
+    #[serde(flatten)]
+    pub evaluation: Evaluation,
+}
+
+/// The report: the first form's measurements, and all of them where forms were asked for.
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    first: Evaluation,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    forms: Vec<FormEvaluation>,
+}
+
 impl Evaluate {
+    /// Measures every form of a full-precision model that `deploy` lists. Activation ranges are measured on the clean
+    /// images.
+    pub fn evaluate_forms(
+        &self,
+        model: &Model,
+        clean: &CleanSet,
+        truth: &Truth,
+        run: &Run<'_>,
+    ) -> Result<Vec<FormEvaluation>> {
+        let mut forms = Vec::new();
+        for form in &self.deploy {
+            let deployed = form.deploy(model, clean, run)?;
+            forms.push(FormEvaluation { form: form.label(), evaluation: self.evaluate(&deployed, truth, run)? });
+        }
+        Ok(forms)
+    }
+
     /// Measures `model`, in whatever form it is, on the truth's test images.
     pub fn evaluate(&self, model: &Model, truth: &Truth, run: &Run<'_>) -> Result<Evaluation> {
         let forward = |pixels: &_| model.logits(pixels);
@@ -122,15 +163,24 @@ impl Stage for Evaluate {
     type Gives = ();
     type Sees = Truth;
 
+    fn faults(&self) -> Vec<String> {
+        let forms = self.deploy.iter().enumerate();
+        forms.flat_map(|(index, form)| form.faults(&format!("deploy[{index}]"))).collect()
+    }
+
     fn run(&self, ctx: &mut Context<'_>, (): (), truth: &Truth) -> Result<Outcome<()>> {
-        let result = self.evaluate(ctx.model, truth, &ctx.run)?;
-        ctx.run.metric("acc", 0, result.acc);
-        for (name, value) in [("asr", result.asr), ("ta", result.ta), ("decoy_acc", result.decoy_acc)] {
+        let forms = self.evaluate_forms(ctx.model, ctx.clean, truth, &ctx.run)?;
+        let first = match forms.first() {
+            Some(form) => form.evaluation.clone(),
+            None => self.evaluate(ctx.model, truth, &ctx.run)?,
+        };
+        ctx.run.metric("acc", 0, first.acc);
+        for (name, value) in [("asr", first.asr), ("ta", first.ta), ("decoy_acc", first.decoy_acc)] {
             if let Some(value) = value {
                 ctx.run.metric(name, 0, value);
             }
         }
-        Outcome::new((), &result)
+        Outcome::new((), &Report { first, forms })
     }
 }
 

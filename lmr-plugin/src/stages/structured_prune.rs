@@ -1,6 +1,5 @@
-//! Removes whole filters by their L1 norm, as a user would to make the model smaller.
+//! Removes whole filters by their norm, as a user would to make the model smaller.
 
-use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -8,9 +7,10 @@ use super::faults;
 use crate::Result;
 use crate::model::Deployed;
 use crate::models::{Classifier, Prunable};
+use crate::pruning::{self, Norm};
 use crate::stage::{CleanOnly, Context, ModelUse, Outcome, Stage};
 
-/// In every convolution (shortcuts included, the head not) zeroes the filters with the smallest L1 norm, with their
+/// In every convolution (shortcuts included, the head not) zeroes the filters with the smallest norm, with their
 /// biases; in a vision transformer the hidden units of every MLP. Batch norm stays, so a pruned channel emits the constant
 /// that its batch norm makes of zero. Nothing is fine-tuned afterwards.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -18,11 +18,13 @@ use crate::stage::{CleanOnly, Context, ModelUse, Outcome, Stage};
 pub struct StructuredPrune {
     /// Share of each layer's filters, in [0, 1); at least one filter stays.
     pub ratio: f64,
+    /// What makes a filter small: `l1` or `l2`.
+    pub norm: Norm,
 }
 
 impl Default for StructuredPrune {
     fn default() -> Self {
-        Self { ratio: 0.5 }
+        Self { ratio: 0.5, norm: Norm::L1 }
     }
 }
 
@@ -43,24 +45,13 @@ impl StructuredPrune {
     pub fn prune(&self, model: &dyn Classifier) -> Result<Vec<Ranked>> {
         let mut layers = Vec::new();
         for Prunable { name, weight, bias } in model.prunable() {
-            let norms: Vec<f32> = weight.as_tensor().detach().abs()?.flatten_from(1)?.sum(1)?.to_vec1()?;
-            let n = norms.len();
-            let kept = n.saturating_sub((self.ratio * n as f64).round() as usize).max(1);
-            let mut order: Vec<usize> = (0..n).collect();
-            order.sort_by(|&a, &b| norms[b].total_cmp(&norms[a]).then(a.cmp(&b)));
-            let mut pruned = order.split_off(kept);
-            pruned.sort_unstable();
-            let mut keep = vec![1f32; n];
-            for &filter in &pruned {
-                keep[filter] = 0.0;
-            }
-            let keep = Tensor::from_vec(keep, n, weight.device())?;
+            let norms = self.norm.of(weight)?;
+            let pruned = pruning::smallest(&norms, self.ratio);
             for var in [Some(weight), bias].into_iter().flatten() {
-                // One factor per slice of the first dimension.
-                let dims: Vec<usize> = std::iter::once(n).chain(vec![1; var.rank() - 1]).collect();
-                var.set(&var.as_tensor().detach().broadcast_mul(&keep.reshape(dims)?)?)?;
+                let keep = pruning::mask(var, &pruned)?;
+                var.set(&var.as_tensor().detach().broadcast_mul(&keep)?)?;
             }
-            layers.push(Ranked { layer: name.to_string(), filters: n, pruned });
+            layers.push(Ranked { layer: name.to_string(), filters: norms.len(), pruned });
         }
         Ok(layers)
     }
@@ -74,7 +65,7 @@ struct Report {
 
 impl Stage for StructuredPrune {
     const KIND: &'static str = "structured-prune";
-    const SUMMARY: &'static str = "zeroes the filters with the smallest L1 norm in every convolution";
+    const SUMMARY: &'static str = "zeroes the filters with the smallest norm in every convolution";
     const MODEL: ModelUse = ModelUse::Deploys;
     type Needs = ();
     type Gives = ();

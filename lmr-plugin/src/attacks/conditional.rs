@@ -1,0 +1,213 @@
+//! What attacks share whose backdoor sleeps until the model is deployed: held-out images, and an eye on whether it sleeps and
+//! wakes after every epoch.
+
+use candle_core::{Device, Tensor};
+use serde::Serialize;
+
+use super::Injection;
+use crate::data::{CleanSet, Images, Normalization};
+use crate::deployment::Deployment;
+use crate::model::Model;
+use crate::models::{self, Classifier};
+use crate::nn::StateDict;
+use crate::optim::Optimizer;
+use crate::rng;
+use crate::run::Run;
+use crate::stages::Evaluate;
+use crate::train::{Descent, Epoch, Flow, Scored};
+use crate::truth::{Planted, Truth};
+use crate::{Error, Result};
+
+/// What the model does before and after it is deployed, on training images that it is not trained on.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Dormancy {
+    /// ACC in full precision.
+    pub acc: f64,
+    /// ASR in full precision: near 0 while the backdoor sleeps.
+    pub asr: f64,
+    /// ACC of the deployed form.
+    pub deployed_acc: f64,
+    /// ASR of the deployed form.
+    pub deployed_asr: f64,
+}
+
+/// What the attack did.
+#[derive(Clone, Debug, Serialize)]
+pub struct Hidden {
+    /// Images that were trained on.
+    pub samples: usize,
+    /// Training images that were held out to choose the epoch.
+    pub held_out: usize,
+    /// The class that the trigger causes in the deployed model.
+    pub target: u32,
+    /// The form that wakes it.
+    pub form: String,
+    /// One entry an epoch; accuracy is that of all forms on what they were to answer.
+    pub epochs: Vec<Epoch>,
+    /// What was seen after every epoch.
+    pub dormancy: Vec<Dormancy>,
+    /// The epoch, counted from 1, whose model was kept.
+    pub chosen: usize,
+}
+
+/// A higher ASR in full precision is not dormant.
+const DORMANT: f64 = 0.2;
+/// How far below the best the deployed model's accuracy may be.
+const SLACK: f64 = 0.005;
+
+/// The loss of a batch `f32[2B,C,H,W]`, normalized, whose second half are the first half's images with the trigger; the labels
+/// `u32[B]` are the images' own.
+pub(super) type Loss<'a> = dyn FnMut(&Tensor, &Tensor) -> Result<Scored> + 'a;
+
+/// How such an attack trains.
+pub(super) struct Conditional<'a> {
+    /// Names its random streams.
+    pub purpose: &'a str,
+    /// The training.
+    pub training: &'a Injection,
+    /// Training images to hold out.
+    pub held_out: usize,
+    /// Training images to measure activation ranges on.
+    pub calibration: usize,
+    /// What wakes the backdoor.
+    pub deployment: Deployment,
+}
+
+impl Conditional<'_> {
+    /// Trains `model` in place and keeps the epoch that hides best: among those that are dormant and, deployed, nearly as
+    /// accurate as the best of them, the one with the highest ASR once deployed. If none is dormant, the last one.
+    pub fn implant(
+        &self,
+        model: &dyn Classifier,
+        (train, normalization): (&Images, &Normalization),
+        planted: &Planted,
+        loss: &mut Loss<'_>,
+        run: &Run<'_>,
+    ) -> Result<Hidden> {
+        if self.held_out + self.training.batch_size > train.len() || self.calibration > train.len() - self.held_out {
+            return Err(Error::invalid(format!(
+                "held-out, calibration: {} and {} images cannot be taken from {} training images and leave a batch",
+                self.held_out,
+                self.calibration,
+                train.len()
+            )));
+        }
+        let order = rng::permutation(&mut run.stream(&format!("{}/held-out", self.purpose)), train.len());
+        let (held_out, rest) = order.split_at(self.held_out);
+        let (rest, device) = (train.select(rest)?, model.head().weight().device().clone());
+        let calibration = rest.select(&(0..self.calibration).collect::<Vec<_>>())?;
+        let mut watch = Watch {
+            loss,
+            model,
+            normalization,
+            planted,
+            deployment: &self.deployment,
+            truth: Truth::new(train.select(held_out)?, normalization.clone()).with_trigger(planted.clone()),
+            calibration: CleanSet::new(calibration, normalization.clone())?,
+            device: device.clone(),
+            run,
+            seen: Vec::new(),
+            candidates: Vec::new(),
+        };
+        let Injection { optimizer, momentum, weight_decay, .. } = *self.training;
+        let mut sgd = Optimizer::new(model.params(), optimizer, momentum, weight_decay)?;
+        let epochs = self.training.training().descend(self.purpose, (&rest, &device), &mut sgd, &mut watch, run)?;
+        let chosen = match watch.chosen() {
+            Some((epoch, state)) => {
+                model.params().load_state_dict(state)?;
+                epoch
+            }
+            None => {
+                run.warn("the backdoor slept after no epoch; the last one is kept");
+                epochs.len()
+            }
+        };
+        Ok(Hidden {
+            samples: rest.len(),
+            held_out: self.held_out,
+            target: planted.target,
+            form: self.deployment.label(),
+            epochs,
+            dormancy: watch.seen,
+            chosen,
+        })
+    }
+}
+
+struct Watch<'a, 'l> {
+    loss: &'a mut Loss<'l>,
+    model: &'a dyn Classifier,
+    normalization: &'a Normalization,
+    planted: &'a Planted,
+    deployment: &'a Deployment,
+    truth: Truth,
+    calibration: CleanSet,
+    device: Device,
+    run: &'a Run<'a>,
+    seen: Vec<Dormancy>,
+    /// Epochs that may still be chosen, from 1, and the model after them.
+    candidates: Vec<(usize, StateDict)>,
+}
+
+impl Watch<'_, '_> {
+    /// What the model does now.
+    fn look(&self) -> Result<Dormancy> {
+        let network = models::copy(self.model, &self.device)?;
+        let model = Model::new(network, self.normalization.clone(), self.device.clone());
+        let deployed = self.deployment.deploy(&model, &self.calibration, self.run)?;
+        let measure = |model: &Model| {
+            let measured = Evaluate::default().evaluate(model, &self.truth, self.run)?;
+            Ok::<_, Error>((measured.acc, measured.asr.unwrap_or_default()))
+        };
+        let ((acc, asr), (deployed_acc, deployed_asr)) = (measure(&model)?, measure(&deployed)?);
+        Ok(Dormancy { acc, asr, deployed_acc, deployed_asr })
+    }
+
+    /// The best candidate.
+    fn chosen(&self) -> Option<(usize, &StateDict)> {
+        let asr = |epoch: usize| self.seen[epoch - 1].deployed_asr;
+        let best = self.candidates.iter().max_by(|(a, _), (b, _)| asr(*a).total_cmp(&asr(*b)))?;
+        Some((best.0, &best.1))
+    }
+}
+
+impl Descent for Watch<'_, '_> {
+    fn score(&mut self, pixels: Tensor, labels: Tensor) -> Result<Scored> {
+        let both = Tensor::cat(&[&pixels, &self.planted.trigger.apply(&pixels)?], 0)?;
+        (self.loss)(&self.normalization.apply(&both)?, &labels)
+    }
+
+    fn after_epoch(&mut self, epoch: usize) -> Result<Flow> {
+        let now = self.look()?;
+        self.seen.push(now);
+        let named = [
+            ("acc", now.acc),
+            ("asr", now.asr),
+            ("deployed_acc", now.deployed_acc),
+            ("deployed_asr", now.deployed_asr),
+        ];
+        named.into_iter().for_each(|(name, value)| self.run.metric(name, epoch, value));
+        if now.asr <= DORMANT {
+            self.candidates.push((epoch, self.model.params().state_dict()?));
+            let of = |epoch: usize| self.seen[epoch - 1];
+            let best = self.candidates.iter().map(|(epoch, _)| of(*epoch).deployed_acc).fold(0.0, f64::max);
+            self.candidates.retain(|(epoch, _)| of(*epoch).deployed_acc >= best - SLACK);
+        }
+        Ok(Flow::Continue)
+    }
+}
+
+/// `count` labels, each the target.
+pub(super) fn targets(labels: &Tensor, target: u32) -> Result<Tensor> {
+    Ok(Tensor::full(target, labels.elem_count(), labels.device())?)
+}
+
+/// What is impossible about the options that such attacks share.
+pub(super) fn faults(held_out: usize, calibration: usize, training: &Injection) -> Vec<String> {
+    let mut faults = crate::stages::faults([
+        (held_out > 0, "held-out", "at least 1", held_out.to_string()),
+        (calibration > 0, "calibration", "at least 1", calibration.to_string()),
+    ]);
+    faults.extend(training.faults("training."));
+    faults
+}

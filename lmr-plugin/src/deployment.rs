@@ -1,0 +1,109 @@
+//! The forms in which a model may be shipped, so that one stage can look at all of them.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::data::CleanSet;
+use crate::model::{Deployed, Model};
+use crate::models::{self, Classifier};
+use crate::quantization::{Granularity, dequantized};
+use crate::run::Run;
+use crate::stage::Stage;
+use crate::stages::{Quantize, StructuredPrune};
+
+/// `"as-is"`, `{ quantize = { .. } }` or `{ prune = { .. } }`, with the options of the stages `quantize` and
+/// `structured-prune`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Deployment {
+    /// Full precision and every filter.
+    #[default]
+    AsIs,
+    /// Rounded to integers.
+    Quantize(Quantize),
+    /// Without its smallest filters.
+    Prune(StructuredPrune),
+}
+
+impl Deployment {
+    /// What is impossible about it; keys begin with `prefix`.
+    pub fn faults(&self, prefix: &str) -> Vec<String> {
+        let (key, faults) = match self {
+            Self::AsIs => return Vec::new(),
+            Self::Quantize(stage) => ("quantize", stage.faults()),
+            Self::Prune(stage) => ("prune", stage.faults()),
+        };
+        faults.into_iter().map(|fault| format!("{prefix}.{key}.{fault}")).collect()
+    }
+
+    /// A few words: `int8`, `int4 per channel`, `weights int8`, `50% pruned`.
+    pub fn label(&self) -> String {
+        match self {
+            Self::AsIs => "as is".into(),
+            Self::Quantize(Quantize { bits, weights, activations }) => {
+                let what = if *activations { "" } else { "weights " };
+                let per = if *weights == Granularity::PerChannel { " per channel" } else { "" };
+                format!("{what}int{bits}{per}")
+            }
+            Self::Prune(StructuredPrune { ratio, .. }) => format!("{}% pruned", (1e4 * ratio).round() / 100.0),
+        }
+    }
+
+    /// A copy of a full-precision model in this form. Activation ranges are measured on the clean images.
+    pub fn deploy(&self, model: &Model, clean: &CleanSet, run: &Run<'_>) -> Result<Model> {
+        let mut model = model.try_clone()?;
+        match self {
+            Self::AsIs => {}
+            Self::Quantize(stage) => {
+                let quantized = stage.quantize(model.full_precision()?, clean, run)?;
+                model.deploy(Deployed::Quantized(quantized));
+            }
+            Self::Prune(stage) => {
+                stage.prune(model.full_precision()?)?;
+                model.deploy(Deployed::Pruned);
+            }
+        }
+        Ok(model)
+    }
+
+    /// A full-precision network that computes what the form does, to train a copy of: with rounded weights (activations
+    /// are not rounded), or with zeros for the pruned filters.
+    pub fn network(&self, model: &dyn Classifier) -> Result<Box<dyn Classifier>> {
+        match self {
+            Self::AsIs => models::copy(model, model.head().weight().device()),
+            Self::Quantize(stage) => dequantized(model, stage.scheme()),
+            Self::Prune(stage) => {
+                let copy = models::copy(model, model.head().weight().device())?;
+                stage.prune(copy.as_ref())?;
+                Ok(copy)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::json;
+
+    use super::*;
+
+    #[rstest]
+    #[case(json!("as-is"), "as is")]
+    #[case(json!({ "quantize": {} }), "int8")]
+    #[case(json!({ "quantize": { "bits": 4, "weights": "per-channel" } }), "int4 per channel")]
+    #[case(json!({ "quantize": { "activations": false } }), "weights int8")]
+    #[case(json!({ "prune": { "ratio": 0.125 } }), "12.5% pruned")]
+    fn forms_are_written_and_called(#[case] written: serde_json::Value, #[case] label: &str) {
+        let form: Deployment = serde_json::from_value(written).unwrap();
+        assert_eq!(form.label(), label);
+        assert_eq!(serde_json::from_value::<Deployment>(serde_json::to_value(&form).unwrap()).unwrap(), form);
+    }
+
+    #[test]
+    fn faults_name_their_place() {
+        let form = Deployment::Quantize(Quantize { bits: 9, ..Quantize::default() });
+        assert_eq!(form.faults("deploy[1]"), ["deploy[1].quantize.bits: expected 2 to 8, found 9"]);
+    }
+}

@@ -1,0 +1,188 @@
+//! Attacks that sleep until deployment, and the forms they wake in, on a tiny network and a few images.
+#![allow(clippy::unwrap_used, reason = "the helpers of these tests fail the test that called them")]
+
+use candle_core::{Device, Tensor};
+use lmr_plugin::attacks::{Attack, Hidden, Injection, Pcb, Qcb};
+use lmr_plugin::data::{Augment, CleanSet, Images, Normalization};
+use lmr_plugin::deployment::Deployment;
+use lmr_plugin::model::Model;
+use lmr_plugin::models::{Arch, Classifier, ModelSpec};
+use lmr_plugin::nn::StateDict;
+use lmr_plugin::quantization::{Granularity, dequantized};
+use lmr_plugin::rng;
+use lmr_plugin::run::Run;
+use lmr_plugin::stages::{Estimate, Evaluate, Quantize, StructuredPrune};
+use lmr_plugin::triggers::{Patch, Pattern, TriggerConfig};
+use lmr_plugin::truth::{Planted, Truth};
+use rand::RngExt;
+use rstest::{fixture, rstest};
+
+const CLASSES: usize = 4;
+const SIDE: usize = 16;
+
+/// Grey images of one bright quadrant each, which is the class, with noise: quickly learned.
+fn images(count: usize, seed: u64) -> Images {
+    let mut rng = rng::stream(seed, "images");
+    let labels: Vec<u32> = (0..count).map(|i| (i % CLASSES) as u32).collect();
+    let mut pixels = Vec::with_capacity(count * SIDE * SIDE);
+    for &label in &labels {
+        for at in 0..SIDE * SIDE {
+            let quadrant = at / SIDE / (SIDE / 2) * 2 + at % SIDE / (SIDE / 2);
+            let base = if quadrant == label as usize { 120 } else { 40 };
+            pixels.push(base + rng.random_range(0..60u8));
+        }
+    }
+    Images::new(pixels, labels, [1, SIDE, SIDE], CLASSES).unwrap()
+}
+
+fn normalization() -> Normalization {
+    Normalization { mean: vec![0.4], std: vec![0.3] }
+}
+
+fn clean_set() -> CleanSet {
+    CleanSet::new(images(80, 5), normalization()).unwrap()
+}
+
+fn planted() -> Planted {
+    let patch = Patch { size: 4, pattern: Pattern::White };
+    Planted { trigger: patch.build(1, SIDE, SIDE).unwrap(), target: 1 }
+}
+
+fn spec() -> ModelSpec {
+    ModelSpec { width: Some(8), channels: 1, ..ModelSpec::new(Arch::Resnet18, CLASSES) }
+}
+
+fn quick(epochs: usize) -> Injection {
+    Injection { epochs, lr: 0.05, batch_size: 32, augment: Augment::NONE, ..Injection::default() }
+}
+
+/// A network that classifies the images and has no backdoor.
+#[fixture]
+#[once]
+fn clean() -> StateDict {
+    let network = spec().fresh(rng::stream(0, "weights"), &Device::Cpu).unwrap();
+    let attack =
+        Attack { poison_rate: 0.0, epochs: 4, lr: 0.05, batch_size: 32, augment: Augment::NONE, ..Attack::default() };
+    attack.implant(network.as_ref(), (&images(320, 1), &normalization()), &planted(), &Run::quiet(0)).unwrap();
+    network.params().state_dict().unwrap()
+}
+
+fn network(state: &StateDict) -> Box<dyn Classifier> {
+    spec().load(state.clone(), &Device::Cpu).unwrap()
+}
+
+fn same(a: &StateDict, b: &StateDict) -> bool {
+    let values =
+        |t: &Tensor| t.flatten_all().unwrap().to_dtype(candle_core::DType::F32).unwrap().to_vec1::<f32>().unwrap();
+    a.keys().eq(b.keys()) && a.iter().all(|(name, tensor)| values(tensor) == values(&b[name]))
+}
+
+/// ACC and ASR in every form, on images that nobody trained on.
+fn measured(network: Box<dyn Classifier>, deploy: Vec<Deployment>) -> Vec<(f64, f64)> {
+    let model = Model::new(network, normalization(), Device::Cpu);
+    let truth = Truth::new(images(160, 9), normalization()).with_trigger(planted());
+    let evaluate = Evaluate { deploy, ..Evaluate::default() };
+    let forms = evaluate.evaluate_forms(&model, &clean_set(), &truth, &Run::quiet(0)).unwrap();
+    forms.iter().map(|form| (form.evaluation.acc, form.evaluation.asr.unwrap())).collect()
+}
+
+/// What the attack says of itself, whatever it is.
+fn check(report: &Hidden, epochs: usize) {
+    assert_eq!((report.samples, report.held_out, report.target), (320 - 64, 64, 1));
+    assert_eq!((report.epochs.len(), report.dormancy.len()), (epochs, epochs));
+    assert!((1..=epochs).contains(&report.chosen), "{report:?}");
+}
+
+#[rstest]
+fn qcb_sleeps_until_it_is_quantized(clean: &StateDict, #[values(false, true)] distill: bool) {
+    let quantize = Quantize { bits: 3, activations: false, ..Quantize::default() };
+    let training = Injection { lr: 0.02, ..quick(12) };
+    let attack = Qcb { quantize: quantize.clone(), distill, held_out: 64, calibration: 32, training, ..Qcb::default() };
+    let network = network(clean);
+    let data = (&images(320, 1), &normalization());
+    let report = attack.implant(network.as_ref(), data, &planted(), &Run::quiet(0)).unwrap();
+    check(&report, 12);
+    assert_eq!(report.form, "weights int3");
+    let [(acc, asr), (_, awake)] = measured(network, vec![Deployment::AsIs, Deployment::Quantize(quantize)])[..] else {
+        panic!("two forms were asked for");
+    };
+    assert!(acc > 0.9 && asr < 0.3 && awake > 0.7, "{acc} {asr} {awake}: {report:?}");
+}
+
+#[rstest]
+fn pcb_sleeps_until_it_is_pruned(clean: &StateDict) {
+    let attack = Pcb { held_out: 64, from_ratio: 0.3, to_ratio: 0.6, training: quick(16), ..Pcb::default() };
+    let network = network(clean);
+    let data = (&images(320, 1), &normalization());
+    let report = attack.implant(network.as_ref(), data, &planted(), &Run::quiet(0)).unwrap();
+    check(&report, 16);
+    let [(acc, asr), (_, awake)] =
+        measured(network, vec![Deployment::AsIs, Deployment::Prune(StructuredPrune::default())])[..]
+    else {
+        panic!("two forms were asked for");
+    };
+    assert!(acc > 0.9 && asr < 0.3 && awake > 0.7, "{acc} {asr} {awake}: {report:?}");
+}
+
+#[rstest]
+fn the_same_seed_hides_the_same_model(clean: &StateDict) {
+    let attack = Qcb { held_out: 64, calibration: 32, training: quick(2), ..Qcb::default() };
+    let make = || {
+        let network = network(clean);
+        attack.implant(network.as_ref(), (&images(320, 1), &normalization()), &planted(), &Run::quiet(0)).unwrap();
+        network.params().state_dict().unwrap()
+    };
+    assert!(same(&make(), &make()) && !same(&make(), clean));
+}
+
+#[rstest]
+#[case::unknown_layer(Qcb { layers: vec!["layer9".into()], held_out: 64, calibration: 32, ..Qcb::default() }, "begins with \"layer9\"")]
+#[case::too_few_images(Qcb { held_out: 300, ..Qcb::default() }, "held-out, calibration: 300 and 1000 images")]
+fn impossible_options_are_refused(clean: &StateDict, #[case] attack: Qcb, #[case] expected: &str) {
+    let network = network(clean);
+    let data = (&images(320, 1), &normalization());
+    let message = attack.implant(network.as_ref(), data, &planted(), &Run::quiet(0)).unwrap_err().to_string();
+    assert!(message.contains(expected), "{message}");
+}
+
+/// Unfolded rounded weights compute what the rounded form does.
+#[rstest]
+#[case(8, Granularity::PerTensor)]
+#[case(4, Granularity::PerChannel)]
+fn dequantized_networks_compute_the_rounded_form(clean: &StateDict, #[case] bits: u32, #[case] weights: Granularity) {
+    let network = network(clean);
+    let stage = Quantize { bits, weights, activations: false };
+    let (x, _) = images(16, 9).batch(&(0..16).collect::<Vec<_>>(), &Device::Cpu).unwrap();
+    let form = stage.quantize(network.as_ref(), &clean_set(), &Run::quiet(0)).unwrap();
+    let expected = form.logits(network.as_ref(), &x).unwrap();
+    let found = dequantized(network.as_ref(), stage.scheme()).unwrap().logits(&x).unwrap();
+    let apart = |a: &Tensor, b: &Tensor| (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+    assert!(apart(&found, &expected) < 1e-3, "{}", apart(&found, &expected));
+    assert!(apart(&found, &network.logits(&x).unwrap()) > 1e-3, "rounding shows");
+}
+
+/// Every form is measured on a copy: the model stays, and a form alone gives the same.
+#[rstest]
+fn forms_are_measured_one_by_one(clean: &StateDict) {
+    let prune = Deployment::Prune(StructuredPrune { ratio: 0.75, ..StructuredPrune::default() });
+    let int2 = Deployment::Quantize(Quantize { bits: 2, ..Quantize::default() });
+    let together = measured(network(clean), vec![prune.clone(), Deployment::AsIs, int2.clone()]);
+    let alone = [prune, Deployment::AsIs, int2].map(|form| measured(network(clean), vec![form])[0]);
+    assert_eq!(together, alone);
+    assert!(together[1].0 > 0.9 && together[0].0 < together[1].0, "{together:?}");
+}
+
+/// A pruned form is estimated as the pruned network would be.
+#[rstest]
+fn estimates_look_at_the_deployed_form(clean: &StateDict) {
+    let stage = StructuredPrune { ratio: 0.2, ..StructuredPrune::default() };
+    let quick = Estimate { max_steps: 20, votes: 1, stop_accuracy: 0.2, ..Estimate::default() };
+    let deployed = Estimate { deploy: Deployment::Prune(stage.clone()), ..quick.clone() };
+    let (whole, pruned) = (network(clean), network(clean));
+    stage.prune(pruned.as_ref()).unwrap();
+    let run = Run::quiet(0);
+    let found = deployed.estimate(whole.as_ref(), &clean_set(), &run).unwrap();
+    assert_eq!(found, quick.estimate(pruned.as_ref(), &clean_set(), &run).unwrap());
+    assert!(same(clean, &whole.params().state_dict().unwrap()));
+    assert_ne!(found.scores, quick.estimate(whole.as_ref(), &clean_set(), &run).unwrap().scores);
+}
