@@ -48,6 +48,8 @@ pub struct RunFolder {
 
 /// The name of a stage's weights in its folder.
 pub const MODEL_FILE: &str = "model.safetensors";
+/// Describes the weights beside it, where the pipeline's `[model]` does not.
+pub const CONFIG_FILE: &str = "config.json";
 /// How the name of a model written in the received checkpoint's form begins; the format's ending follows.
 pub const EXPORT_PREFIX: &str = "export.";
 const RECORD_FILE: &str = "outcome.json";

@@ -14,6 +14,7 @@ use crate::config::place::{Faults, Place};
 use crate::config::{DataTable, Draft, Overrides, PublishTable, RunTable, StageTable, TriggerTable, is_name, locate};
 use crate::datasets::Dataset;
 use crate::device::DeviceChoice;
+use crate::model_config::OwnConfig;
 use crate::preprocess::{Convention, Preprocessing, Resize};
 use crate::problem::{hint, quoted};
 use crate::publish::{Link, Selection};
@@ -96,6 +97,12 @@ impl Plan {
             mean: normal.mean.iter().map(decimal).collect(),
             std: normal.std.iter().map(decimal).collect(),
         }
+    }
+
+    /// What describes a model of this pipeline beside its weights.
+    pub fn own_config(&self, model: &ModelSpec) -> OwnConfig {
+        let labels = self.dataset.descriptor().classes.clone();
+        OwnConfig { model: model.resolved(), labels, preprocessing: self.images() }
     }
 
     /// Where a relative path of the pipeline file leads, if anywhere.

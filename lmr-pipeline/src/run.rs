@@ -14,7 +14,9 @@ use lmr_plugin::stage::{Context, FactStore, ModelUse};
 use lmr_plugin::truth::{Planted, Truth};
 use serde_json::{Map, Value, json};
 
-use crate::artifacts::{EXPORT_PREFIX, Finished, MODEL_FILE, Record, RunFolder, finished, json as to_json};
+use crate::artifacts::{
+    CONFIG_FILE, EXPORT_PREFIX, Finished, MODEL_FILE, Record, RunFolder, finished, json as to_json,
+};
 use crate::inputs::Inputs;
 use crate::log::{Log, Logged};
 use crate::plan::{Plan, Step};
@@ -256,9 +258,15 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Writes a changed model as the received one came, if the pipeline asks for that. Not part of the stage's result: it
+    /// Writes a changed model as the received one came, if the pipeline asks for that, and what describes a model of other widths. Not part of the stage's result: it
     /// follows from it, and whether it is wanted may change without running the stage again.
     fn export(&self, step: &Step, model: &Model) -> Result<()> {
+        let spec = model.network().spec();
+        if step.kind.model.changes_model() && spec.widths != self.plan.model.widths {
+            // The pipeline's `[model]` no longer says what the weights beside it are for.
+            let config = self.plan.own_config(spec);
+            self.folder.write(&format!("{}/{CONFIG_FILE}", step.folder()), &to_json(&json!({ "lmr": config }))?)?;
+        }
         let Some(export) = self.plan.weights.as_ref().and_then(|weights| weights.table.export) else { return Ok(()) };
         let Some(layout) = self.inputs.source.layout.as_ref().filter(|_| step.kind.model.changes_model()) else {
             return Ok(());
@@ -304,7 +312,7 @@ impl<'a> Runner<'a> {
         let failed = stage_error(step, self.folder.path());
         let restore = || {
             if let Some(state) = state {
-                model.network().params().load_state_dict(&state)?;
+                model.load_state(state)?;
             }
             let mut ctx = Context {
                 model,

@@ -10,7 +10,7 @@ use crate::models::{self, Classifier};
 use crate::quantization::{Granularity, dequantized};
 use crate::run::Run;
 use crate::stage::Stage;
-use crate::stages::{Quantize, StructuredPrune};
+use crate::stages::{PruneForm, Quantize, StructuredPrune};
 
 /// `"as-is"`, `{ quantize = { .. } }` or `{ prune = { .. } }`, with the options of the stages `quantize` and
 /// `structured-prune`.
@@ -60,8 +60,7 @@ impl Deployment {
                 model.deploy(Deployed::Quantized(quantized));
             }
             Self::Prune(stage) => {
-                stage.prune(model.full_precision()?)?;
-                model.deploy(Deployed::Pruned);
+                stage.deploy(&mut model)?;
             }
         }
         Ok(model)
@@ -74,6 +73,9 @@ impl Deployment {
             Self::AsIs => models::copy(model, model.head().weight().device()),
             Self::Quantize(stage) => dequantized(model, stage.scheme()),
             Self::Prune(stage) => {
+                if stage.form == PruneForm::Remove {
+                    return Ok(stage.remove(model)?.0);
+                }
                 let copy = models::copy(model, model.head().weight().device())?;
                 stage.prune(copy.as_ref())?;
                 Ok(copy)

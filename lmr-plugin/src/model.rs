@@ -3,7 +3,8 @@
 use candle_core::{Device, Tensor};
 
 use crate::data::Normalization;
-use crate::models::{self, Classifier};
+use crate::models::{self, Classifier, ModelSpec};
+use crate::nn::StateDict;
 use crate::quantization::Quantized;
 use crate::{Error, Result};
 
@@ -19,7 +20,7 @@ pub struct Model {
 pub enum Deployed {
     /// Weights and activations rounded to integers.
     Quantized(Quantized),
-    /// Filters removed; the network itself holds the zeros.
+    /// Filters pruned; the network itself has zeros in their place, or no place for them.
     Pruned,
 }
 
@@ -43,6 +44,28 @@ impl Model {
                 form.name()
             ))),
         }
+    }
+
+    /// Puts another network in the place of the one that is there.
+    pub fn replace(&mut self, network: Box<dyn Classifier>) {
+        self.network = network;
+    }
+
+    /// Takes over a state dict of the same architecture. Where it has other numbers of channels than the network, because
+    /// filters were removed, the network is built anew.
+    pub fn load_state(&mut self, state: StateDict) -> Result<()> {
+        let width = |(name, own): (&str, usize)| {
+            state.get(&format!("{name}.weight")).and_then(|weight| weight.dims().first()).copied().unwrap_or(own)
+        };
+        let own: Vec<(&str, usize)> =
+            self.network.prunable().iter().map(|layer| (layer.name, layer.weight.dims()[0])).collect();
+        let widths: Vec<usize> = own.iter().copied().map(width).collect();
+        if own.iter().map(|(_, width)| *width).eq(widths.iter().copied()) {
+            return self.network.params().load_state_dict(&state);
+        }
+        let spec = ModelSpec { widths: Some(widths), ..self.network.spec().clone() };
+        self.network = spec.load(state, &self.device)?;
+        Ok(())
     }
 
     /// Puts the model into a deployed form.

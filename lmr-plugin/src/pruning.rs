@@ -41,6 +41,27 @@ pub fn smallest(norms: &[f32], ratio: f64) -> Vec<usize> {
     pruned
 }
 
+/// As [`smallest`], but a share of the channels of all layers together, each measured by the mean of its layer's norms. At least
+/// one channel of every layer stays, so fewer may go than asked for.
+pub fn smallest_of_all(layers: &[Vec<f32>], ratio: f64) -> Vec<Vec<usize>> {
+    let mut order: Vec<(f32, usize, usize)> = Vec::new();
+    for (layer, norms) in layers.iter().enumerate() {
+        let mean = norms.iter().sum::<f32>() / norms.len().max(1) as f32;
+        let relative = |norm: f32| if mean > 0.0 { norm / mean } else { 0.0 };
+        order.extend(norms.iter().enumerate().map(|(channel, norm)| (relative(*norm), layer, channel)));
+    }
+    // Of tied ones the later goes first, as in a single layer.
+    order.sort_by(|a, b| a.0.total_cmp(&b.0).then((b.1, b.2).cmp(&(a.1, a.2))));
+    let mut pruned: Vec<Vec<usize>> = vec![Vec::new(); layers.len()];
+    for (_, layer, channel) in order.iter().take((ratio * order.len() as f64).round() as usize) {
+        if pruned[*layer].len() + 1 < layers[*layer].len() {
+            pruned[*layer].push(*channel);
+        }
+    }
+    pruned.iter_mut().for_each(|channels| channels.sort_unstable());
+    pruned
+}
+
 /// 0 for the pruned channels and 1 for the others, in the shape that broadcasts over `weight`.
 pub fn mask(weight: &Tensor, pruned: &[usize]) -> Result<Tensor> {
     let n = weight.dim(0)?;
@@ -77,6 +98,15 @@ mod tests {
             let (few, many) = (smallest(&norms, a.min(b)), smallest(&norms, a.max(b)));
             prop_assert!(few.iter().all(|channel| many.contains(channel)));
         }
+    }
+
+    #[test]
+    fn all_layers_are_measured_by_their_own_mean() {
+        let layers = [vec![10.0, 20.0, 30.0], vec![0.2, 0.1], vec![0.0, 0.0]];
+        // Relative to the means: 0.5, 1, 1.5; 1.33, 0.67; 0, 0.
+        assert!(smallest_of_all(&layers, 0.0).iter().all(Vec::is_empty));
+        assert_eq!(smallest_of_all(&layers, 3.0 / 7.0), [vec![0], vec![], vec![1]]);
+        assert_eq!(smallest_of_all(&layers, 0.99), [vec![0, 1], vec![1], vec![1]]);
     }
 
     #[test]

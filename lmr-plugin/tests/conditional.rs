@@ -49,7 +49,7 @@ fn planted() -> Planted {
 }
 
 fn spec() -> ModelSpec {
-    ModelSpec { width: Some(8), channels: 1, ..ModelSpec::new(Arch::Resnet18, CLASSES) }
+    ModelSpec { width: Some(4), channels: 1, ..ModelSpec::new(Arch::Resnet18, CLASSES) }
 }
 
 fn quick(epochs: usize) -> Injection {
@@ -96,12 +96,12 @@ fn check(report: &Hidden, epochs: usize) {
 #[rstest]
 fn qcb_sleeps_until_it_is_quantized(clean: &StateDict, #[values(false, true)] distill: bool) {
     let quantize = Quantize { bits: 3, activations: false, ..Quantize::default() };
-    let training = Injection { lr: 0.02, ..quick(12) };
+    let training = Injection { lr: 0.02, ..quick(8) };
     let attack = Qcb { quantize: quantize.clone(), distill, held_out: 64, calibration: 32, training, ..Qcb::default() };
     let network = network(clean);
     let data = (&images(320, 1), &normalization());
     let report = attack.implant(network.as_ref(), data, &planted(), &Run::quiet(0)).unwrap();
-    check(&report, 12);
+    check(&report, 8);
     assert_eq!(report.form, "weights int3");
     let [(acc, asr), (_, awake)] = measured(network, vec![Deployment::AsIs, Deployment::Quantize(quantize)])[..] else {
         panic!("two forms were asked for");
@@ -111,11 +111,11 @@ fn qcb_sleeps_until_it_is_quantized(clean: &StateDict, #[values(false, true)] di
 
 #[rstest]
 fn pcb_sleeps_until_it_is_pruned(clean: &StateDict) {
-    let attack = Pcb { held_out: 64, from_ratio: 0.3, to_ratio: 0.6, training: quick(16), ..Pcb::default() };
+    let attack = Pcb { held_out: 64, from_ratio: 0.3, to_ratio: 0.6, training: quick(10), ..Pcb::default() };
     let network = network(clean);
     let data = (&images(320, 1), &normalization());
     let report = attack.implant(network.as_ref(), data, &planted(), &Run::quiet(0)).unwrap();
-    check(&report, 16);
+    check(&report, 10);
     let [(acc, asr), (_, awake)] =
         measured(network, vec![Deployment::AsIs, Deployment::Prune(StructuredPrune::default())])[..]
     else {

@@ -13,7 +13,10 @@ mod upload;
 
 use std::path::Path;
 
+use lmr_plugin::model::Model;
+use lmr_plugin::nn::StateDict;
 use lmr_plugin::quantization::Ranges;
+use lmr_plugin::rng;
 use lmr_plugin::run::Observer;
 use lmr_plugin::stage::{Finding, Stage};
 use lmr_plugin::stages::Quantize;
@@ -25,7 +28,7 @@ pub use folder::{Publication, PublishedFile};
 pub use selection::{Link, Selection};
 pub use upload::{Sent, check_access, send};
 
-use crate::artifacts::json as to_json;
+use crate::artifacts::{CONFIG_FILE, json as to_json};
 use crate::config::{Overrides, PublishTable};
 use crate::plan::Plan;
 use crate::weights::{Export, Layout, dtype_name};
@@ -163,6 +166,19 @@ impl Composer<'_> {
         toml::to_string(&table).map_err(|error| internal(&error))
     }
 
+    /// The `config.json` of a model that lost channels, which only this program has a class for; none if it lost none.
+    fn smaller(&self, state: StateDict) -> Result<Option<Vec<u8>>> {
+        let plan = &self.source.plan;
+        let network = plan.model.fresh(rng::stream(0, "publish"), &candle_core::Device::Cpu)?;
+        let mut model = Model::new(network, plan.normalization(), candle_core::Device::Cpu);
+        model.load_state(state)?;
+        let spec = model.network().spec();
+        if spec.widths == plan.model.widths {
+            return Ok(None);
+        }
+        Ok(Some(to_json(&serde_json::json!({ "lmr": plan.own_config(spec) }))?))
+    }
+
     /// A deployed form, and the files in its folder.
     fn form(&self, index: usize, layout: &Layout, configs: &[ConfigFile]) -> Result<(Form, Vec<PublishedFile>)> {
         let step = &self.source.plan.steps[index];
@@ -170,10 +186,15 @@ impl Composer<'_> {
         let folder = selection::folder(&step.name);
         if step.kind.kind != Quantize::KIND {
             let weights = layout.write_model(&state, Export::Safetensors)?;
-            let configs = configs.iter().map(|file| (file.name, file.bytes.clone()));
-            let files = std::iter::once((WEIGHTS, weights)).chain(configs);
-            let files = files.map(|(name, bytes)| PublishedFile::new(&format!("{folder}/{name}"), bytes)).collect();
-            return Ok((Form { stage: index, folder, note: ZEROED }, files));
+            let mut files = vec![(WEIGHTS, weights)];
+            let smaller = self.smaller(state)?;
+            let note = if smaller.is_some() { REMOVED } else { ZEROED };
+            match smaller {
+                Some(config) => files.push((CONFIG_FILE, config)),
+                None => files.extend(configs.iter().map(|file| (file.name, file.bytes.clone()))),
+            }
+            let files = files.into_iter().map(|(name, bytes)| PublishedFile::new(&format!("{folder}/{name}"), bytes));
+            return Ok((Form { stage: index, note, folder: folder.clone() }, files.collect()));
         }
         let damaged = |error: serde_json::Error| Error::Internal(format!("stage[{index}]: {error}"));
         let quantize: Quantize = serde_json::from_value(step.stage.config()?).map_err(damaged)?;
@@ -187,6 +208,8 @@ impl Composer<'_> {
 }
 
 const ZEROED: &str = "the same names and shapes, with zeros for what was pruned; loads as the model itself does.";
+const REMOVED: &str = "a smaller network under the same names; `config.json` has its widths. LMR loads it, other libraries have no \
+    class for it.";
 const INTEGERS: &str = "integers, scales and activation ranges under torchvision's names; `quantization.json` says how they \
     are put together. No library loads this folder as it is.";
 

@@ -12,8 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::artifacts::{MODEL_FILE, json as to_json, write_whole};
-use crate::model_config::OwnConfig;
+use crate::artifacts::{CONFIG_FILE, MODEL_FILE, json as to_json, write_whole};
 use crate::plan::Step;
 use crate::report::{Measurement, Report};
 use crate::run::{Options, RunObserver};
@@ -124,12 +123,8 @@ impl Member {
             let from = stage.join(name);
             write_whole(&self.folder.join(name), &fs::read(&from).map_err(Error::io("read", &from))?)?;
         }
-        let config = OwnConfig {
-            model: plan.model.resolved(),
-            labels: plan.dataset.descriptor().classes.clone(),
-            preprocessing: plan.images(),
-        };
-        write_whole(&self.folder.join("config.json"), &to_json(&json!({ "lmr": config }))?)?;
+        let config = plan.own_config(&plan.model);
+        write_whole(&self.folder.join(CONFIG_FILE), &to_json(&json!({ "lmr": config }))?)?;
         write_whole(&self.folder.join("README.md"), card::write(self, plan, maker, report)?.as_bytes())
     }
 

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{Classifier, ModelSpec, Prunable};
+use super::{ChannelGroup, Classifier, ModelSpec, Prunable, Slice, channels};
 use crate::Result;
 use crate::nn::{Activation, Builder, Forward, Linear, Params, Trunk};
 
@@ -45,6 +45,17 @@ impl Classifier for ConvNet {
 
     fn prunable(&self) -> Vec<Prunable<'_>> {
         self.trunk.convolutions().map(Into::into).collect()
+    }
+
+    fn channel_groups(&self) -> Result<Vec<ChannelGroup>> {
+        let reader = match &self.neck {
+            Neck::Average => Slice::inputs(format!("{}.weight", self.head.name()), 1),
+            Neck::Hidden(side, layers) => {
+                let first = layers.first().unwrap_or(&self.head);
+                Slice::inputs(format!("{}.weight", first.name()), side * side)
+            }
+        };
+        channels::of_trunk(&self.trunk, reader)
     }
 
     fn features(&self, how: &mut dyn Forward, images: &Tensor) -> Result<Tensor> {

@@ -4,9 +4,10 @@
 use super::conv_net::{ConvNet, Neck};
 use super::recognize::Shapes;
 use super::spec::{Options, given};
+use super::widths::Widths;
 use super::{Arch, ModelSpec, Stem, conv_bn};
-use crate::Result;
 use crate::nn::{Activation, BatchNorm2d, Builder, Conv2d, ConvBn, ConvConfig, ConvSpec, Layer, Linear, Node, Trunk};
+use crate::{Error, Result};
 
 /// Expansion, channels, blocks and stride of the stages.
 const STAGES: [(usize, usize, usize, usize); 7] =
@@ -25,24 +26,32 @@ fn depthwise(channels: usize, stride: usize, b: &Builder) -> Result<ConvBn> {
     ConvBn::new(Conv2d::new(&spec, &b.pp(0))?, BatchNorm2d::new(channels, &b.pp(1))?)
 }
 
-/// Expands to `hidden` channels, filters each of them, and projects to `to` channels without activation.
+/// Expands to `hidden` channels, filters each of them, and projects to `to` channels without activation. Takes and returns how
+/// many channels there really are; `from`, `hidden` and `to` are the architecture's own.
 fn inverted_residual(
     trunk: &mut Trunk,
     (from, hidden, to): (usize, usize, usize),
-    stride: usize,
+    (channels, stride): (usize, usize),
+    widths: &mut Widths<'_>,
     b: &Builder,
-) -> Result<()> {
-    let (x, mut index) = (trunk.last(), 0);
+) -> Result<usize> {
+    let (x, mut index, mut wide) = (trunk.last(), 0, channels);
     if hidden != from {
         let b = b.pp(index);
-        trunk.push(Layer::ConvBn(conv_bn((from, hidden), 1, 1, &b.pp(0), &b.pp(1))?), Activation::Relu6);
+        wide = widths.take(hidden)?;
+        trunk.push(Layer::ConvBn(conv_bn((channels, wide), 1, 1, &b.pp(0), &b.pp(1))?), Activation::Relu6);
         index += 1;
     }
-    let input = trunk.push(Layer::ConvBn(depthwise(hidden, stride, &b.pp(index))?), Activation::Relu6);
-    let project = conv_bn((hidden, to), 1, 1, &b.pp(index + 1), &b.pp(index + 2))?;
+    let filtered = widths.take(hidden)?;
+    if filtered != wide {
+        return Err(Error::invalid(format!("model: widths: expected {wide} for a depthwise layer, found {filtered}")));
+    }
+    let input = trunk.push(Layer::ConvBn(depthwise(wide, stride, &b.pp(index))?), Activation::Relu6);
+    let out = widths.take(to)?;
+    let project = conv_bn((wide, out), 1, 1, &b.pp(index + 1), &b.pp(index + 2))?;
     let residual = (stride == 1 && from == to).then_some(x);
     trunk.push_node(Node { layer: Layer::ConvBn(project), input, residual, activation: Activation::None });
-    Ok(())
+    Ok(out)
 }
 
 pub(super) const OPTIONS: Options = Options { stem: Some(Stem::Cifar), width_multiplier: Some(1.0), ..Options::NONE };
@@ -67,8 +76,9 @@ pub(super) fn build(spec: &ModelSpec, b: &Builder) -> Result<ConvNet> {
         Stem::Imagenet => 2,
     };
     let features = b.pp("features");
-    let mut trunk = Trunk::default();
-    let mut channels = scaled(32, multiplier);
+    let (mut trunk, mut widths) = (Trunk::default(), Widths::of(spec));
+    let mut from = scaled(32, multiplier);
+    let mut channels = widths.take(from)?;
     let (conv, bn) = (features.pp(0).pp(0), features.pp(0).pp(1));
     let first = conv_bn((spec.channels, channels), 3, stride, &conv, &bn)?;
     trunk.push(Layer::ConvBn(first), Activation::Relu6);
@@ -78,12 +88,14 @@ pub(super) fn build(spec: &ModelSpec, b: &Builder) -> Result<ConvNet> {
         for block in 0..blocks {
             let stride = if block == 0 { stride } else { 1 };
             let b = features.pp(index).pp("conv");
-            inverted_residual(&mut trunk, (channels, expansion * channels, to), stride, &b)?;
-            channels = to;
+            let own = (from, expansion * from, to);
+            channels = inverted_residual(&mut trunk, own, (channels, stride), &mut widths, &b)?;
+            from = to;
             index += 1;
         }
     }
-    let last = scaled(1280, multiplier.max(1.0));
+    let last = widths.take(scaled(1280, multiplier.max(1.0)))?;
+    widths.finish()?;
     let (conv, bn) = (features.pp(index).pp(0), features.pp(index).pp(1));
     trunk.push(Layer::ConvBn(conv_bn((channels, last), 1, 1, &conv, &bn)?), Activation::Relu6);
     let head = Linear::new(last, spec.classes, &b.pp("classifier").pp(1))?;

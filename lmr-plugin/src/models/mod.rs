@@ -1,6 +1,7 @@
 //! Architectures. Each is one file that names its layers as PyTorch does and says what it computes through
 //! [`Forward`]; nothing else in the workspace asks which architecture it holds.
 
+mod channels;
 mod conv_net;
 mod mobilenet_v2;
 pub mod naming;
@@ -11,9 +12,11 @@ mod resnet;
 mod spec;
 mod vgg;
 mod vit;
+mod widths;
 
 use candle_core::{Device, Tensor, Var};
 
+pub use channels::{ChannelGroup, Slice};
 pub use conv_net::ConvNet;
 pub use registry::Arch;
 pub use spec::{ModelSpec, Stem};
@@ -36,6 +39,10 @@ pub trait Classifier: Send + Sync {
     /// What structured pruning ranks, in the order it runs: the filters of every convolution, shortcuts included; in a
     /// transformer the hidden units of every MLP.
     fn prunable(&self) -> Vec<Prunable<'_>>;
+
+    /// Which channels can only be removed together, and from which tensors; in the order of [`Classifier::prunable`]. Where
+    /// outputs are added or filtered one by one, several layers share their channels.
+    fn channel_groups(&self) -> Result<Vec<ChannelGroup>>;
 
     /// The head's input, `f32[B,D]`, for normalized images `f32[B,C,H,W]`.
     fn features(&self, how: &mut dyn Forward, images: &Tensor) -> Result<Tensor>;

@@ -4,24 +4,36 @@
 use super::conv_net::{ConvNet, Neck};
 use super::recognize::Shapes;
 use super::spec::{Options, given};
+use super::widths::Widths;
 use super::{Arch, ModelSpec, conv, conv_bn};
 use crate::Result;
 use crate::nn::{Activation, BatchNorm2d, Builder, Layer, Linear, Node, Trunk};
 
-/// `conv2(relu(bn2(conv1(a)))) + shortcut` with `a = relu(bn1(x))`; the shortcut is `x`, or a convolution of `a`.
-fn block(trunk: &mut Trunk, (from, to): (usize, usize), stride: usize, b: &Builder) -> Result<()> {
+/// `conv2(relu(bn2(conv1(a)))) + shortcut` with `a = relu(bn1(x))`; the shortcut is `x`, or a convolution of `a`. Takes and
+/// returns how many channels there really are; `from` and `to` are the architecture's own.
+fn block(
+    trunk: &mut Trunk,
+    (from, to): (usize, usize),
+    (channels, stride): (usize, usize),
+    widths: &mut Widths<'_>,
+    b: &Builder,
+) -> Result<usize> {
     let x = trunk.last();
-    let a = trunk.push(Layer::BatchNorm(BatchNorm2d::new(from, &b.pp("bn1"))?), Activation::Relu);
-    let shortcut = match stride != 1 || from != to {
-        true => trunk.push(Layer::Conv(conv((from, to), 1, stride, false, &b.pp("shortcut").pp(0))?), Activation::None),
-        false => x,
+    let a = trunk.push(Layer::BatchNorm(BatchNorm2d::new(channels, &b.pp("bn1"))?), Activation::Relu);
+    let shortcut = if stride != 1 || from != to {
+        let layer = conv((channels, widths.take(to)?), 1, stride, false, &b.pp("shortcut").pp(0))?;
+        trunk.push(Layer::Conv(layer), Activation::None)
+    } else {
+        x
     };
-    let first = conv_bn((from, to), 3, stride, &b.pp("conv1"), &b.pp("bn2"))?;
+    let inner = widths.take(to)?;
+    let first = conv_bn((channels, inner), 3, stride, &b.pp("conv1"), &b.pp("bn2"))?;
     let first = Node { layer: Layer::ConvBn(first), input: a, residual: None, activation: Activation::Relu };
     let hidden = trunk.push_node(first);
-    let second = Layer::Conv(conv((to, to), 3, 1, false, &b.pp("conv2"))?);
+    let out = widths.take(to)?;
+    let second = Layer::Conv(conv((inner, out), 3, 1, false, &b.pp("conv2"))?);
     trunk.push_node(Node { layer: second, input: hidden, residual: Some(shortcut), activation: Activation::None });
-    Ok(())
+    Ok(out)
 }
 
 pub(super) const OPTIONS: Options = Options { width: Some(64), ..Options::NONE };
@@ -38,17 +50,20 @@ pub(super) fn recognize(arch: Arch, depths: &[usize], shapes: &Shapes) -> Option
 /// A network with `depths` blocks in its stages: `[2, 2, 2, 2]` is PreAct-ResNet-18.
 pub(super) fn build(spec: &ModelSpec, depths: &[usize], b: &Builder) -> Result<ConvNet> {
     let width = given(spec.width, "width")?;
-    let mut trunk = Trunk::default();
-    trunk.push(Layer::Conv(conv((spec.channels, width), 3, 1, false, &b.pp("conv1"))?), Activation::None);
-    let mut channels = width;
+    let (mut trunk, mut widths) = (Trunk::default(), Widths::of(spec));
+    let mut channels = widths.take(width)?;
+    trunk.push(Layer::Conv(conv((spec.channels, channels), 3, 1, false, &b.pp("conv1"))?), Activation::None);
+    let mut from = width;
     for (stage, &depth) in depths.iter().enumerate() {
         let to = width << stage;
         for i in 0..depth {
             let stride = if stage > 0 && i == 0 { 2 } else { 1 };
-            block(&mut trunk, (channels, to), stride, &b.pp(format!("layer{}", stage + 1)).pp(i))?;
-            channels = to;
+            let b = b.pp(format!("layer{}", stage + 1)).pp(i);
+            channels = block(&mut trunk, (from, to), (channels, stride), &mut widths, &b)?;
+            from = to;
         }
     }
+    widths.finish()?;
     let head = Linear::new(channels, spec.classes, &b.pp("linear"))?;
     ConvNet::new(spec, trunk, Neck::Average, head, b)
 }

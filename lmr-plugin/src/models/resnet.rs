@@ -4,26 +4,39 @@
 use super::conv_net::{ConvNet, Neck};
 use super::recognize::Shapes;
 use super::spec::{Options, given};
+use super::widths::Widths;
 use super::{Arch, ModelSpec, Stem, conv_bn};
 use crate::Result;
 use crate::nn::{Activation, Builder, Layer, Linear, Node, Trunk};
 
-/// `relu(second(relu(first(x))) + shortcut)`; the shortcut is `x`, or a convolution of it.
-fn block(trunk: &mut Trunk, (from, to): (usize, usize), stride: usize, b: &Builder) -> Result<()> {
+/// `relu(second(relu(first(x))) + shortcut)`; the shortcut is `x`, or a convolution of it. Takes and returns how many channels
+/// there really are; `from` and `to` are the architecture's own.
+fn block(
+    trunk: &mut Trunk,
+    (from, to): (usize, usize),
+    (channels, stride): (usize, usize),
+    widths: &mut Widths<'_>,
+    b: &Builder,
+) -> Result<usize> {
     let x = trunk.last();
-    let first = conv_bn((from, to), 3, stride, &b.pp("conv1"), &b.pp("bn1"))?;
+    let inner = widths.take(to)?;
+    let projected = if stride != 1 || from != to { Some(widths.take(to)?) } else { None };
+    let out = widths.take(to)?;
+    // Built in this order, which decides what a seed draws for each.
+    let first = conv_bn((channels, inner), 3, stride, &b.pp("conv1"), &b.pp("bn1"))?;
+    let second = conv_bn((inner, out), 3, 1, &b.pp("conv2"), &b.pp("bn2"))?;
     let hidden = trunk.push(Layer::ConvBn(first), Activation::Relu);
-    let second = conv_bn((to, to), 3, 1, &b.pp("conv2"), &b.pp("bn2"))?;
-    let shortcut = if stride != 1 || from != to {
-        let b = b.pp("downsample");
-        let layer = Layer::ConvBn(conv_bn((from, to), 1, stride, &b.pp(0), &b.pp(1))?);
-        trunk.push_node(Node { layer, input: x, residual: None, activation: Activation::None })
-    } else {
-        x
+    let shortcut = match projected {
+        Some(to) => {
+            let b = b.pp("downsample");
+            let layer = Layer::ConvBn(conv_bn((channels, to), 1, stride, &b.pp(0), &b.pp(1))?);
+            trunk.push_node(Node { layer, input: x, residual: None, activation: Activation::None })
+        }
+        None => x,
     };
     let layer = Layer::ConvBn(second);
     trunk.push_node(Node { layer, input: hidden, residual: Some(shortcut), activation: Activation::Relu });
-    Ok(())
+    Ok(out)
 }
 
 pub(super) const OPTIONS: Options = Options { stem: Some(Stem::Cifar), width: Some(64), ..Options::NONE };
@@ -44,21 +57,24 @@ pub(super) fn build(spec: &ModelSpec, depths: &[usize], b: &Builder) -> Result<C
         Stem::Cifar => (3, 1),
         Stem::Imagenet => (7, 2),
     };
-    let mut trunk = Trunk::default();
-    let first = conv_bn((spec.channels, width), kernel, stride, &b.pp("conv1"), &b.pp("bn1"))?;
+    let (mut trunk, mut widths) = (Trunk::default(), Widths::of(spec));
+    let mut channels = widths.take(width)?;
+    let first = conv_bn((spec.channels, channels), kernel, stride, &b.pp("conv1"), &b.pp("bn1"))?;
     trunk.push(Layer::ConvBn(first), Activation::Relu);
     if stem == Stem::Imagenet {
         trunk.push(Layer::MaxPool(3, 2, 1), Activation::None);
     }
-    let mut channels = width;
+    let mut from = width;
     for (stage, &depth) in depths.iter().enumerate() {
         let to = width << stage;
         for i in 0..depth {
             let stride = if stage > 0 && i == 0 { 2 } else { 1 };
-            block(&mut trunk, (channels, to), stride, &b.pp(format!("layer{}", stage + 1)).pp(i))?;
-            channels = to;
+            let b = b.pp(format!("layer{}", stage + 1)).pp(i);
+            channels = block(&mut trunk, (from, to), (channels, stride), &mut widths, &b)?;
+            from = to;
         }
     }
+    widths.finish()?;
     let head = Linear::new(channels, spec.classes, &b.pp("fc"))?;
     ConvNet::new(spec, trunk, Neck::Average, head, b)
 }

@@ -36,6 +36,10 @@ macro_rules! options {
             /// Channels of an image: 3 for colour, 1 for grey.
             #[serde(default = "default_channels")]
             pub channels: usize,
+            /// Output channels of every prunable layer in the order they run, of a network that `structured-prune` removed
+            /// filters from; the architecture's own if absent.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub widths: Option<Vec<usize>>,
             $($(#[doc = $doc])*
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub $name: Option<$type>,)*
@@ -55,7 +59,7 @@ macro_rules! options {
         impl ModelSpec {
             /// An architecture with its defaults, for colour images.
             pub fn new(arch: Arch, classes: usize) -> Self {
-                Self { arch, classes, channels: default_channels(), $($name: None,)* }
+                Self { arch, classes, channels: default_channels(), widths: None, $($name: None,)* }
             }
 
             /// With every key that applies filled in.
@@ -86,6 +90,8 @@ macro_rules! options {
                 compare("arch", text(json!(self.arch)), text(json!(other.arch)));
                 compare("classes", text(json!(self.classes)), text(json!(other.classes)));
                 compare("channels", text(json!(self.channels)), text(json!(other.channels)));
+                let widths = |spec: &Self| spec.widths.as_ref().and_then(|widths| text(json!(widths)));
+                compare("widths", widths(self), widths(other));
                 $(compare($key, self.$name.and_then(|v| text(json!(v))), resolved.$name.and_then(|v| text(json!(v))));)*
                 keys
             }
@@ -123,6 +129,9 @@ options! {
     norm_eps: f64, "norm-eps";
 }
 
+/// As wide as an architecture's widest layer may be.
+const MAX_WIDTH: usize = 8 * 4096;
+
 fn default_channels() -> usize {
     3
 }
@@ -149,6 +158,10 @@ impl ModelSpec {
             if let Some(value) = value.filter(|value| !range.contains(value)) {
                 faults.push(format!("{key}: expected {} to {}, found {value}", range.start(), range.end()));
             }
+        }
+        let widths = self.widths.iter().flatten();
+        if let Some(width) = widths.copied().find(|width| !(1..=MAX_WIDTH).contains(width)) {
+            faults.push(format!("widths: expected 1 to {MAX_WIDTH} each, found {width}"));
         }
         for key in self.foreign_keys() {
             let own = self.own_keys().join(", ");

@@ -7,6 +7,7 @@
 use super::conv_net::{ConvNet, Neck};
 use super::recognize::Shapes;
 use super::spec::{Options, given};
+use super::widths::Widths;
 use super::{Arch, ModelSpec, Stem, conv};
 use crate::Result;
 use crate::nn::{Activation, BatchNorm2d, Builder, ConvBn, Layer, Linear, Trunk};
@@ -34,10 +35,10 @@ pub(super) fn recognize(arch: Arch, batch_norm: bool, shapes: &Shapes) -> Option
 /// VGG-16, with or without batch norm behind every convolution.
 pub(super) fn build(spec: &ModelSpec, batch_norm: bool, b: &Builder) -> Result<ConvNet> {
     let width = given(spec.width, "width")?;
-    let (mut trunk, mut channels, mut index) = (Trunk::default(), spec.channels, 0);
+    let (mut trunk, mut widths, mut channels, mut index) = (Trunk::default(), Widths::of(spec), spec.channels, 0);
     for (count, multiple) in STAGES {
         for _ in 0..count {
-            let to = width * multiple;
+            let to = widths.take(width * multiple)?;
             let conv = conv((channels, to), 3, 1, true, &b.pp("features").pp(index))?;
             let layer = match batch_norm {
                 true => Layer::ConvBn(ConvBn::new(conv, BatchNorm2d::new(to, &b.pp("features").pp(index + 1))?)?),
@@ -51,6 +52,7 @@ pub(super) fn build(spec: &ModelSpec, batch_norm: bool, b: &Builder) -> Result<C
         trunk.push(Layer::MaxPool(2, 2, 0), Activation::None);
         index += 1;
     }
+    widths.finish()?;
     let b_head = b.pp("classifier");
     let (mut neck, mut head_builder, mut features) = (Neck::Average, b_head.clone(), channels);
     if given(spec.stem, "stem")? == Stem::Imagenet {

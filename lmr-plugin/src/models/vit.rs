@@ -5,7 +5,8 @@ use candle_core::Tensor;
 
 use super::recognize::Shapes;
 use super::spec::{Options, given};
-use super::{Arch, Classifier, ModelSpec, Prunable};
+use super::widths::Widths;
+use super::{Arch, ChannelGroup, Classifier, ModelSpec, Prunable, Slice};
 use crate::Result;
 use crate::nn::{
     Activation, Builder, Conv2d, ConvConfig, ConvSpec, Forward, LayerNorm, Linear, Params, PatchEmbedding,
@@ -26,17 +27,17 @@ pub struct VisionTransformer {
 struct Block {
     norms: (LayerNorm, LayerNorm),
     attention: SelfAttention,
-    /// To 4·D hidden units, and back.
+    /// To the hidden units, 4·D unless some were removed, and back.
     mlp: (Linear, Linear),
 }
 
 impl Block {
-    fn new(features: usize, heads: usize, eps: f64, b: &Builder) -> Result<Self> {
+    fn new(features: usize, hidden: usize, heads: usize, eps: f64, b: &Builder) -> Result<Self> {
         let first = LayerNorm::new(features, eps, &b.pp("ln_1"))?;
         let attention = SelfAttention::new(features, heads, &b.pp("self_attention"))?;
         let second = LayerNorm::new(features, eps, &b.pp("ln_2"))?;
-        let wide = Linear::narrow_normal(features, 4 * features, &b.pp("mlp").pp(0))?;
-        let narrow = Linear::narrow_normal(4 * features, features, &b.pp("mlp").pp(3))?;
+        let wide = Linear::narrow_normal(features, hidden, &b.pp("mlp").pp(0))?;
+        let narrow = Linear::narrow_normal(hidden, features, &b.pp("mlp").pp(3))?;
         Ok(Self { norms: (first, second), attention, mlp: (wide, narrow) })
     }
 
@@ -95,8 +96,13 @@ impl VisionTransformer {
         let encoder = b.pp("encoder");
         let patches = (image / patch).pow(2);
         let embedding = PatchEmbedding::new(conv, patches, (b, "class_token"), (&encoder, "pos_embedding"))?;
-        let block = |i: usize| Block::new(features, heads, eps, &encoder.pp("layers").pp(format!("encoder_layer_{i}")));
-        let blocks = (0..given(spec.depth, "depth")?).map(block).collect::<Result<_>>()?;
+        let mut widths = Widths::of(spec);
+        let mut blocks = Vec::new();
+        for i in 0..given(spec.depth, "depth")? {
+            let b = encoder.pp("layers").pp(format!("encoder_layer_{i}"));
+            blocks.push(Block::new(features, widths.take(4 * features)?, heads, eps, &b)?);
+        }
+        widths.finish()?;
         let norm = LayerNorm::new(features, eps, &encoder.pp("ln"))?;
         let head = Linear::new(features, spec.classes, &b.pp("heads").pp("head"))?;
         Ok(Self { spec: spec.clone(), embedding, blocks, norm, head, params: b.finish()? })
@@ -118,6 +124,19 @@ impl Classifier for VisionTransformer {
 
     fn prunable(&self) -> Vec<Prunable<'_>> {
         self.blocks.iter().map(|block| (&block.mlp.0).into()).collect()
+    }
+
+    fn channel_groups(&self) -> Result<Vec<ChannelGroup>> {
+        let group = |(index, block): (usize, &Block)| {
+            let (wide, narrow) = (block.mlp.0.name(), block.mlp.1.name());
+            let slices = vec![
+                Slice::channels(format!("{wide}.weight")),
+                Slice::channels(format!("{wide}.bias")),
+                Slice::inputs(format!("{narrow}.weight"), 1),
+            ];
+            ChannelGroup { makers: vec![index], slices }
+        };
+        Ok(self.blocks.iter().enumerate().map(group).collect())
     }
 
     fn features(&self, how: &mut dyn Forward, images: &Tensor) -> Result<Tensor> {

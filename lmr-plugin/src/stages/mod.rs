@@ -15,7 +15,7 @@ pub use evaluate::{Evaluate, Evaluation};
 pub use logit_repel::{HeadDelta, LogitRepel, RepelEpoch, Repelled};
 pub use quantize::Quantize;
 pub use recover::{Recover, Recovered};
-pub use structured_prune::{Ranked, StructuredPrune};
+pub use structured_prune::{PruneForm, Ranked, Scope, StructuredPrune};
 pub use teacher::Teacher;
 
 /// `key: expected ..., found ...` for every check that fails.
