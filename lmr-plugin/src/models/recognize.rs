@@ -1,8 +1,11 @@
 //! What model a checkpoint is for, from the names and shapes of its tensors.
 
+use candle_core::Device;
+
 use super::{Arch, ModelSpec, naming};
 use crate::Result;
 use crate::nn::StateDict;
+use crate::rng;
 
 /// The shapes of a checkpoint's tensors, under torchvision's names.
 pub(super) struct Shapes(StateDict);
@@ -54,19 +57,41 @@ impl ModelSpec {
     pub fn recognize(state: &StateDict) -> Result<Option<Self>> {
         let shapes = Shapes(naming::to_torchvision(state.clone())?);
         let found = Arch::ALL.iter().find_map(|arch| (arch.architecture().recognize)(*arch, &shapes));
-        Ok(found.filter(|spec| spec.faults().is_empty()))
+        let Some(mut spec) = found.filter(|spec| spec.faults().is_empty()) else { return Ok(None) };
+        spec.widths = spec.widths_in(&shapes)?;
+        Ok(Some(spec).filter(|spec| spec.faults().is_empty()))
+    }
+
+    /// The widths of its prunable layers in a checkpoint, if they are not the architecture's own: filters were removed.
+    fn widths_in(&self, shapes: &Shapes) -> Result<Option<Vec<usize>>> {
+        // The smallest network of this kind has the same names, and all its widths are as many times smaller. Transformers
+        // are of one width each, but of few names: a single block tells.
+        let transformer = self.depth.is_some();
+        let (small, factor) = match self.width.filter(|_| !transformer) {
+            Some(width) => (Self { width: Some(1), widths: None, ..self.clone() }, width),
+            None => (Self { depth: self.depth.map(|_| 1), widths: None, ..self.clone() }, 1),
+        };
+        let network = small.fresh(rng::stream(0, "recognize"), &Device::Cpu)?;
+        let (mut own, mut found) = (Vec::new(), Vec::new());
+        for layer in network.prunable() {
+            for block in 0..self.depth.unwrap_or(1) {
+                let name = layer.name.replace("encoder_layer_0", &format!("encoder_layer_{block}"));
+                let Some(weight) = shapes.0.get(&format!("{name}.weight")) else { return Ok(None) };
+                own.push(factor * layer.weight.dims()[0]);
+                found.push(weight.dims().first().copied().unwrap_or_default());
+            }
+        }
+        Ok((own != found).then_some(found))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
     use rstest::rstest;
 
     use super::*;
     use crate::models::Stem;
     use crate::models::naming::Scheme;
-    use crate::rng;
 
     fn spec(arch: Arch) -> ModelSpec {
         let mut spec = ModelSpec::new(arch, 7).resolved();

@@ -22,10 +22,11 @@ pub(super) const OPTIONS: Options = Options { stem: Some(Stem::Cifar), width: So
 
 /// The network that a checkpoint is for.
 pub(super) fn recognize(arch: Arch, batch_norm: bool, shapes: &Shapes) -> Option<ModelSpec> {
-    let [width, channels, ..] = shapes.of::<4>("features.0.weight")?;
-    let (stem, [classes, _]) = match shapes.of("classifier.weight") {
-        Some(head) => (Stem::Cifar, head),
-        None => (Stem::Imagenet, shapes.of("classifier.6.weight")?),
+    let [first, channels, ..] = shapes.of::<4>("features.0.weight")?;
+    // The hidden layers tell the width also where filters were removed.
+    let (stem, [classes, _], width) = match shapes.of("classifier.weight") {
+        Some(head) => (Stem::Cifar, head, first),
+        None => (Stem::Imagenet, shapes.of("classifier.6.weight")?, shapes.of::<2>("classifier.0.weight")?[0] / 64),
     };
     let spec = ModelSpec { channels, stem: Some(stem), width: Some(width), ..ModelSpec::new(arch, classes) };
     let last = if batch_norm { "features.41.running_mean" } else { "features.28.weight" };
