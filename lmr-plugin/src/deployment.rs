@@ -41,7 +41,7 @@ impl Deployment {
     pub fn label(&self) -> String {
         match self {
             Self::AsIs => "as is".into(),
-            Self::Quantize(Quantize { bits, weights, activations }) => {
+            Self::Quantize(Quantize { bits, weights, activations, calibration: _ }) => {
                 let what = if *activations { "" } else { "weights " };
                 let per = if *weights == Granularity::PerChannel { " per channel" } else { "" };
                 format!("{what}int{bits}{per}")

@@ -151,7 +151,7 @@ fn impossible_options_are_refused(clean: &StateDict, #[case] attack: Qcb, #[case
 #[case(4, Granularity::PerChannel)]
 fn dequantized_networks_compute_the_rounded_form(clean: &StateDict, #[case] bits: u32, #[case] weights: Granularity) {
     let network = network(clean);
-    let stage = Quantize { bits, weights, activations: false };
+    let stage = Quantize { bits, weights, activations: false, ..Quantize::default() };
     let (x, _) = images(16, 9).batch(&(0..16).collect::<Vec<_>>(), &Device::Cpu).unwrap();
     let form = stage.quantize(network.as_ref(), &clean_set(), &Run::quiet(0)).unwrap();
     let expected = form.logits(network.as_ref(), &x).unwrap();

@@ -9,6 +9,7 @@ use lmr_plugin::losses::log_softmax;
 use lmr_plugin::model::{Deployed, Model};
 use lmr_plugin::models::{Arch, Classifier, ModelSpec, Stem};
 use lmr_plugin::nn::StateDict;
+use lmr_plugin::quantization::Calibration;
 use lmr_plugin::run::Run;
 use lmr_plugin::stage::{AnyStage, Context, FactStore};
 use lmr_plugin::stages::{
@@ -300,6 +301,28 @@ fn eight_bits_are_close_and_two_are_not(attacked: &StateDict) {
     assert!(eight < 0.1 && two > 2.0 * eight, "8 bits: {eight}, 2 bits: {two}");
     let message = model.full_precision().err().unwrap().to_string();
     assert!(message.contains("the model is quantized"), "{message}");
+}
+
+/// Calibrations that cut off what is rare give narrower ranges, and 8 bits stay close.
+#[rstest]
+#[case(Calibration::Percentile(99.0))]
+#[case(Calibration::Histogram)]
+fn ranges_are_cut_where_little_is_lost(attacked: &StateDict, #[case] calibration: Calibration) {
+    let model = model(attacked);
+    let form = |calibration| {
+        let stage = Quantize { calibration, ..Quantize::default() };
+        stage.quantize(model.network(), &clean(), &Run::quiet(0)).unwrap()
+    };
+    let (whole, cut) = (form(Calibration::MinMax), form(calibration));
+    let pairs = || whole.ranges().0.iter().zip(&cut.ranges().0);
+    assert!(pairs().all(|(whole, cut)| whole.0 <= cut.0 && cut.1 <= whole.1));
+    assert!(pairs().any(|(whole, cut)| cut.1 < whole.1));
+    let (x, _) = images(40, 4).batch(&(0..40).collect::<Vec<_>>(), &Device::Cpu).unwrap();
+    let x = model.normalization().apply(&x).unwrap();
+    let norm = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+    let exact = model.network().logits(&x).unwrap();
+    let error = norm(&(cut.logits(model.network(), &x).unwrap() - &exact).unwrap());
+    assert!(error < 0.2 * norm(&exact), "{error} of {}", norm(&exact));
 }
 
 /// The erased stages chained by their findings, as a pipeline does it, give what the typed calls give.

@@ -8,13 +8,13 @@ use crate::Result;
 use crate::data::CleanSet;
 use crate::model::Deployed;
 use crate::models::Classifier;
-use crate::quantization::{Granularity, Quantized, Ranges, Scheme};
+use crate::quantization::{Calibration, Granularity, Quantized, Ranges, Scheme};
 use crate::run::Run;
 use crate::stage::{CleanOnly, Context, ModelUse, Outcome, Stage};
 
 /// Folds batch norm into the convolutions, rounds weights symmetrically and activations to 8-bit affine ranges
 /// measured on the clean images. The model computes in f32 exactly what the rounded integers stand for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Quantize {
     /// Bits of a weight, 2 to 8.
@@ -23,18 +23,20 @@ pub struct Quantize {
     pub weights: Granularity,
     /// Whether activations are rounded too (8 bits, one range a tensor).
     pub activations: bool,
+    /// How the ranges of activations are chosen: `"min-max"`, `{ percentile = 99.99 }` or `"histogram"`.
+    pub calibration: Calibration,
 }
 
 impl Default for Quantize {
     fn default() -> Self {
-        Self { bits: 8, weights: Granularity::PerTensor, activations: true }
+        Self { bits: 8, weights: Granularity::PerTensor, activations: true, calibration: Calibration::MinMax }
     }
 }
 
 impl Quantize {
     /// The quantized form of `model`, which itself stays as it is.
     pub fn quantize(&self, model: &dyn Classifier, clean: &CleanSet, run: &Run<'_>) -> Result<Quantized> {
-        Quantized::calibrate(model, self.scheme(), clean, run)
+        Quantized::calibrate(model, self.scheme(), self.calibration, clean, run)
     }
 
     /// How it rounds.
@@ -59,7 +61,13 @@ impl Stage for Quantize {
     type Sees = CleanOnly;
 
     fn faults(&self) -> Vec<String> {
-        faults([((2..=8).contains(&self.bits), "bits", "2 to 8", self.bits.to_string())])
+        let mut faults = faults([((2..=8).contains(&self.bits), "bits", "2 to 8", self.bits.to_string())]);
+        faults.extend(
+            self.calibration
+                .fault()
+                .map(|(expected, found)| format!("calibration: expected {expected}, found {found}")),
+        );
+        faults
     }
 
     fn run(&self, ctx: &mut Context<'_>, (): (), _: &CleanOnly) -> Result<Outcome<(Ranges,)>> {

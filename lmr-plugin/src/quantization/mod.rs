@@ -6,6 +6,8 @@
 //! of their own, after attention, after every residual sum (and its ReLU). Softmax inside of attention stays in f32, as do
 //! the class token and the positions.
 
+mod calibration;
+
 use std::collections::BTreeMap;
 
 use candle_core::{Tensor, Var};
@@ -14,13 +16,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::CleanSet;
 use crate::models::{self, Classifier};
-use crate::nn::{
-    Activation, BatchNorm2d, Conv2d, ConvBn, Eval, Forward, Grid, LayerNorm, Linear, PatchEmbedding, Weighted,
-};
-use crate::predict;
+use crate::nn::{Activation, BatchNorm2d, Conv2d, ConvBn, Forward, Grid, LayerNorm, Linear, PatchEmbedding, Weighted};
 use crate::run::Run;
-use crate::stage::Finding;
 use crate::{Error, Result};
+
+pub use calibration::{Calibration, Ranges};
 
 /// How many scales a weight tensor has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -44,14 +44,6 @@ pub struct Scheme {
     pub activations: bool,
 }
 
-/// Smallest and largest value at every activation point, in the order in which the network reaches them.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Ranges(pub Vec<(f32, f32)>);
-
-impl Finding for Ranges {
-    const NAME: &'static str = "activation-ranges";
-}
-
 /// A network's integer form: rounded weights by layer name, and activation ranges.
 pub struct Quantized {
     layers: BTreeMap<String, (Tensor, Option<Tensor>)>,
@@ -61,17 +53,14 @@ pub struct Quantized {
 
 impl Quantized {
     /// Measures activation ranges on the clean images and rounds the weights.
-    pub fn calibrate(model: &dyn Classifier, scheme: Scheme, clean: &CleanSet, run: &Run<'_>) -> Result<Self> {
-        let seen = std::cell::RefCell::new(Vec::new());
-        let forward = |pixels: &Tensor| {
-            let x = clean.normalization.apply(pixels)?;
-            let mut how =
-                Tap { inner: Eval, act: |x: &Tensor, at: usize| observe(&mut seen.borrow_mut(), x, at), at: 0 };
-            model.forward(&mut how, &x)
-        };
-        let device = model.head().weight().device();
-        predict::logits(&forward, &clean.images, None, device, (run, "calibrate"))?;
-        Self::new(model, scheme, Ranges(seen.into_inner()))
+    pub fn calibrate(
+        model: &dyn Classifier,
+        scheme: Scheme,
+        calibration: Calibration,
+        clean: &CleanSet,
+        run: &Run<'_>,
+    ) -> Result<Self> {
+        Self::new(model, scheme, calibration.measure(model, clean, run)?)
     }
 
     /// Rounds the weights of `model` for ranges measured before.
@@ -341,26 +330,15 @@ fn integer_weight(weight: &Tensor, scheme: Scheme) -> Result<(Tensor, Tensor)> {
 
 /// Rounds activations onto 256 values that span `[low, high]` and contain 0.
 pub fn round_activation(x: &Tensor, low: f32, high: f32) -> Result<Tensor> {
+    grid(low, high).round(x)
+}
+
+/// The 256 values.
+fn grid(low: f32, high: f32) -> Grid {
     let (low, high) = (f64::from(low.min(0.0)), f64::from(high.max(0.0)));
     let scale = if high > low { (high - low) / 255.0 } else { 1.0 };
     let zero = (-low / scale).round_ties_even();
-    Grid { scale, low: -zero, high: 255.0 - zero }.round(x)
-}
-
-/// Widens the range of activation point `at` by the values of `x`.
-fn observe(seen: &mut Vec<(f32, f32)>, x: &Tensor, at: usize) -> Result<Tensor> {
-    let range = |t: &Tensor, max: bool| -> Result<f32> {
-        let t = t.flatten_all()?;
-        Ok(if max { t.max(0)? } else { t.min(0)? }.to_scalar()?)
-    };
-    let (low, high) = (range(x, false)?, range(x, true)?);
-    if at == seen.len() {
-        seen.push((low, high));
-    } else {
-        let point = &mut seen[at];
-        *point = (point.0.min(low), point.1.max(high));
-    }
-    Ok(x.clone())
+    Grid { scale, low: -zero, high: 255.0 - zero }
 }
 
 #[cfg(test)]

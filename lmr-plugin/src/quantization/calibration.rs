@@ -1,0 +1,187 @@
+//! Which range of values the integers of an activation stand for.
+
+use std::cell::RefCell;
+
+use candle_core::Tensor;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Tap, grid};
+use crate::data::CleanSet;
+use crate::models::Classifier;
+use crate::nn::Eval;
+use crate::predict;
+use crate::run::Run;
+use crate::stage::Finding;
+use crate::{Error, Result};
+
+/// How ranges are chosen from what activations do on the calibration images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Calibration {
+    /// From the smallest to the largest value.
+    #[default]
+    MinMax,
+    /// The middle `percentile` of all values, above 50 and at most 100: `{ percentile = 99.99 }`. What lies outside is cut off.
+    Percentile(f64),
+    /// Of the whole range and smaller ones, in steps of a hundredth, the one that rounds with the least squared error.
+    Histogram,
+}
+
+/// Smallest and largest value at every activation point, in the order in which the network reaches them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Ranges(pub Vec<(f32, f32)>);
+
+impl Finding for Ranges {
+    const NAME: &'static str = "activation-ranges";
+}
+
+/// Bins of a histogram over an activation's whole range.
+const BINS: usize = 2048;
+
+impl Calibration {
+    /// What is impossible about it: expected and found.
+    pub fn fault(&self) -> Option<(&'static str, String)> {
+        match self {
+            Self::Percentile(share) if !(*share > 50.0 && *share <= 100.0) => {
+                Some(("a percentile above 50 and at most 100", share.to_string()))
+            }
+            _ => None,
+        }
+    }
+
+    /// The ranges of a network's activations on the clean images.
+    pub(super) fn measure(self, model: &dyn Classifier, clean: &CleanSet, run: &Run<'_>) -> Result<Ranges> {
+        let whole = RefCell::new(Vec::new());
+        watch(model, clean, run, |x, at| widen(&mut whole.borrow_mut(), x, at))?;
+        let whole = whole.into_inner();
+        if self == Self::MinMax {
+            return Ok(Ranges(whole));
+        }
+        let counts = RefCell::new(vec![vec![0u64; BINS]; whole.len()]);
+        watch(model, clean, run, |x, at| {
+            let mut counts = counts.borrow_mut();
+            match (whole.get(at), counts.get_mut(at)) {
+                (Some(range), Some(counts)) => count(counts, *range, x),
+                _ => Err(Error::invalid("the network has other activation points than a moment ago")),
+            }
+        })?;
+        let choose = |(range, counts): (&(f32, f32), Vec<u64>)| match self {
+            Self::MinMax => *range,
+            Self::Percentile(share) => middle(*range, &counts, share / 100.0),
+            Self::Histogram => closest(*range, &counts),
+        };
+        Ok(Ranges(whole.iter().zip(counts.into_inner()).map(choose).collect()))
+    }
+}
+
+/// Shows every activation of every calibration image, with the number of its point.
+fn watch(
+    model: &dyn Classifier,
+    clean: &CleanSet,
+    run: &Run<'_>,
+    see: impl Fn(&Tensor, usize) -> Result<()>,
+) -> Result<()> {
+    let forward = |pixels: &Tensor| {
+        let act = |x: &Tensor, at: usize| see(x, at).map(|()| x.clone());
+        model.forward(&mut Tap { inner: Eval, act, at: 0 }, &clean.normalization.apply(pixels)?)
+    };
+    predict::logits(&forward, &clean.images, None, model.head().weight().device(), (run, "calibrate"))?;
+    Ok(())
+}
+
+/// Widens the range of activation point `at` by the values of `x`.
+fn widen(seen: &mut Vec<(f32, f32)>, x: &Tensor, at: usize) -> Result<()> {
+    let flat = x.flatten_all()?;
+    let (low, high) = (flat.min(0)?.to_scalar::<f32>()?, flat.max(0)?.to_scalar::<f32>()?);
+    if at == seen.len() {
+        seen.push((low, high));
+    } else {
+        let point = &mut seen[at];
+        *point = (point.0.min(low), point.1.max(high));
+    }
+    Ok(())
+}
+
+/// Adds the values of `x` to the histogram of an activation point.
+fn count(counts: &mut [u64], (low, high): (f32, f32), x: &Tensor) -> Result<()> {
+    let scale = if high > low { counts.len() as f32 / (high - low) } else { 0.0 };
+    for value in x.flatten_all()?.to_vec1::<f32>()? {
+        let bin = ((value - low) * scale) as usize;
+        counts[bin.min(counts.len() - 1)] += 1;
+    }
+    Ok(())
+}
+
+/// The values between which the middle `share` of a histogram lies, to a bin.
+fn middle((low, high): (f32, f32), counts: &[u64], share: f64) -> (f32, f32) {
+    let width = (high - low) / counts.len() as f32;
+    let outside = (0.5 * (1.0 - share) * counts.iter().sum::<u64>() as f64) as u64;
+    // How many bins may be left out from an end without losing more than that.
+    let spared = |counts: &mut dyn Iterator<Item = &u64>| {
+        let mut left = outside;
+        counts.take_while(|count| left.checked_sub(**count).map(|rest| left = rest).is_some()).count() as f32
+    };
+    let below = spared(&mut counts.iter());
+    let above = spared(&mut counts.iter().rev());
+    (low + below * width, high - above * width)
+}
+
+/// The range, or a smaller one, that rounds the histogram's values with the least squared error.
+fn closest((low, high): (f32, f32), counts: &[u64]) -> (f32, f32) {
+    let width = f64::from(high - low) / counts.len() as f64;
+    let error = |(low_end, high_end): (f32, f32)| {
+        let grid = grid(low_end, high_end);
+        let of_bin = |(bin, count): (usize, &u64)| {
+            let value = f64::from(low) + (bin as f64 + 0.5) * width;
+            let rounded = (value / grid.scale).round_ties_even().clamp(grid.low, grid.high) * grid.scale;
+            *count as f64 * (value - rounded).powi(2)
+        };
+        counts.iter().enumerate().filter(|(_, count)| **count > 0).map(of_bin).sum::<f64>()
+    };
+    let ranges = (20..=100).rev().map(|percent| (low * percent as f32 / 100.0, high * percent as f32 / 100.0));
+    let mut best = ((low, high), f64::INFINITY);
+    for range in ranges {
+        let error = error(range);
+        if error < best.1 {
+            best = (range, error);
+        }
+    }
+    best.0
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(1.0, (-1.0, 3.0))]
+    #[case(0.8, (0.0, 2.0))]
+    #[case(0.6, (0.0, 2.0))]
+    fn the_middle_leaves_out_both_ends(#[case] share: f64, #[case] expected: (f32, f32)) {
+        assert_eq!(middle((-1.0, 3.0), &[1, 4, 4, 1], share), expected);
+    }
+
+    #[test]
+    fn the_closest_range_gives_up_a_lonely_value() {
+        let mut counts = vec![0; BINS];
+        counts[..BINS / 4].fill(1000);
+        assert_eq!(closest((0.0, 4.0), &counts), (0.0, 1.0), "nothing lies above 1");
+        counts[BINS - 1] = 1;
+        let (low, high) = closest((0.0, 4.0), &counts);
+        assert!(low == 0.0 && high > 1.0 && high < 4.0, "{high}");
+        counts.fill(1000);
+        assert_eq!(closest((-2.0, 2.0), &counts).1, 2.0, "all values count alike");
+    }
+
+    #[rstest]
+    #[case(Calibration::MinMax, true)]
+    #[case(Calibration::Percentile(99.9), true)]
+    #[case(Calibration::Percentile(50.0), false)]
+    #[case(Calibration::Percentile(f64::NAN), false)]
+    fn percentiles_have_a_range(#[case] calibration: Calibration, #[case] fine: bool) {
+        assert_eq!(calibration.fault().is_none(), fine);
+    }
+}
