@@ -78,11 +78,13 @@ fn removal_computes_what_silent_channels_do(
     // The specification says what the weights are for.
     let again = smaller.spec().load(smaller.params().state_dict().unwrap(), &Device::Cpu).unwrap();
     assert_eq!(farthest(&again.logits(&x).unwrap(), &found), 0.0);
-    // So do the weights' own names and shapes, but for what never shows.
+    // So do the weights' own names and shapes, but where the width multiplier cannot be told any more, and of a transformer
+    // that is too narrow to be one of those with a name.
     let state = smaller.params().state_dict().unwrap();
-    let recognized = ModelSpec::recognize(&state).unwrap().unwrap();
-    let recognized = ModelSpec { norm_eps: spec.norm_eps, ..recognized }.load(state, &Device::Cpu).unwrap();
-    assert_eq!(farthest(&recognized.logits(&x).unwrap(), &found), 0.0);
+    if !matches!(spec.arch, Arch::MobilenetV2 | Arch::VitTiny) {
+        let recognized = ModelSpec::recognize(&state).unwrap().unwrap().load(state, &Device::Cpu).unwrap();
+        assert_eq!(farthest(&recognized.logits(&x).unwrap(), &found), 0.0);
+    }
     // A model of the whole network takes the smaller weights over.
     let normalization = Normalization { mean: vec![0.0; spec.channels], std: vec![1.0; spec.channels] };
     let mut model = Model::new(whole, normalization, Device::Cpu);

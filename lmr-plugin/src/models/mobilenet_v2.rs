@@ -64,9 +64,7 @@ pub(super) fn recognize(arch: Arch, shapes: &Shapes) -> Option<ModelSpec> {
     let fits = |m: &f64| (scaled(32, *m), scaled(320, *m), scaled(1280, m.max(1.0))) == (first, narrow, last);
     // In hundredths, those that are published first: several multipliers round to the same channels.
     let published = [100, 75, 50, 35, 25, 10, 110, 120, 130, 140, 150, 200];
-    let multiplier = published.into_iter().chain(10..=400).map(|percent| f64::from(percent) / 100.0).find(fits);
-    // Where none fits, filters were removed; the widths then say all.
-    let multiplier = multiplier.unwrap_or(1.0);
+    let multiplier = published.into_iter().chain(10..=400).map(|percent| f64::from(percent) / 100.0).find(fits)?;
     Some(ModelSpec { channels, width_multiplier: Some(multiplier), ..ModelSpec::new(arch, classes) })
 }
 

@@ -116,7 +116,7 @@ fn count(counts: &mut [u64], (low, high): (f32, f32), x: &Tensor) -> Result<()> 
 /// The values between which the middle `share` of a histogram lies, to a bin.
 fn middle((low, high): (f32, f32), counts: &[u64], share: f64) -> (f32, f32) {
     let width = (high - low) / counts.len() as f32;
-    let outside = (0.5 * (1.0 - share) * counts.iter().sum::<u64>() as f64) as u64;
+    let outside = (0.5 * (1.0 - share) * counts.iter().sum::<u64>() as f64).round() as u64;
     // How many bins may be left out from an end without losing more than that.
     let spared = |counts: &mut dyn Iterator<Item = &u64>| {
         let mut left = outside;
