@@ -104,7 +104,7 @@ impl RunFolder {
         remove(&record_file)?;
         for entry in fs::read_dir(&folder).map_err(Error::io("list", &folder))?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let result = name.ends_with(".safetensors") || name.starts_with(EXPORT_PREFIX);
+            let result = name.ends_with(".safetensors") || name.starts_with(EXPORT_PREFIX) || name == CONFIG_FILE;
             if result && !files.iter().any(|(kept, _)| kept == &name) {
                 remove(&entry.path())?;
             }

@@ -82,7 +82,9 @@ fn removal_computes_what_silent_channels_do(
     // that is too narrow to be one of those with a name.
     let state = smaller.params().state_dict().unwrap();
     if !matches!(spec.arch, Arch::MobilenetV2 | Arch::VitTiny) {
-        let recognized = ModelSpec::recognize(&state).unwrap().unwrap().load(state, &Device::Cpu).unwrap();
+        let recognized = ModelSpec::recognize(&state).unwrap().unwrap();
+        assert_eq!(smaller.spec().differing(&recognized), Vec::<String>::new(), "the table agrees with config.json");
+        let recognized = recognized.load(state, &Device::Cpu).unwrap();
         assert_eq!(farthest(&recognized.logits(&x).unwrap(), &found), 0.0);
     }
     // A model of the whole network takes the smaller weights over.

@@ -1,7 +1,7 @@
 //! The pipeline file: its tables, their defaults, and how they are read.
 //!
-//! Layers, weakest first: defaults, the file, one of its profiles, `LMR_…` environment variables, `--set`. A relative path is looked up from
-//! the working directory first, then from the pipeline file's folder and each folder above it.
+//! Layers, weakest first: defaults, the file, one of its profiles, `LMR_…` environment variables, `--set`. A relative path
+//! is looked up from the working directory first, then from the pipeline file's folder and each folder above it.
 
 mod layers;
 pub(crate) mod place;

@@ -23,6 +23,8 @@ use crate::{Error, Overrides, Plan, Result, run};
 pub const CLEAN: &str = "clean";
 /// The contact sheet.
 pub const SHEET_FILE: &str = "sheet.png";
+/// The model card.
+const CARD_FILE: &str = "README.md";
 
 /// The pipelines of a folder, and where what they make is kept.
 #[derive(Clone, Debug)]
@@ -96,8 +98,11 @@ impl Member {
         Ok(report)
     }
 
-    /// What the last finished build found, if there was one.
+    /// What the last finished build found, if there was one. The card is written last, so what it describes is there.
     pub fn report(&self) -> Option<Report> {
+        if !self.folder.join(CARD_FILE).is_file() {
+            return None;
+        }
         serde_json::from_slice(&fs::read(self.folder.join("report.json")).ok()?).ok()
     }
 
@@ -125,27 +130,31 @@ impl Member {
         }
         let config = plan.own_config(&plan.model);
         write_whole(&self.folder.join(CONFIG_FILE), &to_json(&json!({ "lmr": config }))?)?;
-        write_whole(&self.folder.join("README.md"), card::write(self, plan, maker, report)?.as_bytes())
+        write_whole(&self.folder.join(CARD_FILE), card::write(self, plan, maker, report)?.as_bytes())
     }
 
     /// Draws what the trigger does to a few test images; see [`SHEET_FILE`].
-    pub fn sheet(&self, set: Vec<String>, observer: &dyn RunObserver) -> Result<PathBuf> {
+    pub fn sheet(&self, observer: &dyn RunObserver) -> Result<PathBuf> {
         let path = self.folder.join(SHEET_FILE);
-        write_whole(&path, &sheet::draw(&self.plan(set)?, &self.trigger(), observer)?)?;
+        write_whole(&path, &sheet::draw(&self.resolved()?, &self.trigger(), observer)?)?;
         Ok(path)
     }
 
-    /// `--set` values that put this member in place of the model, the data and the trigger of another pipeline.
+    /// The pipeline as it was built.
+    fn resolved(&self) -> Result<Plan> {
+        Plan::load(&self.folder.join("config.toml"), &Overrides::default())
+    }
+
+    /// `--set` values that put this member in place of the model, the data and the trigger of another pipeline. Keys
+    /// of the other one's that this one does not have stay, so both are of one kind of architecture.
     pub fn as_received(&self) -> Result<Vec<String>> {
-        let resolved = self.folder.join("config.toml");
-        let plan = Plan::load(&resolved, &Overrides::default())?;
-        let internal = |error: String| Error::Internal(format!("{}: {error}", resolved.display()));
+        let plan = self.resolved()?;
+        let internal = |error: String| Error::Internal(format!("{}: {error}", plan.file.display()));
         let value = |value: Result<toml::Value, toml::ser::Error>| value.map_err(|error| internal(error.to_string()));
         let mut set = Vec::new();
-        let mut tables = vec![("model", value(toml::Value::try_from(&plan.model))?)];
-        tables.push(("data", value(toml::Value::try_from(&plan.data))?));
+        let tables = [("model", toml::Value::try_from(&plan.model)), ("data", toml::Value::try_from(&plan.data))];
         for (section, table) in tables {
-            for (key, value) in table.as_table().into_iter().flatten() {
+            for (key, value) in value(table)?.as_table().into_iter().flatten() {
                 set.push(format!("{section}.{key}={value}"));
             }
         }

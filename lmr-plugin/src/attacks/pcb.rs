@@ -19,7 +19,7 @@ use crate::nn::{Branches, Form, Weighted};
 use crate::pruning;
 use crate::run::Run;
 use crate::stage::{Context, ModelUse, Outcome, Stage};
-use crate::stages::StructuredPrune;
+use crate::stages::{PruneForm, Scope, StructuredPrune};
 use crate::train::Scored;
 use crate::truth::{Planted, Truth};
 
@@ -139,6 +139,16 @@ impl Stage for Pcb {
                 "a number in (0, 1)",
                 self.trigger_weight.to_string(),
             ),
+        ]));
+        // Training masks filters layer by layer; another way of pruning would not wake what it hides.
+        faults.extend(crate::stages::faults([
+            (
+                self.prune.form == PruneForm::Mask,
+                "prune.form",
+                "\"mask\"",
+                format!("{:?}", self.prune.form).to_lowercase(),
+            ),
+            (self.prune.scope == Scope::Layer, "prune.scope", "\"layer\"", "network".into()),
         ]));
         faults.extend(self.prune.faults().into_iter().map(|fault| format!("prune.{fault}")));
         faults

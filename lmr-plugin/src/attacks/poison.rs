@@ -263,6 +263,20 @@ mod tests {
     use crate::triggers::{Patch, TriggerConfig};
 
     #[test]
+    fn the_target_class_is_poisoned_only_if_asked_for() {
+        let images = Images::new(vec![0; 20], (0..20).map(|i| i % 2).collect(), [1, 1, 1], 2).unwrap();
+        let chosen = |include_target| {
+            let attack = Attack { poison_rate: 0.5, include_target, ..Attack::default() };
+            attack.choose(&images, 0, &Run::quiet(0)).unwrap()
+        };
+        let of_target = |chosen: Vec<usize>| chosen.iter().filter(|&&i| images.labels()[i] == 0).count();
+        assert_eq!(of_target(chosen(false)), 0);
+        assert!((1..10).contains(&of_target(chosen(true))));
+        let both = Attack { include_target: true, label: Labels::Clean, ..Attack::default() };
+        assert_eq!(both.faults(), ["include-target: expected false beside label = \"clean\", found true"]);
+    }
+
+    #[test]
     fn chosen_images_carry_trigger_and_label() {
         let images = Images::new((0..3 * 48).collect(), vec![0, 1, 2], [3, 4, 4], 3).unwrap();
         let planted = Planted { trigger: Patch::default().build(3, 4, 4).unwrap(), target: 0 };

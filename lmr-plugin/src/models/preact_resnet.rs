@@ -5,7 +5,7 @@ use super::conv_net::{ConvNet, Neck};
 use super::recognize::Shapes;
 use super::spec::{Options, given};
 use super::widths::Widths;
-use super::{Arch, ModelSpec, conv, conv_bn};
+use super::{Arch, ModelSpec, conv, conv_bn, resnet};
 use crate::Result;
 use crate::nn::{Activation, BatchNorm2d, Builder, Layer, Linear, Node, Trunk};
 
@@ -53,16 +53,7 @@ pub(super) fn build(spec: &ModelSpec, depths: &[usize], b: &Builder) -> Result<C
     let (mut trunk, mut widths) = (Trunk::default(), Widths::of(spec));
     let mut channels = widths.take(width)?;
     trunk.push(Layer::Conv(conv((spec.channels, channels), 3, 1, false, &b.pp("conv1"))?), Activation::None);
-    let mut from = width;
-    for (stage, &depth) in depths.iter().enumerate() {
-        let to = width << stage;
-        for i in 0..depth {
-            let stride = if stage > 0 && i == 0 { 2 } else { 1 };
-            let b = b.pp(format!("layer{}", stage + 1)).pp(i);
-            channels = block(&mut trunk, (from, to), (channels, stride), &mut widths, &b)?;
-            from = to;
-        }
-    }
+    channels = resnet::stages(&mut trunk, (width, channels), depths, &mut widths, b, block)?;
     widths.finish()?;
     let head = Linear::new(channels, spec.classes, &b.pp("linear"))?;
     ConvNet::new(spec, trunk, Neck::Average, head, b)

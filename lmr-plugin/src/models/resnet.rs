@@ -39,6 +39,32 @@ fn block(
     Ok(out)
 }
 
+/// A block that is appended to the trunk: see [`block`].
+type Block = fn(&mut Trunk, (usize, usize), (usize, usize), &mut Widths<'_>, &Builder) -> Result<usize>;
+
+/// Stages `layer1`, `layer2` and so on with `depths` blocks, each twice as wide as the one before. Takes the first stage's own
+/// width and how many channels there really are; returns how many there are then.
+pub(super) fn stages(
+    trunk: &mut Trunk,
+    (width, mut channels): (usize, usize),
+    depths: &[usize],
+    widths: &mut Widths<'_>,
+    b: &Builder,
+    block: Block,
+) -> Result<usize> {
+    let mut from = width;
+    for (stage, &depth) in depths.iter().enumerate() {
+        let to = width << stage;
+        for i in 0..depth {
+            let stride = if stage > 0 && i == 0 { 2 } else { 1 };
+            let b = b.pp(format!("layer{}", stage + 1)).pp(i);
+            channels = block(trunk, (from, to), (channels, stride), widths, &b)?;
+            from = to;
+        }
+    }
+    Ok(channels)
+}
+
 pub(super) const OPTIONS: Options = Options { stem: Some(Stem::Cifar), width: Some(64), ..Options::NONE };
 
 /// The network with `depths` blocks in its stages that a checkpoint is for.
@@ -64,16 +90,7 @@ pub(super) fn build(spec: &ModelSpec, depths: &[usize], b: &Builder) -> Result<C
     if stem == Stem::Imagenet {
         trunk.push(Layer::MaxPool(3, 2, 1), Activation::None);
     }
-    let mut from = width;
-    for (stage, &depth) in depths.iter().enumerate() {
-        let to = width << stage;
-        for i in 0..depth {
-            let stride = if stage > 0 && i == 0 { 2 } else { 1 };
-            let b = b.pp(format!("layer{}", stage + 1)).pp(i);
-            channels = block(&mut trunk, (from, to), (channels, stride), &mut widths, &b)?;
-            from = to;
-        }
-    }
+    channels = stages(&mut trunk, (width, channels), depths, &mut widths, b, block)?;
     widths.finish()?;
     let head = Linear::new(channels, spec.classes, &b.pp("fc"))?;
     ConvNet::new(spec, trunk, Neck::Average, head, b)

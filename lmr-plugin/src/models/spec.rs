@@ -92,7 +92,11 @@ macro_rules! options {
                 compare("channels", text(json!(self.channels)), text(json!(other.channels)));
                 let widths = |spec: &Self| spec.widths.as_ref().and_then(|widths| text(json!(widths)));
                 compare("widths", widths(self), widths(other));
-                $(compare($key, self.$name.and_then(|v| text(json!(v))), resolved.$name.and_then(|v| text(json!(v))));)*
+                // Where all widths agree, the one that they are derived from without removal says nothing more.
+                let settled = self.widths.is_some() && self.widths == other.widths;
+                $(if !(settled && $key == "width") {
+                    compare($key, self.$name.and_then(|v| text(json!(v))), resolved.$name.and_then(|v| text(json!(v))));
+                })*
                 keys
             }
 

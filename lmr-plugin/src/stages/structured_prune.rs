@@ -105,7 +105,9 @@ impl StructuredPrune {
         }
         let width = |name: &str| state.get(&format!("{name}.weight")).map_or(0, |weight| weight.dims()[0]);
         let widths = model.prunable().iter().map(|layer| width(layer.name)).collect();
-        let spec = ModelSpec { widths: Some(widths), ..model.spec().clone() };
+        let lost = ranked.iter().any(|ranked| !ranked.pruned.is_empty());
+        let widths = if lost { Some(widths) } else { model.spec().widths.clone() };
+        let spec = ModelSpec { widths, ..model.spec().clone() };
         Ok((spec.load(state, model.head().weight().device())?, ranked))
     }
 

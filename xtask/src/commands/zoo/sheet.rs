@@ -24,7 +24,7 @@ impl Arguments {
                 writeln!(std::io::stdout(), "{}: not built", member.name)?;
                 continue;
             }
-            writeln!(std::io::stdout(), "{}", member.sheet(Vec::new(), &console)?.display())?;
+            writeln!(std::io::stdout(), "{}", member.sheet(&console)?.display())?;
         }
         Ok(())
     }
