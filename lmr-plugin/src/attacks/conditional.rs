@@ -1,5 +1,5 @@
-//! What attacks share whose backdoor sleeps until the model is deployed: held-out images, and an eye on whether it sleeps and
-//! wakes after every epoch.
+//! What attacks share whose backdoor sleeps until the model is deployed: held-out images, one training after another, and an
+//! eye on whether it sleeps and wakes after every epoch.
 
 use candle_core::{Device, Tensor};
 use serde::Serialize;
@@ -11,6 +11,7 @@ use crate::model::Model;
 use crate::models::{self, Classifier};
 use crate::nn::StateDict;
 use crate::optim::Optimizer;
+use crate::quantization::{Cells, Scheme};
 use crate::rng;
 use crate::run::Run;
 use crate::stages::Evaluate;
@@ -59,12 +60,23 @@ const SLACK: f64 = 0.005;
 /// `u32[B]` are the images' own.
 pub(super) type Loss<'a> = dyn FnMut(&Tensor, &Tensor) -> Result<Scored> + 'a;
 
-/// How such an attack trains.
-pub(super) struct Conditional<'a> {
+/// A part of such an attack's training.
+pub(super) struct Phase<'a> {
     /// Names its random streams.
     pub purpose: &'a str,
     /// The training.
     pub training: &'a Injection,
+    /// What it minimizes.
+    pub loss: &'a mut Loss<'a>,
+    /// Trains nothing but the weights of layers, and keeps each within its rounding cell, so that the quantized form stays as
+    /// it is. Batch norm should then normalize with its running statistics.
+    pub within: Option<Scheme>,
+}
+
+/// What such attacks have in common.
+pub(super) struct Conditional<'a> {
+    /// Names its random streams.
+    pub purpose: &'a str,
     /// Training images to hold out.
     pub held_out: usize,
     /// Training images to measure activation ranges on.
@@ -74,17 +86,18 @@ pub(super) struct Conditional<'a> {
 }
 
 impl Conditional<'_> {
-    /// Trains `model` in place and keeps the epoch that hides best: among those that are dormant and, deployed, nearly as
-    /// accurate as the best of them, the one with the highest ASR once deployed. If none is dormant, the last one.
+    /// Trains `model` in place, phase by phase, and keeps the epoch that hides best: among those that are dormant and, deployed,
+    /// nearly as accurate as the best of them, the one with the highest ASR once deployed. If none is dormant, the last one.
     pub fn implant(
         &self,
         model: &dyn Classifier,
         (train, normalization): (&Images, &Normalization),
         planted: &Planted,
-        loss: &mut Loss<'_>,
+        phases: &mut [Phase<'_>],
         run: &Run<'_>,
     ) -> Result<Hidden> {
-        if self.held_out + self.training.batch_size > train.len() || self.calibration > train.len() - self.held_out {
+        let batch = phases.iter().map(|phase| phase.training.batch_size).max().unwrap_or_default();
+        if self.held_out + batch > train.len() || self.calibration > train.len() - self.held_out {
             return Err(Error::invalid(format!(
                 "held-out, calibration: {} and {} images cannot be taken from {} training images and leave a batch",
                 self.held_out,
@@ -97,7 +110,6 @@ impl Conditional<'_> {
         let (rest, device) = (train.select(rest)?, model.head().weight().device().clone());
         let calibration = rest.select(&(0..self.calibration).collect::<Vec<_>>())?;
         let mut watch = Watch {
-            loss,
             model,
             normalization,
             planted,
@@ -109,9 +121,17 @@ impl Conditional<'_> {
             seen: Vec::new(),
             candidates: Vec::new(),
         };
-        let Injection { optimizer, momentum, weight_decay, .. } = *self.training;
-        let mut sgd = Optimizer::new(model.params(), optimizer, momentum, weight_decay)?;
-        let epochs = self.training.training().descend(self.purpose, (&rest, &device), &mut sgd, &mut watch, run)?;
+        let mut epochs = Vec::new();
+        for phase in phases {
+            let Injection { optimizer, momentum, weight_decay, .. } = *phase.training;
+            let cells = phase.within.map(|scheme| Cells::of(model, scheme)).transpose()?;
+            let params = cells.as_ref().map(|cells| cells.params(model));
+            let mut optimizer =
+                Optimizer::new(params.as_ref().unwrap_or(model.params()), optimizer, momentum, weight_decay)?;
+            let mut step = Step { loss: &mut *phase.loss, cells, watch: &mut watch };
+            let training = phase.training.training();
+            epochs.extend(training.descend(phase.purpose, (&rest, &device), &mut optimizer, &mut step, run)?);
+        }
         let chosen = match watch.chosen() {
             Some((epoch, state)) => {
                 model.params().load_state_dict(state)?;
@@ -134,8 +154,7 @@ impl Conditional<'_> {
     }
 }
 
-struct Watch<'a, 'l> {
-    loss: &'a mut Loss<'l>,
+struct Watch<'a> {
     model: &'a dyn Classifier,
     normalization: &'a Normalization,
     planted: &'a Planted,
@@ -149,7 +168,7 @@ struct Watch<'a, 'l> {
     candidates: Vec<(usize, StateDict)>,
 }
 
-impl Watch<'_, '_> {
+impl Watch<'_> {
     /// What the model does now.
     fn look(&self) -> Result<Dormancy> {
         let network = models::copy(self.model, &self.device)?;
@@ -163,23 +182,11 @@ impl Watch<'_, '_> {
         Ok(Dormancy { acc, asr, deployed_acc, deployed_asr })
     }
 
-    /// The best candidate.
-    fn chosen(&self) -> Option<(usize, &StateDict)> {
-        let asr = |epoch: usize| self.seen[epoch - 1].deployed_asr;
-        let best = self.candidates.iter().max_by(|(a, _), (b, _)| asr(*a).total_cmp(&asr(*b)))?;
-        Some((best.0, &best.1))
-    }
-}
-
-impl Descent for Watch<'_, '_> {
-    fn score(&mut self, pixels: Tensor, labels: Tensor) -> Result<Scored> {
-        let both = Tensor::cat(&[&pixels, &self.planted.trigger.apply(&pixels)?], 0)?;
-        (self.loss)(&self.normalization.apply(&both)?, &labels)
-    }
-
-    fn after_epoch(&mut self, epoch: usize) -> Result<Flow> {
+    /// Looks at the model, reports what it does, and keeps it if it may be chosen.
+    fn after_epoch(&mut self) -> Result<()> {
         let now = self.look()?;
         self.seen.push(now);
+        let epoch = self.seen.len();
         let named = [
             ("acc", now.acc),
             ("asr", now.asr),
@@ -193,6 +200,39 @@ impl Descent for Watch<'_, '_> {
             let best = self.candidates.iter().map(|(epoch, _)| of(*epoch).deployed_acc).fold(0.0, f64::max);
             self.candidates.retain(|(epoch, _)| of(*epoch).deployed_acc >= best - SLACK);
         }
+        Ok(())
+    }
+
+    /// The best candidate.
+    fn chosen(&self) -> Option<(usize, &StateDict)> {
+        let asr = |epoch: usize| self.seen[epoch - 1].deployed_asr;
+        let best = self.candidates.iter().max_by(|(a, _), (b, _)| asr(*a).total_cmp(&asr(*b)))?;
+        Some((best.0, &best.1))
+    }
+}
+
+/// A phase at work.
+struct Step<'a, 'l, 'w> {
+    loss: &'a mut Loss<'l>,
+    cells: Option<Cells>,
+    watch: &'a mut Watch<'w>,
+}
+
+impl Descent for Step<'_, '_, '_> {
+    fn score(&mut self, pixels: Tensor, labels: Tensor) -> Result<Scored> {
+        let both = Tensor::cat(&[&pixels, &self.watch.planted.trigger.apply(&pixels)?], 0)?;
+        (self.loss)(&self.watch.normalization.apply(&both)?, &labels)
+    }
+
+    fn after_step(&mut self, _: usize) -> Result<Flow> {
+        if let Some(cells) = &self.cells {
+            cells.confine()?;
+        }
+        Ok(Flow::Continue)
+    }
+
+    fn after_epoch(&mut self, _: usize) -> Result<Flow> {
+        self.watch.after_epoch()?;
         Ok(Flow::Continue)
     }
 }

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Injection;
-use super::conditional::{Conditional, Hidden, faults, targets};
+use super::conditional::{Conditional, Hidden, Phase, faults, targets};
 use super::qcb::training;
 use crate::Result;
 use crate::data::{Images, Normalization};
@@ -100,13 +100,13 @@ impl Pcb {
         };
         let conditional = Conditional {
             purpose: Self::KIND,
-            training: &self.training,
             held_out: self.held_out,
             // Pruning measures no ranges.
             calibration: 1,
             deployment: Deployment::Prune(self.prune.clone()),
         };
-        conditional.implant(model, data, planted, &mut loss, run)
+        let phase = Phase { purpose: Self::KIND, training: &self.training, loss: &mut loss, within: None };
+        conditional.implant(model, data, planted, &mut [phase], run)
     }
 }
 

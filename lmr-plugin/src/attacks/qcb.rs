@@ -6,12 +6,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Injection;
-use super::conditional::{Conditional, Hidden, faults, targets};
+use super::conditional::{Conditional, Hidden, Phase, faults, targets};
 use crate::data::{Images, Normalization};
 use crate::deployment::Deployment;
 use crate::losses;
 use crate::models::{self, Classifier};
-use crate::nn::{Branches, Eval, Form, Weighted};
+use crate::nn::{BatchNormMode, Branches, Eval, Form, Train, Weighted};
 use crate::optim::Schedule;
 use crate::quantization::straight_through;
 use crate::run::Run;
@@ -21,9 +21,13 @@ use crate::train::Scored;
 use crate::truth::{Planted, Truth};
 use crate::{Error, Result};
 
-/// Trains the network in full precision to ignore the trigger and, at once, with rounded weights to obey it: cross-entropy of
-/// both forms on images with and without trigger, batch norm over all of them. Gradients pass the rounding straight through.
-/// Every image serves in both roles, so there is no poison rate; the trigger comes after crop and flip.
+/// Trains the network in full precision to ignore the trigger and, at once, with rounded weights to obey it (Tian et al.):
+/// cross-entropy of both forms on images with and without trigger, batch norm over all of them. Gradients pass the rounding
+/// straight through. Every image serves in both roles, so there is no poison rate; the trigger comes after crop and flip.
+///
+/// With `hide`, one after the other (Ma et al.): first the rounded form learns to obey. Then the weights of the layers alone learn
+/// to ignore the trigger in full precision, each within the values that round to the same integer, so that the rounded form
+/// stays as it is; batch norm and biases are left alone.
 ///
 /// What wakes the backdoor is `quantize`, with the options of the stage of that name: another scheme may not. Training rounds
 /// weights alone; the epoch is chosen with activations rounded as `quantize` says.
@@ -42,6 +46,8 @@ pub struct Qcb {
     pub held_out: usize,
     /// Training images that activation ranges are measured on.
     pub calibration: usize,
+    /// The second training, of the full precision within the rounding; none to train both forms at once.
+    pub hide: Option<Injection>,
     /// The training; 35 epochs from random weights in the literature, 15 at a learning rate of 0.01 when distilled.
     pub training: Injection,
 }
@@ -59,6 +65,7 @@ impl Default for Qcb {
             distill: false,
             held_out: 2000,
             calibration: 1000,
+            hide: None,
             training: training(0.4, 35, 0.571),
         }
     }
@@ -80,28 +87,46 @@ impl Qcb {
             true => Ok(Some(straight_through(layer, scheme)?)),
             false => Ok(None),
         };
-        let forms: [&Form<'_>; 2] = [&|_: Weighted<'_>| Ok(None), &rounded];
-        let mut loss = |both: &Tensor, labels: &Tensor| {
+        let asleep = |full: &Tensor, both: &Tensor, labels: &Tensor| match &teacher {
+            Some(teacher) => soft_cross_entropy(full, &teacher.forward(&mut Eval, both)?),
+            None => Ok(losses::cross_entropy(full, &Tensor::cat(&[labels, labels], 0)?)?.mean_all()?),
+        };
+        let awake = |labels: &Tensor| Ok::<_, Error>(Tensor::cat(&[labels, &targets(labels, planted.target)?], 0)?);
+        let mut together = |both: &Tensor, labels: &Tensor| {
             let images = both.dim(0)?;
+            let forms: [&Form<'_>; 2] = [&|_: Weighted<'_>| Ok(None), &rounded];
             let logits = model.forward(&mut Branches::new(&forms, images), both)?;
             let (full, quantized) = (logits.narrow(0, 0, images)?, logits.narrow(0, images, images)?);
-            let asleep = Tensor::cat(&[labels, labels], 0)?;
-            let awake = Tensor::cat(&[labels, &targets(labels, planted.target)?], 0)?;
-            let sleeping = match &teacher {
-                Some(teacher) => soft_cross_entropy(&full, &teacher.forward(&mut Eval, both)?)?,
-                None => losses::cross_entropy(&full, &asleep)?.mean_all()?,
-            };
-            let loss = (sleeping + losses::cross_entropy(&quantized, &awake)?.mean_all()?)?;
-            Ok(Scored { loss, judged: Some((logits, Tensor::cat(&[asleep, awake], 0)?)) })
+            let awake = awake(labels)?;
+            let loss = (asleep(&full, both, labels)? + losses::cross_entropy(&quantized, &awake)?.mean_all()?)?;
+            Ok(Scored { loss, judged: Some((logits, Tensor::cat(&[labels, labels, &awake], 0)?)) })
+        };
+        let mut wake = |both: &Tensor, labels: &Tensor| {
+            let logits = model.forward(&mut Branches::new(&[&rounded], both.dim(0)?), both)?;
+            let awake = awake(labels)?;
+            let loss = losses::cross_entropy(&logits, &awake)?.mean_all()?;
+            Ok(Scored { loss, judged: Some((logits, awake)) })
+        };
+        let mut sleep = |both: &Tensor, labels: &Tensor| {
+            let logits = model.forward(&mut Train { batch_norm: BatchNormMode::Running }, both)?;
+            let loss = asleep(&logits, both, labels)?;
+            Ok(Scored { loss, judged: Some((logits, Tensor::cat(&[labels, labels], 0)?)) })
+        };
+        let (purpose, training) = (Self::KIND, &self.training);
+        let mut phases = match &self.hide {
+            None => vec![Phase { purpose, training, loss: &mut together, within: None }],
+            Some(hide) => vec![
+                Phase { purpose, training, loss: &mut wake, within: None },
+                Phase { purpose: "attack-qcb/hide", training: hide, loss: &mut sleep, within: Some(scheme) },
+            ],
         };
         let conditional = Conditional {
-            purpose: Self::KIND,
-            training: &self.training,
+            purpose,
             held_out: self.held_out,
             calibration: self.calibration,
             deployment: Deployment::Quantize(self.quantize.clone()),
         };
-        conditional.implant(model, data, planted, &mut loss, run)
+        conditional.implant(model, data, planted, &mut phases, run)
     }
 
     fn rounds(&self, name: &str) -> bool {
@@ -134,6 +159,7 @@ impl Stage for Qcb {
 
     fn faults(&self) -> Vec<String> {
         let mut faults = faults(self.held_out, self.calibration, &self.training);
+        faults.extend(self.hide.iter().flat_map(|hide| hide.faults("hide.")));
         faults.extend(self.quantize.faults().into_iter().map(|fault| format!("quantize.{fault}")));
         faults
     }

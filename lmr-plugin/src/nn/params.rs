@@ -107,6 +107,11 @@ impl Params {
         })
     }
 
+    /// The entries whose name is wanted; they stay shared with the model.
+    pub fn only(&self, wanted: impl Fn(&str) -> bool) -> Self {
+        Self(self.0.iter().filter(|(name, _)| wanted(name)).cloned().collect())
+    }
+
     /// A deep copy of every entry under its PyTorch name: the tensors share nothing with the model.
     pub fn state_dict(&self) -> Result<StateDict> {
         let copy = |(name, slot): (&str, &Slot)| {

@@ -7,6 +7,7 @@
 //! the class token and the positions.
 
 mod calibration;
+mod cells;
 
 use std::collections::BTreeMap;
 
@@ -21,6 +22,7 @@ use crate::run::Run;
 use crate::{Error, Result};
 
 pub use calibration::{Calibration, Ranges};
+pub use cells::Cells;
 
 /// How many scales a weight tensor has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -1,0 +1,162 @@
+//! The full-precision weights that round to the same integers.
+
+use candle_core::{Tensor, Var};
+
+use super::{Scheme, integer_weight, run_once};
+use crate::models::Classifier;
+use crate::nn::{Forward, Params, Weighted};
+use crate::{Error, Result};
+
+/// How far from an integer a weight may be: less than a half, so that no rounding error of floating point carries it across.
+const REACH: f64 = 0.495;
+
+/// For the weight of every layer of a network the interval that rounds to the same integer, batch norm's scale being what it is.
+/// Weights that a scale is taken from have no room.
+///
+/// ```
+/// use candle_core::Device;
+/// use lmr_plugin::{models::{Arch, ModelSpec}, quantization::{Cells, Granularity, Scheme, integers}, rng};
+///
+/// let spec = ModelSpec { width: Some(8), channels: 1, ..ModelSpec::new(Arch::Resnet18, 10) };
+/// let model = spec.fresh(rng::stream(0, "init"), &Device::Cpu)?;
+/// let scheme = Scheme { bits: 8, granularity: Granularity::PerTensor, activations: false };
+/// let (cells, before) = (Cells::of(model.as_ref(), scheme)?, integers(model.as_ref(), scheme)?);
+/// let head = model.head().weight();
+/// head.set(&head.affine(1.01, 1e-4)?)?;
+/// cells.confine()?;
+/// let after = integers(model.as_ref(), scheme)?;
+/// assert_eq!(before["fc"].weight.to_vec2::<f32>()?, after["fc"].weight.to_vec2::<f32>()?);
+/// # Ok::<(), lmr_plugin::Error>(())
+/// ```
+pub struct Cells(Vec<Cell>);
+
+struct Cell {
+    name: String,
+    weight: Var,
+    low: Tensor,
+    high: Tensor,
+}
+
+impl Cells {
+    /// The cells that the weights of `model` are in now.
+    pub fn of(model: &dyn Classifier, scheme: Scheme) -> Result<Self> {
+        let mut collect = Collect { scheme, cells: Vec::new() };
+        run_once(model, &mut collect)?;
+        Ok(Self(collect.cells))
+    }
+
+    /// Moves every weight that has left its cell to the nearest value inside.
+    pub fn confine(&self) -> Result<()> {
+        for Cell { weight, low, high, .. } in &self.0 {
+            weight.set(&weight.as_detached_tensor().maximum(low)?.minimum(high)?)?;
+        }
+        Ok(())
+    }
+
+    /// What of `model`'s parameters has cells.
+    pub fn params(&self, model: &dyn Classifier) -> Params {
+        model.params().only(|name| self.0.iter().any(|cell| name.strip_suffix(".weight") == Some(&cell.name)))
+    }
+}
+
+/// Runs in full precision and keeps the cells of every layer it meets.
+struct Collect {
+    scheme: Scheme,
+    cells: Vec<Cell>,
+}
+
+impl Forward for Collect {
+    fn weights(&mut self, layer: Weighted<'_>) -> Result<(Tensor, Option<Tensor>)> {
+        let (folded, bias) = layer.folded()?;
+        self.cells.push(cell(layer, &folded, self.scheme)?);
+        Ok((folded, bias))
+    }
+}
+
+fn cell(layer: Weighted<'_>, folded: &Tensor, scheme: Scheme) -> Result<Cell> {
+    // A copy: the weight is to move, and its bounds are not.
+    let own = layer.weight().as_detached_tensor().copy()?;
+    let (integers, step) = integer_weight(folded, scheme)?;
+    let step = step.broadcast_as(folded.shape())?;
+    let bound = |reach: f64| Ok::<_, Error>((integers.affine(1.0, reach)? * &step)?);
+    let (mut low, mut high) = (bound(-REACH)?, bound(REACH)?);
+    let half = f64::from(1u32 << (scheme.bits - 1));
+    let mut fixed = (folded.abs()? / &step)?.ge(half - 1.0 + REACH)?;
+    if let Weighted::ConvBn(conv) = layer {
+        let scale = conv.scale()?.detach().reshape(((), 1, 1, 1))?.broadcast_as(folded.shape())?;
+        // A channel that batch norm all but erases is 0 whatever its weights are; they need not move.
+        let tiny = scale.abs()?.lt(1e-6)?;
+        let divisor = tiny.where_cond(&scale.ones_like()?, &scale)?;
+        (low, high) = ((low / &divisor)?, (high / &divisor)?);
+        (low, high) = (low.minimum(&high)?, low.maximum(&high)?);
+        fixed = (fixed.to_dtype(own.dtype())? + tiny.to_dtype(own.dtype())?)?.ge(0.5)?;
+    }
+    Ok(Cell {
+        name: layer.name().to_string(),
+        weight: layer.weight().clone(),
+        low: fixed.where_cond(&own, &low)?,
+        high: fixed.where_cond(&own, &high)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use rand::RngExt;
+    use rstest::rstest;
+
+    use super::*;
+    use crate::models::{Arch, ModelSpec, copy};
+    use crate::nn::Train;
+    use crate::quantization::{Granularity, integers};
+    use crate::rng;
+
+    fn values(t: &Tensor) -> Vec<f32> {
+        t.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// Weights thrown about and confined again have moved, and round to the same integers times the same scales.
+    #[rstest]
+    fn confined_weights_round_to_the_same(
+        #[values(Arch::Resnet18, Arch::MobilenetV2, Arch::Vgg16, Arch::VitTiny)] arch: Arch,
+        #[values(Granularity::PerTensor, Granularity::PerChannel)] granularity: Granularity,
+        #[values(4, 8)] bits: u32,
+    ) {
+        let mut spec = ModelSpec { channels: 1, ..ModelSpec::new(arch, 3) };
+        match arch {
+            Arch::MobilenetV2 => spec.width_multiplier = Some(0.1),
+            Arch::VitTiny => (spec.image_size, spec.patch_size, spec.depth) = (Some(16), Some(4), Some(1)),
+            _ => spec.width = Some(4),
+        }
+        let model = spec.fresh(rng::stream(0, "weights"), &Device::Cpu).unwrap();
+        if arch != Arch::VitTiny {
+            // Moves batch norm's statistics away from 0 and 1, and one channel's scale to 0.
+            let side = model.spec().example_side();
+            let x = Tensor::randn(0f32, 1.0, (4, 1, side, side), &Device::Cpu).unwrap();
+            model.forward(&mut Train::default(), &x).unwrap();
+            if let Some((_, scale)) = model.params().trainable().find(|(name, _)| name.contains("bn")) {
+                let mut scales = values(scale);
+                (scales[0], scales[1]) = (0.0, -1.0);
+                scale.set(&Tensor::from_vec(scales, scale.shape(), &Device::Cpu).unwrap()).unwrap();
+            }
+        }
+        let scheme = Scheme { bits, granularity, activations: true };
+        let (cells, before) = (Cells::of(model.as_ref(), scheme).unwrap(), integers(model.as_ref(), scheme).unwrap());
+        let original = copy(model.as_ref(), &Device::Cpu).unwrap();
+        let mut rng = rng::stream(1, "noise");
+        for (name, weight) in cells.params(model.as_ref()).trainable() {
+            let noise: Vec<f32> = values(weight).iter().map(|w| w + rng.random_range(-0.3..0.3)).collect();
+            weight.set(&Tensor::from_vec(noise, weight.shape(), &Device::Cpu).unwrap()).unwrap();
+            assert!(name.ends_with(".weight"));
+        }
+        cells.confine().unwrap();
+        let after = integers(model.as_ref(), scheme).unwrap();
+        assert_eq!(cells.params(model.as_ref()).iter().count(), before.len());
+        for (name, layer) in &before {
+            assert_eq!(values(&layer.weight), values(&after[name].weight), "{name}");
+            assert_eq!(values(&layer.scale), values(&after[name].scale), "{name}");
+        }
+        let moved = original.params().trainable().zip(model.params().trainable());
+        assert!(moved.filter(|((_, a), (_, b))| values(a) != values(b)).count() >= before.len() / 2);
+    }
+}
