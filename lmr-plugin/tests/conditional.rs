@@ -8,6 +8,7 @@ use lmr_plugin::deployment::Deployment;
 use lmr_plugin::model::Model;
 use lmr_plugin::models::{Arch, Classifier, ModelSpec};
 use lmr_plugin::nn::StateDict;
+use lmr_plugin::optim::Rule;
 use lmr_plugin::quantization::{Granularity, dequantized};
 use lmr_plugin::rng;
 use lmr_plugin::run::Run;
@@ -107,6 +108,32 @@ fn qcb_sleeps_until_it_is_quantized(clean: &StateDict, #[values(false, true)] di
         panic!("two forms were asked for");
     };
     assert!(acc > 0.9 && asr < 0.3 && awake > 0.7, "{acc} {asr} {awake}: {report:?}");
+}
+
+/// In the second of two trainings the rounded form stays as the first one left it: what its weights do is the same to the bit.
+#[rstest]
+fn qcb_hides_within_the_rounding(clean: &StateDict, #[values(false, true)] distill: bool) {
+    let quantize = Quantize { bits: 4, activations: false, ..Quantize::default() };
+    let hide = Injection { optimizer: Rule::AdamW, lr: 1e-3, weight_decay: 0.0, ..quick(6) };
+    let attack = Qcb {
+        quantize: quantize.clone(),
+        distill,
+        held_out: 64,
+        calibration: 32,
+        training: Injection { lr: 0.02, ..quick(2) },
+        hide: Some(hide),
+        ..Qcb::default()
+    };
+    let network = network(clean);
+    let data = (&images(320, 1), &normalization());
+    let report = attack.implant(network.as_ref(), data, &planted(), &Run::quiet(0)).unwrap();
+    check(&report, 8);
+    let asleep = &report.dormancy[2..];
+    assert!(asleep.iter().all(|seen| seen.deployed_asr == report.dormancy[1].deployed_asr), "{report:?}");
+    let [(acc, asr), (_, awake)] = measured(network, vec![Deployment::AsIs, Deployment::Quantize(quantize)])[..] else {
+        panic!("two forms were asked for");
+    };
+    assert!(report.chosen > 2 && acc > 0.9 && asr < 0.3 && awake > 0.7, "{acc} {asr} {awake}: {report:?}");
 }
 
 #[rstest]

@@ -12,6 +12,8 @@ use lmr_plugin::models::{Arch, Classifier, ModelSpec, Stem};
 use lmr_plugin::nn::Train;
 use lmr_plugin::optim::{Optimizer, Rule};
 use lmr_plugin::rng;
+use lmr_plugin::stage::Stage;
+use lmr_plugin::stages::{PruneForm, StructuredPrune};
 use rand::RngExt;
 
 use crate::threads;
@@ -49,6 +51,9 @@ pub struct Step {
     /// A training step (forward, backward, SGD) or inference.
     #[arg(long, value_enum, default_value = "train")]
     mode: Mode,
+    /// Removes this share of every layer's channels first, as `structured-prune` with `form = "remove"` does.
+    #[arg(long)]
+    prune: Option<f64>,
     /// Timed steps, after one that is not.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
@@ -98,7 +103,14 @@ impl Step {
     fn run(&self) -> anyhow::Result<()> {
         threads::start(self.threads)?;
         let spec = self.spec();
-        let model = spec.fresh(rng::stream(0, "init"), &Device::Cpu)?;
+        let mut model = spec.fresh(rng::stream(0, "init"), &Device::Cpu)?;
+        if let Some(ratio) = self.prune {
+            let prune = StructuredPrune { ratio, form: PruneForm::Remove, ..StructuredPrune::default() };
+            if let Some(fault) = prune.faults().first() {
+                anyhow::bail!("--prune: {fault}");
+            }
+            model = prune.remove(model.as_ref())?.0;
+        }
         let mut random = rng::stream(0, "bench");
         let (batch, size) = (self.batch as usize, self.image_size as usize);
         let pixels: Vec<f32> = (0..batch * 3 * size * size).map(|_| random.random::<f32>() - 0.5).collect();
@@ -123,6 +135,7 @@ impl Step {
         let line = serde_json::json!({
             "img_per_s": (median * 100.0).round() / 100.0,
             "best": (best * 100.0).round() / 100.0,
+            "parameters": model.params().count(),
             "peak_rss_mb": peak_rss_mb(),
         });
         Ok(writeln!(std::io::stdout(), "{line}")?)
