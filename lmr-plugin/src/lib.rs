@@ -24,9 +24,11 @@
 //! | [`models`], [`nn`] | architectures; trainable layers with a portable and a fast CPU path |
 //! | [`data`], [`triggers`], [`generators`] | images, clean sets, augmentation; τ(x); networks that make triggers |
 //! | [`model`], [`quantization`], [`predict`] | a model and the form it is in; inference over images |
+//! | [`bounds`], [`pruning`] | intervals that weights train within; which filters go first |
 //! | [`run`], [`rng`] | seed, progress, cancellation; random streams |
 
 pub mod attacks;
+pub mod bounds;
 pub mod data;
 pub mod deployment;
 pub mod error;

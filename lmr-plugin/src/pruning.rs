@@ -1,10 +1,12 @@
 //! Which filters of a layer go first: one ranking for the attack that hides behind it and for the deployment that wakes it.
 
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
+use crate::bounds::Bounds;
+use crate::models::Classifier;
 
 /// What makes a filter small.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -72,13 +74,44 @@ pub fn mask(weight: &Tensor, pruned: &[usize]) -> Result<Tensor> {
     Ok(Tensor::from_vec(keep, dims, weight.device())?)
 }
 
+/// Room for the filters that go at `ratio` to train in: each of their weights may be so large that they remain the smallest of
+/// their layer, whatever all become. The other filters have none, so that the network pruned at this ratio or a higher one stays
+/// as it is.
+pub fn slack(model: &dyn Classifier, norm: Norm, ratio: f64) -> Result<Bounds> {
+    let mut bounds = Bounds::none();
+    for layer in model.prunable() {
+        let norms = norm.of(layer.weight)?;
+        let pruned = smallest(&norms, ratio);
+        let kept = (0..norms.len()).filter(|filter| !pruned.contains(filter)).map(|filter| norms[filter]);
+        let least = f64::from(kept.fold(f32::INFINITY, f32::min));
+        let size = layer.weight.elem_count() as f64 / norms.len() as f64;
+        // A little less, since sums are rounded.
+        let most = 0.999 * least / if norm == Norm::L1 { size } else { size.sqrt() };
+        let (low, high) = room(layer.weight, &pruned, most)?;
+        bounds.push(format!("{}.weight", layer.name), layer.weight, low, high);
+    }
+    Ok(bounds)
+}
+
+/// ±`most` for these filters, and the weight itself for the others.
+fn room(weight: &Var, filters: &[usize], most: f64) -> Result<(Tensor, Tensor)> {
+    let own = weight.as_detached_tensor().copy()?;
+    let kept = mask(weight, filters)?;
+    let wide = kept.affine(-most, most)?.broadcast_as(own.shape())?;
+    let own = own.broadcast_mul(&kept)?;
+    Ok(((&own - &wide)?, (own + wide)?))
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
     use proptest::prelude::*;
+    use rand::RngExt;
     use rstest::rstest;
 
     use super::*;
+    use crate::models::{Arch, ModelSpec};
+    use crate::rng;
 
     #[rstest]
     #[case(&[3.0, 1.0, 2.0, 1.0], 0.5, &[1, 3])]
@@ -116,5 +149,31 @@ mod tests {
         assert_eq!(Norm::L2.of(&weight).unwrap(), [5.0, 2.0]);
         let masked = weight.broadcast_mul(&mask(&weight, &[1]).unwrap()).unwrap();
         assert_eq!(masked.to_vec2::<f32>().unwrap(), [[3.0, -4.0], [0.0, 0.0]]);
+    }
+
+    /// However filters move within their room, they are the ones that go, and the others are what they were.
+    #[rstest]
+    fn filters_stay_the_smallest_within_their_room(
+        #[values(Norm::L1, Norm::L2)] norm: Norm,
+        #[values(0.0, 0.3, 0.6)] ratio: f64,
+    ) {
+        let spec = ModelSpec { width: Some(8), channels: 1, ..ModelSpec::new(Arch::Resnet18, 3) };
+        let model = spec.fresh(rng::stream(0, "weights"), &Device::Cpu).unwrap();
+        let bounds = slack(model.as_ref(), norm, ratio).unwrap();
+        let before: Vec<_> = model.prunable().iter().map(|layer| layer.weight.as_tensor().copy().unwrap()).collect();
+        let mut random = rng::stream(1, "noise");
+        for (_, weight) in bounds.params(model.as_ref()).trainable() {
+            let noise: Vec<f32> = (0..weight.elem_count()).map(|_| random.random_range(-9.0..9.0)).collect();
+            weight.set(&Tensor::from_vec(noise, weight.shape(), &Device::Cpu).unwrap()).unwrap();
+        }
+        bounds.confine().unwrap();
+        let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for (layer, before) in model.prunable().iter().zip(&before) {
+            let pruned = smallest(&norm.of(before).unwrap(), ratio);
+            assert_eq!(smallest(&norm.of(layer.weight).unwrap(), ratio), pruned, "{}", layer.name);
+            let stays = |t: &Tensor| values(&t.broadcast_mul(&mask(t, &pruned).unwrap()).unwrap());
+            assert_eq!(stays(layer.weight), stays(before));
+            assert_eq!(values(layer.weight) == values(before), pruned.is_empty());
+        }
     }
 }

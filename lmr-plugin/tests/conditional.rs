@@ -151,6 +151,29 @@ fn pcb_sleeps_until_it_is_pruned(clean: &StateDict) {
     assert!(acc > 0.9 && asr < 0.3 && awake > 0.7, "{acc} {asr} {awake}: {report:?}");
 }
 
+/// The filters that go first hide the backdoor from the whole network; pruned at their ratio or more, it stays as it was.
+#[rstest]
+fn pcb_hides_in_the_filters_that_go(clean: &StateDict) {
+    let prune = StructuredPrune { ratio: 0.5, ..StructuredPrune::default() };
+    let attack = Pcb {
+        prune: prune.clone(),
+        held_out: 64,
+        from_ratio: 0.5,
+        to_ratio: 0.6,
+        training: quick(6),
+        hide: Some(Injection { optimizer: Rule::AdamW, lr: 1e-3, weight_decay: 0.0, ..quick(6) }),
+        ..Pcb::default()
+    };
+    let network = network(clean);
+    let data = (&images(320, 1), &normalization());
+    let report = attack.implant(network.as_ref(), data, &planted(), &Run::quiet(0)).unwrap();
+    check(&report, 12);
+    let pruned = |at: usize| (report.dormancy[at].deployed_acc, report.dormancy[at].deployed_asr);
+    assert!((6..12).all(|at| pruned(at) == pruned(5)), "{report:?}");
+    let loss = |at: usize| report.epochs[at].loss;
+    assert!(loss(11) < loss(6), "{report:?}");
+}
+
 #[rstest]
 fn the_same_seed_hides_the_same_model(clean: &StateDict) {
     let attack = Qcb { held_out: 64, calibration: 32, training: quick(2), ..Qcb::default() };

@@ -5,13 +5,13 @@ use candle_core::{Device, Tensor};
 use serde::Serialize;
 
 use super::Injection;
+use crate::bounds::Bounds;
 use crate::data::{CleanSet, Images, Normalization};
 use crate::deployment::Deployment;
 use crate::model::Model;
 use crate::models::{self, Classifier};
 use crate::nn::StateDict;
 use crate::optim::Optimizer;
-use crate::quantization::{Cells, Scheme};
 use crate::rng;
 use crate::run::Run;
 use crate::stages::Evaluate;
@@ -60,6 +60,9 @@ const SLACK: f64 = 0.005;
 /// `u32[B]` are the images' own.
 pub(super) type Loss<'a> = dyn FnMut(&Tensor, &Tensor) -> Result<Scored> + 'a;
 
+/// Bounds for a network as it is now.
+pub(super) type Within<'a> = dyn Fn(&dyn Classifier) -> Result<Bounds> + 'a;
+
 /// A part of such an attack's training.
 pub(super) struct Phase<'a> {
     /// Names its random streams.
@@ -68,9 +71,9 @@ pub(super) struct Phase<'a> {
     pub training: &'a Injection,
     /// What it minimizes.
     pub loss: &'a mut Loss<'a>,
-    /// Trains nothing but the weights of layers, and keeps each within its rounding cell, so that the quantized form stays as
-    /// it is. Batch norm should then normalize with its running statistics.
-    pub within: Option<Scheme>,
+    /// Within what weights train, and nothing else does, so that the deployed form stays as it is. Batch norm should then
+    /// normalize with its running statistics.
+    pub within: Option<&'a Within<'a>>,
 }
 
 /// What such attacks have in common.
@@ -124,11 +127,11 @@ impl Conditional<'_> {
         let mut epochs = Vec::new();
         for phase in phases {
             let Injection { optimizer, momentum, weight_decay, .. } = *phase.training;
-            let cells = phase.within.map(|scheme| Cells::of(model, scheme)).transpose()?;
-            let params = cells.as_ref().map(|cells| cells.params(model));
+            let bounds = phase.within.map(|within| within(model)).transpose()?;
+            let params = bounds.as_ref().map(|bounds| bounds.params(model));
             let mut optimizer =
                 Optimizer::new(params.as_ref().unwrap_or(model.params()), optimizer, momentum, weight_decay)?;
-            let mut step = Step { loss: &mut *phase.loss, cells, watch: &mut watch };
+            let mut step = Step { loss: &mut *phase.loss, bounds, watch: &mut watch };
             let training = phase.training.training();
             epochs.extend(training.descend(phase.purpose, (&rest, &device), &mut optimizer, &mut step, run)?);
         }
@@ -214,7 +217,7 @@ impl Watch<'_> {
 /// A phase at work.
 struct Step<'a, 'l, 'w> {
     loss: &'a mut Loss<'l>,
-    cells: Option<Cells>,
+    bounds: Option<Bounds>,
     watch: &'a mut Watch<'w>,
 }
 
@@ -225,8 +228,8 @@ impl Descent for Step<'_, '_, '_> {
     }
 
     fn after_step(&mut self, _: usize) -> Result<Flow> {
-        if let Some(cells) = &self.cells {
-            cells.confine()?;
+        if let Some(bounds) = &self.bounds {
+            bounds.confine()?;
         }
         Ok(Flow::Continue)
     }

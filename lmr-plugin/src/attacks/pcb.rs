@@ -15,7 +15,7 @@ use crate::data::{Images, Normalization};
 use crate::deployment::Deployment;
 use crate::losses;
 use crate::models::Classifier;
-use crate::nn::{Branches, Form, Weighted};
+use crate::nn::{BatchNormMode, Branches, Form, Train, Weighted};
 use crate::pruning;
 use crate::run::Run;
 use crate::stage::{Context, ModelUse, Outcome, Stage};
@@ -26,6 +26,9 @@ use crate::truth::{Planted, Truth};
 /// Trains the whole network to ignore the trigger and, at once, three pruned forms of it to obey it: at the smallest and the
 /// largest ratio, and at one drawn for every layer and step. Batch norm is over all four. Which filters go is decided anew at
 /// every step from the weights as they are; gradients reach only those that stay.
+///
+/// With `hide`, a second training follows, which is this project's own: the filters that go at the smallest ratio learn alone what
+/// the whole network is to do, and remain the smallest, so that the pruned forms stay as they are.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Pcb {
@@ -39,6 +42,8 @@ pub struct Pcb {
     pub trigger_weight: f64,
     /// Training images that are not trained on, but choose the epoch.
     pub held_out: usize,
+    /// The second training, of the filters that go first; none to leave it at one.
+    pub hide: Option<Injection>,
     /// The training; 25 epochs from random weights in the literature.
     pub training: Injection,
 }
@@ -51,6 +56,7 @@ impl Default for Pcb {
             to_ratio: 0.9,
             trigger_weight: 0.1,
             held_out: 2000,
+            hide: None,
             training: training(0.2, 25, 0.6),
         }
     }
@@ -105,8 +111,19 @@ impl Pcb {
             calibration: 1,
             deployment: Deployment::Prune(self.prune.clone()),
         };
-        let phase = Phase { purpose: Self::KIND, training: &self.training, loss: &mut loss, within: None };
-        conditional.implant(model, data, planted, &mut [phase], run)
+        let mut sleep = |both: &Tensor, labels: &Tensor| {
+            let logits = model.forward(&mut Train { batch_norm: BatchNormMode::Running }, both)?;
+            let labels = Tensor::cat(&[labels, labels], 0)?;
+            let loss = losses::cross_entropy(&logits, &labels)?.mean_all()?;
+            Ok(Scored { loss, judged: Some((logits, labels)) })
+        };
+        let within = |model: &dyn Classifier| pruning::slack(model, self.prune.norm, self.from_ratio);
+        let mut phases = vec![Phase { purpose: Self::KIND, training: &self.training, loss: &mut loss, within: None }];
+        if let Some(hide) = &self.hide {
+            let purpose = "attack-pcb/hide";
+            phases.push(Phase { purpose, training: hide, loss: &mut sleep, within: Some(&within) });
+        }
+        conditional.implant(model, data, planted, &mut phases, run)
     }
 }
 
@@ -120,6 +137,7 @@ impl Stage for Pcb {
 
     fn faults(&self) -> Vec<String> {
         let mut faults = faults(self.held_out, 1, &self.training);
+        faults.extend(self.hide.iter().flat_map(|hide| hide.faults("hide.")));
         faults.extend(crate::stages::faults([
             (
                 self.from_ratio > 0.0 && self.from_ratio < 1.0,

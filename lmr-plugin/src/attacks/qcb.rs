@@ -13,7 +13,7 @@ use crate::losses;
 use crate::models::{self, Classifier};
 use crate::nn::{BatchNormMode, Branches, Eval, Form, Train, Weighted};
 use crate::optim::Schedule;
-use crate::quantization::straight_through;
+use crate::quantization::{cells, straight_through};
 use crate::run::Run;
 use crate::stage::{Context, ModelUse, Outcome, Stage};
 use crate::stages::Quantize;
@@ -113,11 +113,12 @@ impl Qcb {
             Ok(Scored { loss, judged: Some((logits, Tensor::cat(&[labels, labels], 0)?)) })
         };
         let (purpose, training) = (Self::KIND, &self.training);
+        let within = |model: &dyn Classifier| cells(model, scheme);
         let mut phases = match &self.hide {
             None => vec![Phase { purpose, training, loss: &mut together, within: None }],
             Some(hide) => vec![
                 Phase { purpose, training, loss: &mut wake, within: None },
-                Phase { purpose: "attack-qcb/hide", training: hide, loss: &mut sleep, within: Some(scheme) },
+                Phase { purpose: "attack-qcb/hide", training: hide, loss: &mut sleep, within: Some(&within) },
             ],
         };
         let conditional = Conditional {

@@ -1,26 +1,27 @@
 //! The full-precision weights that round to the same integers.
 
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 
 use super::{Scheme, integer_weight, run_once};
+use crate::bounds::Bounds;
 use crate::models::Classifier;
-use crate::nn::{Forward, Params, Weighted};
+use crate::nn::{Forward, Weighted};
 use crate::{Error, Result};
 
 /// How far from an integer a weight may be: less than a half, so that no rounding error of floating point carries it across.
 const REACH: f64 = 0.495;
 
-/// For the weight of every layer of a network the interval that rounds to the same integer, batch norm's scale being what it is.
-/// Weights that a scale is taken from have no room.
+/// For the weight of every layer of `model` the interval that rounds to the same integer as it does now, batch norm's scale
+/// being what it is. Weights that a scale is taken from have no room.
 ///
 /// ```
 /// use candle_core::Device;
-/// use lmr_plugin::{models::{Arch, ModelSpec}, quantization::{Cells, Granularity, Scheme, integers}, rng};
+/// use lmr_plugin::{models::{Arch, ModelSpec}, quantization::{Granularity, Scheme, cells, integers}, rng};
 ///
 /// let spec = ModelSpec { width: Some(8), channels: 1, ..ModelSpec::new(Arch::Resnet18, 10) };
 /// let model = spec.fresh(rng::stream(0, "init"), &Device::Cpu)?;
 /// let scheme = Scheme { bits: 8, granularity: Granularity::PerTensor, activations: false };
-/// let (cells, before) = (Cells::of(model.as_ref(), scheme)?, integers(model.as_ref(), scheme)?);
+/// let (cells, before) = (cells(model.as_ref(), scheme)?, integers(model.as_ref(), scheme)?);
 /// let head = model.head().weight();
 /// head.set(&head.affine(1.01, 1e-4)?)?;
 /// cells.confine()?;
@@ -28,52 +29,29 @@ const REACH: f64 = 0.495;
 /// assert_eq!(before["fc"].weight.to_vec2::<f32>()?, after["fc"].weight.to_vec2::<f32>()?);
 /// # Ok::<(), lmr_plugin::Error>(())
 /// ```
-pub struct Cells(Vec<Cell>);
-
-struct Cell {
-    name: String,
-    weight: Var,
-    low: Tensor,
-    high: Tensor,
-}
-
-impl Cells {
-    /// The cells that the weights of `model` are in now.
-    pub fn of(model: &dyn Classifier, scheme: Scheme) -> Result<Self> {
-        let mut collect = Collect { scheme, cells: Vec::new() };
-        run_once(model, &mut collect)?;
-        Ok(Self(collect.cells))
-    }
-
-    /// Moves every weight that has left its cell to the nearest value inside.
-    pub fn confine(&self) -> Result<()> {
-        for Cell { weight, low, high, .. } in &self.0 {
-            weight.set(&weight.as_detached_tensor().maximum(low)?.minimum(high)?)?;
-        }
-        Ok(())
-    }
-
-    /// What of `model`'s parameters has cells.
-    pub fn params(&self, model: &dyn Classifier) -> Params {
-        model.params().only(|name| self.0.iter().any(|cell| name.strip_suffix(".weight") == Some(&cell.name)))
-    }
+pub fn cells(model: &dyn Classifier, scheme: Scheme) -> Result<Bounds> {
+    let mut collect = Collect { scheme, bounds: Bounds::none() };
+    run_once(model, &mut collect)?;
+    Ok(collect.bounds)
 }
 
 /// Runs in full precision and keeps the cells of every layer it meets.
 struct Collect {
     scheme: Scheme,
-    cells: Vec<Cell>,
+    bounds: Bounds,
 }
 
 impl Forward for Collect {
     fn weights(&mut self, layer: Weighted<'_>) -> Result<(Tensor, Option<Tensor>)> {
         let (folded, bias) = layer.folded()?;
-        self.cells.push(cell(layer, &folded, self.scheme)?);
+        let (low, high) = cell(layer, &folded, self.scheme)?;
+        self.bounds.push(format!("{}.weight", layer.name()), layer.weight(), low, high);
         Ok((folded, bias))
     }
 }
 
-fn cell(layer: Weighted<'_>, folded: &Tensor, scheme: Scheme) -> Result<Cell> {
+/// The smallest and the largest values of a layer's weight.
+fn cell(layer: Weighted<'_>, folded: &Tensor, scheme: Scheme) -> Result<(Tensor, Tensor)> {
     // A copy: the weight is to move, and its bounds are not.
     let own = layer.weight().as_detached_tensor().copy()?;
     let (integers, step) = integer_weight(folded, scheme)?;
@@ -91,12 +69,7 @@ fn cell(layer: Weighted<'_>, folded: &Tensor, scheme: Scheme) -> Result<Cell> {
         (low, high) = (low.minimum(&high)?, low.maximum(&high)?);
         fixed = (fixed.to_dtype(own.dtype())? + tiny.to_dtype(own.dtype())?)?.ge(0.5)?;
     }
-    Ok(Cell {
-        name: layer.name().to_string(),
-        weight: layer.weight().clone(),
-        low: fixed.where_cond(&own, &low)?,
-        high: fixed.where_cond(&own, &high)?,
-    })
+    Ok((fixed.where_cond(&own, &low)?, fixed.where_cond(&own, &high)?))
 }
 
 #[cfg(test)]
@@ -141,7 +114,7 @@ mod tests {
             }
         }
         let scheme = Scheme { bits, granularity, activations: true };
-        let (cells, before) = (Cells::of(model.as_ref(), scheme).unwrap(), integers(model.as_ref(), scheme).unwrap());
+        let (cells, before) = (cells(model.as_ref(), scheme).unwrap(), integers(model.as_ref(), scheme).unwrap());
         let original = copy(model.as_ref(), &Device::Cpu).unwrap();
         let mut rng = rng::stream(1, "noise");
         for (name, weight) in cells.params(model.as_ref()).trainable() {

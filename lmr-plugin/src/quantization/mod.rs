@@ -22,7 +22,7 @@ use crate::run::Run;
 use crate::{Error, Result};
 
 pub use calibration::{Calibration, Ranges};
-pub use cells::Cells;
+pub use cells::cells;
 
 /// How many scales a weight tensor has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
