@@ -75,9 +75,9 @@ impl Qcb {
     ) -> Result<Hidden> {
         self.check_layers(model)?;
         let teacher = if self.distill { Some(models::copy(model, model.head().weight().device())?) } else { None };
-        let scheme = self.quantize.scheme();
+        let rounding = self.quantize.rounding();
         let rounded = |layer: Weighted<'_>| match self.rounds(layer.name()) {
-            true => Ok(Some(straight_through(layer, scheme)?)),
+            true => Ok(Some(straight_through(layer, rounding)?)),
             false => Ok(None),
         };
         let forms: [&Form<'_>; 2] = [&|_: Weighted<'_>| Ok(None), &rounded];
