@@ -63,6 +63,11 @@ pub enum Library {
 }
 
 impl ModelConfig {
+    /// What LMR wrote about a model into another file: an [`OwnConfig`] as JSON.
+    pub(crate) fn own(json: &str) -> Result<Self, String> {
+        parse::<OwnConfig>(json.as_bytes())?.checked()
+    }
+
     /// Reads the `config.json` in the folder of a checkpoint; `None` if there is none.
     pub fn beside(checkpoint: &Path) -> Result<Option<Self>> {
         let path = checkpoint.with_file_name("config.json");
