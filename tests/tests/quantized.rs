@@ -138,8 +138,9 @@ fn what_does_not_fit_is_said() {
     refused(weights, replaced(integers(), "\"fc.bias\"", "\"fc.biaz\""), "fc.bias (perhaps `fc.biaz`)");
     refused(weights, integers()[..integers().len() - 3].to_vec(), "is cut off or damaged");
     let mut endless = integers();
-    let at = endless.len() - 4;
-    endless[at..].copy_from_slice(&f32::NAN.to_le_bytes());
+    // The first tensor, which is of 32-bit floats.
+    let at = 8 + u64::from_le_bytes(*endless.first_chunk().unwrap()) as usize;
+    endless[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
     refused(weights, endless, "values are NaN or infinite");
 
     let blocks = "made/q8/model.gguf";

@@ -283,7 +283,7 @@ mod tests {
         let (name, list) = (Value::String("resnet18".into()), Value::Array(vec![Value::String("a".into()); 3]));
         let values = [(ARCHITECTURE, &name), ("general.tags", &list), ("general.alignment", &Value::U32(32))];
         let mut bytes = Cursor::new(Vec::new());
-        gguf_file::write(&mut bytes, &values, &[("fc.weight", &weight), ("fc.bias", &bias)]).unwrap();
+        gguf_file::write(&mut bytes, &values, &[("fc.weight", &weight), ("fc.biases", &bias)]).unwrap();
         bytes.into_inner()
     }
 
@@ -367,17 +367,17 @@ mod tests {
     #[case::rows(weight(4, &[0x21, 0]), "has rows of 33; expected a multiple of 32")]
     #[case::empty(weight(12, &[0]), "has the shape [0, 256], which no memory holds")]
     #[case::product(weight(12, &[0xff; 8]), "which no memory holds")]
-    #[case::huge(weight(12, &[0, 0, 0, 0x01]), "has the shape [16777216, 256]")]
+    #[case::huge(weight(12, &[0, 0, 0, 0x02]), "has the shape [33554432, 256], which no memory holds")]
     #[case::large(weight(12, &[0, 0, 0x0f]), "is cut off or damaged: tensor `fc.weight` ends at byte")]
     #[case::dtype(weight(20, &[9]), "has the type 9, which cannot be read")]
     #[case::offset(weight(24, &[0xff; 8]), "overlap another's or are not aligned")]
     #[case::outside(weight(24, &[0, 0, 0, 0, 1]), "tensor `fc.weight` ends at byte")]
-    #[case::overlap(weight(24, &[0xa0, 1]), "overlap another's")]
-    #[case::name(replaced(b"fc.weight", b"fc.wei\x1bht"), "printable")]
-    #[case::tensor_twice(
-        replaced(b"\x07\0\0\0\0\0\0\0fc.bias", b"\x09\0\0\0\0\0\0\0fc.weight"),
-        "has the tensor `fc.weight` twice"
+    #[case::overlap(
+        replaced(b"\x03\0\0\0\0\0\0\0\0\0\0\0\xc0\x01", b"\x03\0\0\0\0\0\0\0\0\0\0\0\x20\0"),
+        "overlap another's"
     )]
+    #[case::name(replaced(b"fc.weight", b"fc.wei\x1bht"), "printable")]
+    #[case::tensor_twice(replaced(b"fc.biases", b"fc.weight"), "has the tensor `fc.weight` twice")]
     fn what_is_wrong_is_said(#[case] bytes: Vec<u8>, #[case] expected: &str) {
         let message = read(&bytes).err().unwrap();
         assert!(message.contains(expected), "{message}");

@@ -1,21 +1,18 @@
 //! Checkpoints of quantized models: the integers with scales and the GGUF files that `publish` writes.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use lmr_plugin::quantization::{BlockFormat, Granularity, Scheme, StoredForm};
 use serde::{Deserialize, Serialize};
 
 use super::Checkpoint;
+use crate::model_config::{parse, read};
 use crate::{Error, Result};
 
 /// The file beside stored integers that says how they are put together.
 pub const DESCRIPTION: &str = "quantization.json";
 /// How the names of scales end.
 pub const SCALE: &str = ".weight_scale";
-/// Room for the description, which has sentences of its writer.
-const MAX_DESCRIPTION: u64 = 1 << 20;
 
 /// What [`DESCRIPTION`] holds. Keys that are not known here are left alone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -62,18 +59,7 @@ pub fn form(path: &Path, checkpoint: &Checkpoint) -> Result<Option<StoredForm>> 
 }
 
 fn describe(path: &Path) -> Result<Description> {
-    let unreadable = |error: std::io::Error| Error::input(path, format!("cannot be read: {error}"));
-    let mut bytes = Vec::new();
-    File::open(path).map_err(unreadable)?.take(MAX_DESCRIPTION + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    if bytes.len() as u64 > MAX_DESCRIPTION {
-        return Err(Error::input(path, format!("has more than {MAX_DESCRIPTION} bytes")));
-    }
-    let mut json = serde_json::Deserializer::from_slice(&bytes);
-    let found: Description = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let key = error.path().to_string();
-        let key = if key == "." { String::new() } else { format!("{}: ", key.escape_debug()) };
-        Error::input(path, format!("{key}{}", error.inner()))
-    })?;
+    let found: Description = parse(&read(path)?).map_err(|message| Error::input(path, message))?;
     if !(2..=8).contains(&found.bits) {
         return Err(Error::input(path, format!("bits: expected 2 to 8, found {}", found.bits)));
     }

@@ -301,11 +301,13 @@ mod tests {
         for (name, slot) in network.params().iter() {
             if let Slot::Parameter(var) | Slot::Buffer(var) = slot {
                 let noise = var.rand_like(0.5, 1.5).unwrap();
-                let moved = if name.ends_with("running_mean") {
-                    (noise * 0.1).unwrap()
-                } else {
-                    (var.as_tensor() * noise).unwrap()
+                let moved = match name.rsplit('.').next() {
+                    Some("running_mean" | "bias") => noise.affine(0.4, -0.4),
+                    // Below 1, so that what goes through many layers does not die away.
+                    Some("running_var") => noise * 0.3,
+                    _ => var.as_tensor() * noise,
                 };
+                let moved = moved.unwrap();
                 var.set(&moved).unwrap();
             }
         }
