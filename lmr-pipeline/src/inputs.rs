@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use candle_core::Device;
 use lmr_plugin::data::{CleanSet, Images, stratified_split};
 use lmr_plugin::model::Model;
-use lmr_plugin::models::ModelSpec;
+use lmr_plugin::models::{Classifier, ModelSpec};
 use lmr_plugin::nn::StateDict;
+use lmr_plugin::quantization::{StoredForm, restore};
 use lmr_plugin::rng;
 use lmr_plugin::run::Observer;
 use lmr_plugin::truth::{Planted, Truth};
@@ -16,9 +17,10 @@ use serde_json::{Value, json};
 use crate::config::Head;
 use crate::datasets::{DataError, Provenance, Split, digest};
 use crate::hub::{HubCheckpoint, HubError};
+use crate::model_config::ModelConfig;
 use crate::plan::{LocalCheckpoint, Plan, Step};
 use crate::triggers::Built;
-use crate::weights::{self, Layout};
+use crate::weights::{self, Checkpoint, Layout, gguf, stored};
 use crate::{Error, Result};
 
 /// A clean set of at most so many bytes is decoded once, since purifying stages look at it in every epoch; 500 photographs
@@ -100,7 +102,7 @@ impl Inputs {
     /// [fetched](Plan::fetch) before.
     pub fn load(plan: &Plan, observer: &dyn Observer) -> Result<(Model, Self)> {
         let device = plan.device.open()?;
-        let (network, source) = match &plan.weights {
+        let (model, source) = match &plan.weights {
             Some(checkpoint) => {
                 let fetched = || Error::Internal("the checkpoint was not fetched".into());
                 let local = checkpoint.local.as_ref().ok_or_else(fetched)?;
@@ -111,28 +113,30 @@ impl Inputs {
                     let message = format!("its SHA-256 is {}, the pipeline expects {expected}", loaded.sha256);
                     return Err(Error::input(&local.file, message));
                 }
-                let state = loaded.state.clone();
-                let network = match checkpoint.table.head {
-                    None => plan.model.load(state, &device),
-                    Some(Head::Fresh) => {
-                        plan.model.load_with_fresh_head(state, rng::stream(plan.run.seed, "model/head"), &device)
+                let mut source = checkpoint.source();
+                let model = match stored::form(&local.file, &loaded)? {
+                    Some(form) => {
+                        source.push_str(&format!(", {}", stored::label(&form)));
+                        quantized(plan, local, &loaded, checkpoint.table.head, &form, &device)?
+                    }
+                    None => {
+                        if checkpoint.table.head.is_some() {
+                            source.push_str(", with a fresh head");
+                        }
+                        let network = full_precision(plan, local, &loaded, checkpoint.table.head, &device)?;
+                        Model::new(network, plan.normalization(), device.clone())
                     }
                 };
-                let network = network.map_err(|error| misfit(plan, local, &loaded.state, error))?;
-                let mut source = checkpoint.source();
-                if checkpoint.table.head.is_some() {
-                    source.push_str(", with a fresh head");
-                }
                 let (sha256, layout) = (Some(loaded.sha256), Some(loaded.layout));
-                (network, Source { source, origin: local.origin.clone(), sha256, layout })
+                (model, Source { source, origin: local.origin.clone(), sha256, layout })
             }
             None => {
                 let network = plan.model.fresh(rng::stream(plan.run.seed, "model/init"), &device)?;
                 let source = format!("drawn from seed {}", plan.run.seed);
-                (network, Source { source, origin: None, sha256: None, layout: None })
+                let model = Model::new(network, plan.normalization(), device.clone());
+                (model, Source { source, origin: None, sha256: None, layout: None })
             }
         };
-        let model = Model::new(network, plan.normalization(), device.clone());
         Ok((model, Self::load_data(plan, observer, device, source)?))
     }
 
@@ -231,6 +235,54 @@ impl Inputs {
             (false, _) => json!({ "clean": clean }),
         }
     }
+}
+
+/// The network of a checkpoint.
+fn full_precision(
+    plan: &Plan,
+    local: &LocalCheckpoint,
+    loaded: &Checkpoint,
+    head: Option<Head>,
+    device: &Device,
+) -> Result<Box<dyn Classifier>> {
+    let state = loaded.state.clone();
+    let network = match head {
+        None => plan.model.load(state, device),
+        Some(Head::Fresh) => plan.model.load_with_fresh_head(state, rng::stream(plan.run.seed, "model/head"), device),
+    };
+    network.map_err(|error| misfit(plan, local, &loaded.state, error))
+}
+
+/// The model of a checkpoint whose layers are rounded: deployed as it is.
+fn quantized(
+    plan: &Plan,
+    local: &LocalCheckpoint,
+    loaded: &Checkpoint,
+    head: Option<Head>,
+    form: &StoredForm,
+    device: &Device,
+) -> Result<Model> {
+    let refuse = |message: String| Error::input(&local.file, message);
+    if head.is_some() {
+        return Err(refuse(
+            "is quantized, and keeps its head: remove `weights.head`, or take the full-precision model".into(),
+        ));
+    }
+    if let Some(json) = loaded.gguf.as_ref().and_then(|gguf| gguf.config.as_ref()) {
+        let config = ModelConfig::own(json).map_err(|message| refuse(format!("{}: {message}", gguf::CONFIG)))?;
+        let differing = config.model.map(|written| written.differing(&plan.model)).unwrap_or_default();
+        if !differing.is_empty() {
+            return Err(refuse(format!("it is for a model with {}", differing.join(", "))));
+        }
+    }
+    let network = plan.model.fresh(rng::stream(plan.run.seed, "model/init"), device)?;
+    let deployed = restore(network.as_ref(), &loaded.state, form).map_err(|error| match error {
+        lmr_plugin::Error::Weights(_) => misfit(plan, local, &loaded.state, error),
+        error => refuse(error.to_string()),
+    })?;
+    let mut model = Model::new(network, plan.normalization(), device.clone());
+    model.deploy(deployed);
+    Ok(model)
 }
 
 /// Why a checkpoint could not become the pipeline's model, and which one it could.

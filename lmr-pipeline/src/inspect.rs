@@ -5,6 +5,7 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 use lmr_plugin::models::ModelSpec;
+use lmr_plugin::quantization::dtype_name;
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -25,6 +26,8 @@ pub struct Inspection {
     pub bytes: u64,
     /// SHA-256 of the file in hexadecimal digits.
     pub sha256: String,
+    /// What its weights are rounded to, if they are: `int8`, `q4_0`.
+    pub quantized: Option<String>,
     /// Where in the file the state dict is; empty for the file itself.
     pub key: String,
     /// What a wrapper such as `DataParallel` put before every name; left out below.
@@ -93,12 +96,16 @@ impl Inspection {
 
 /// Reads a checkpoint and looks at every tensor. `key` chooses a state dict where there are several.
 pub fn inspect(path: &Path, key: Option<&str>) -> Result<Inspection> {
-    let Checkpoint { state, layout, sha256, bytes, notes } = weights::read(path, key)?;
-    let entries: Vec<(&str, String)> = layout
-        .entries
-        .iter()
-        .map(|entry| (&entry.name[layout.prefix.len()..], weights::dtype_name(entry.dtype)))
-        .collect();
+    let checkpoint = weights::read(path, key)?;
+    let form = weights::stored::form(path, &checkpoint);
+    let quantized = form.as_ref().ok().and_then(Option::as_ref).map(weights::stored::label);
+    let Checkpoint { state, layout, sha256, bytes, notes, gguf } = checkpoint;
+    let stored = |entry: &weights::Stored| match gguf.as_ref().and_then(|gguf| gguf.dtypes.get(&entry.name)) {
+        Some(dtype) => dtype_name(*dtype).to_string(),
+        None => weights::dtype_name(entry.dtype),
+    };
+    let entries: Vec<(&str, String)> =
+        layout.entries.iter().map(|entry| (&entry.name[layout.prefix.len()..], stored(entry))).collect();
     let looked = entries.par_iter().map(|(name, dtype)| look(name, dtype, &state[*name]));
     let looked: Vec<(Layer, Vec<String>)> =
         looked.collect::<candle_core::Result<_>>().map_err(|error| Error::Model(error.into()))?;
@@ -112,7 +119,17 @@ pub fn inspect(path: &Path, key: Option<&str>) -> Result<Inspection> {
     let is_parameter = |name: &str| !name.ends_with("running_mean") && !name.ends_with("running_var");
     let floats = state.iter().filter(|(name, tensor)| tensor.dtype().is_float() && is_parameter(name));
     let config = ModelConfig::beside(path)?;
-    let (model, assumed) = match ModelSpec::recognize(&state).map_err(Error::Model)? {
+    let own = gguf.as_ref().and_then(|gguf| gguf.config.as_deref()).map(ModelConfig::own).transpose();
+    warnings.extend(form.err().map(|error| error.to_string()));
+    warnings.extend(own.as_ref().err().map(|message| format!("{}: {message}", weights::gguf::CONFIG)));
+    let own = own.ok().flatten();
+    let own = own.as_ref().or(config.as_ref()).and_then(|config| config.model.clone());
+    // Layers that batch norm is folded into are recognized by what was written beside them.
+    let recognized = match own.filter(|_| quantized.is_some()) {
+        Some(own) => Some(own),
+        None => ModelSpec::recognize(&state).map_err(Error::Model)?,
+    };
+    let (model, assumed) = match recognized {
         Some(spec) => {
             let (model, assumed) = with_config(spec, config.as_ref());
             (Some(model), assumed)
@@ -123,6 +140,7 @@ pub fn inspect(path: &Path, key: Option<&str>) -> Result<Inspection> {
         format: layout.container,
         bytes,
         sha256,
+        quantized,
         key: layout.key,
         prefix: layout.prefix,
         model,

@@ -63,6 +63,11 @@ pub enum Library {
 }
 
 impl ModelConfig {
+    /// What LMR wrote about a model into another file: an [`OwnConfig`] as JSON.
+    pub(crate) fn own(json: &str) -> Result<Self, String> {
+        parse::<OwnConfig>(json.as_bytes())?.checked()
+    }
+
     /// Reads the `config.json` in the folder of a checkpoint; `None` if there is none.
     pub fn beside(checkpoint: &Path) -> Result<Option<Self>> {
         let path = checkpoint.with_file_name("config.json");
@@ -100,7 +105,8 @@ pub(crate) fn object_beside(checkpoint: &Path, name: &str) -> Result<Option<Map<
     parse(&read(&path)?).map(Some).map_err(|message| Error::input(&path, message))
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
+/// The bytes of a description, which is not long.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     let unreadable = |error: std::io::Error| Error::input(path, format!("cannot be read: {error}"));
     let mut bytes = Vec::new();
     File::open(path).map_err(unreadable)?.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(unreadable)?;
@@ -111,7 +117,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// Reads JSON; an error says under which key.
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let key = error.path().to_string();

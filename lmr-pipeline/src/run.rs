@@ -86,7 +86,7 @@ pub fn reusable(plan: &Plan, options: &Options) -> Result<Vec<bool>> {
         return Ok(vec![false; plan.steps.len()]);
     }
     let (model, inputs) = Inputs::load(plan, &Quiet)?;
-    let received = State::received(&model)?;
+    let received = State::received(&model, &inputs)?;
     let mut states: Vec<Option<State>> = Vec::new();
     for step in &plan.steps {
         let before = step.from.map_or(Some(&received), |from| states[from].as_ref());
@@ -105,7 +105,8 @@ struct State {
     slot: usize,
     facts: Map<String, Value>,
     digest: String,
-    /// Key of the stage that put the model into a deployed form: weights alone do not tell.
+    /// Key of the stage that put the model into a deployed form, or digest of the file that it came in: weights alone do
+    /// not tell.
     form: Option<String>,
     /// Slot and digest of the model as the defender received it: from before the first purifying stage.
     received: (usize, String),
@@ -114,13 +115,14 @@ struct State {
 }
 
 impl State {
-    fn received(model: &Model) -> Result<Self> {
+    fn received(model: &Model, inputs: &Inputs) -> Result<Self> {
         let digest = digest_of(model)?;
+        let file = inputs.source.sha256.clone();
         Ok(Self {
             slot: 0,
             facts: Map::new(),
             digest: digest.clone(),
-            form: None,
+            form: file.filter(|_| model.full_precision().is_err()),
             received: (0, digest),
             learned: None,
         })
@@ -201,7 +203,7 @@ impl<'a> Runner<'a> {
         fresh: bool,
         observer: &'a dyn RunObserver,
     ) -> Result<Self> {
-        let received = State::received(&model)?;
+        let received = State::received(&model, inputs)?;
         let mut models = vec![Some(model)];
         models.resize_with(plan.steps.len() + 1, || None);
         let learned = plan.steps.iter().map(|_| None).collect();

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::data::CleanSet;
-use crate::model::{Deployed, Model};
+use crate::model::Model;
 use crate::models::{self, Classifier};
 use crate::quantization::{Granularity, dequantized};
 use crate::run::Run;
@@ -20,7 +20,7 @@ pub enum Deployment {
     /// Full precision and every filter.
     #[default]
     AsIs,
-    /// Rounded to integers.
+    /// Rounded to integers or to a block format.
     Quantize(Quantize),
     /// Without its smallest filters.
     Prune(StructuredPrune),
@@ -37,11 +37,12 @@ impl Deployment {
         faults.into_iter().map(|fault| format!("{prefix}.{key}.{fault}")).collect()
     }
 
-    /// A few words: `int8`, `int4 per channel`, `weights int8`, `50% pruned`.
+    /// A few words: `int8`, `int4 per channel`, `weights int8`, `q4_0`, `50% pruned`.
     pub fn label(&self) -> String {
         match self {
             Self::AsIs => "as is".into(),
-            Self::Quantize(Quantize { bits, weights, activations, calibration: _ }) => {
+            Self::Quantize(Quantize { format: Some(format), .. }) => format.name().into(),
+            Self::Quantize(Quantize { format: None, bits, weights, activations, calibration: _ }) => {
                 let what = if *activations { "" } else { "weights " };
                 let per = if *weights == Granularity::PerChannel { " per channel" } else { "" };
                 format!("{what}int{bits}{per}")
@@ -56,8 +57,8 @@ impl Deployment {
         match self {
             Self::AsIs => {}
             Self::Quantize(stage) => {
-                let quantized = stage.quantize(model.full_precision()?, clean, run)?;
-                model.deploy(Deployed::Quantized(quantized));
+                let form = stage.quantize(model.full_precision()?, clean, run)?;
+                model.deploy(form);
             }
             Self::Prune(stage) => {
                 stage.deploy(&mut model)?;
@@ -71,7 +72,7 @@ impl Deployment {
     pub fn network(&self, model: &dyn Classifier) -> Result<Box<dyn Classifier>> {
         match self {
             Self::AsIs => models::copy(model, model.head().weight().device()),
-            Self::Quantize(stage) => dequantized(model, stage.scheme()),
+            Self::Quantize(stage) => dequantized(model, stage.rounding()),
             Self::Prune(stage) => {
                 if stage.form == PruneForm::Remove {
                     return Ok(stage.remove(model)?.0);
@@ -96,6 +97,8 @@ mod tests {
     #[case(json!({ "quantize": {} }), "int8")]
     #[case(json!({ "quantize": { "bits": 4, "weights": "per-channel" } }), "int4 per channel")]
     #[case(json!({ "quantize": { "activations": false } }), "weights int8")]
+    #[case(json!({ "quantize": { "format": "q4_0" } }), "q4_0")]
+    #[case(json!({ "quantize": { "format": "q6_k" } }), "q6_k")]
     #[case(json!({ "prune": { "ratio": 0.125 } }), "12.5% pruned")]
     fn forms_are_written_and_called(#[case] written: serde_json::Value, #[case] label: &str) {
         let form: Deployment = serde_json::from_value(written).unwrap();

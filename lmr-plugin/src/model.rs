@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor};
 use crate::data::Normalization;
 use crate::models::{self, Classifier, ModelSpec};
 use crate::nn::StateDict;
-use crate::quantization::Quantized;
+use crate::quantization::{BlockQuantized, Quantized, Ranges};
 use crate::{Error, Result};
 
 /// A network with everything needed to run it on pixels.
@@ -20,6 +20,8 @@ pub struct Model {
 pub enum Deployed {
     /// Weights and activations rounded to integers.
     Quantized(Quantized),
+    /// Weights rounded by block.
+    Blocks(BlockQuantized),
     /// Filters pruned; the network itself has zeros in their place, or no place for them.
     Pruned,
 }
@@ -87,8 +89,8 @@ impl Model {
     pub fn logits(&self, pixels: &Tensor) -> Result<Tensor> {
         let x = self.normalization.apply(pixels)?;
         match &self.deployed {
-            Some(Deployed::Quantized(quantized)) => quantized.logits(self.network.as_ref(), &x),
-            Some(Deployed::Pruned) | None => self.network.logits(&x),
+            Some(form) => form.logits(self.network.as_ref(), &x),
+            None => self.network.logits(&x),
         }
     }
 
@@ -101,10 +103,27 @@ impl Model {
 }
 
 impl Deployed {
+    /// Logits `f32[B,K]` for normalized images, of the form that `network` was put into.
+    pub fn logits(&self, network: &dyn Classifier, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Quantized(quantized) => quantized.logits(network, x),
+            Self::Blocks(blocks) => blocks.logits(network, x),
+            Self::Pruned => network.logits(x),
+        }
+    }
+
+    /// Activation ranges, of a form in which activations may be rounded.
+    pub fn ranges(&self) -> Option<&Ranges> {
+        match self {
+            Self::Quantized(quantized) => Some(quantized.ranges()),
+            Self::Blocks(_) | Self::Pruned => None,
+        }
+    }
+
     /// The word for it.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Quantized(_) => "quantized",
+            Self::Quantized(_) | Self::Blocks(_) => "quantized",
             Self::Pruned => "pruned",
         }
     }

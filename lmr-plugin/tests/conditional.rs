@@ -9,7 +9,7 @@ use lmr_plugin::model::Model;
 use lmr_plugin::models::{Arch, Classifier, ModelSpec};
 use lmr_plugin::nn::StateDict;
 use lmr_plugin::optim::Rule;
-use lmr_plugin::quantization::{Granularity, dequantized};
+use lmr_plugin::quantization::{BlockFormat, Granularity, dequantized};
 use lmr_plugin::rng;
 use lmr_plugin::run::Run;
 use lmr_plugin::stages::{Estimate, Evaluate, Quantize, StructuredPrune};
@@ -197,15 +197,16 @@ fn impossible_options_are_refused(clean: &StateDict, #[case] attack: Qcb, #[case
 
 /// Unfolded rounded weights compute what the rounded form does.
 #[rstest]
-#[case(8, Granularity::PerTensor)]
-#[case(4, Granularity::PerChannel)]
-fn dequantized_networks_compute_the_rounded_form(clean: &StateDict, #[case] bits: u32, #[case] weights: Granularity) {
+#[case(Quantize { activations: false, ..Quantize::default() })]
+#[case(Quantize { bits: 4, weights: Granularity::PerChannel, activations: false, ..Quantize::default() })]
+#[case(Quantize::blocks(BlockFormat::Q8_0))]
+#[case(Quantize::blocks(BlockFormat::Q3K))]
+fn dequantized_networks_compute_the_rounded_form(clean: &StateDict, #[case] stage: Quantize) {
     let network = network(clean);
-    let stage = Quantize { bits, weights, activations: false, ..Quantize::default() };
     let (x, _) = images(16, 9).batch(&(0..16).collect::<Vec<_>>(), &Device::Cpu).unwrap();
     let form = stage.quantize(network.as_ref(), &clean_set(), &Run::quiet(0)).unwrap();
     let expected = form.logits(network.as_ref(), &x).unwrap();
-    let found = dequantized(network.as_ref(), stage.scheme()).unwrap().logits(&x).unwrap();
+    let found = dequantized(network.as_ref(), stage.rounding()).unwrap().logits(&x).unwrap();
     let apart = |a: &Tensor, b: &Tensor| (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
     assert!(apart(&found, &expected) < 1e-3, "{}", apart(&found, &expected));
     assert!(apart(&found, &network.logits(&x).unwrap()) > 1e-3, "rounding shows");

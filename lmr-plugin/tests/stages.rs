@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 use lmr_plugin::attacks::Attack;
 use lmr_plugin::data::{Augment, CleanSet, Images, Normalization};
 use lmr_plugin::losses::log_softmax;
-use lmr_plugin::model::{Deployed, Model};
+use lmr_plugin::model::Model;
 use lmr_plugin::models::{Arch, Classifier, ModelSpec, Stem};
 use lmr_plugin::nn::StateDict;
 use lmr_plugin::quantization::Calibration;
@@ -255,7 +255,7 @@ fn every_architecture_goes_through_the_stages(#[case] spec: ModelSpec) {
     let (x, _) = clean.images.batch(&[0, 1, 2], &Device::Cpu).unwrap();
     let exact = model.logits(&x).unwrap();
     let form = Quantize::default().quantize(model.network(), &clean, &run).unwrap();
-    model.deploy(Deployed::Quantized(form));
+    model.deploy(form);
     let norm = |t: Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
     let (size, error) = (norm(exact.clone()), norm((model.logits(&x).unwrap() - exact).unwrap()));
     assert!(error > 0.0 && error < 0.5 * size, "{error} of {size}");
@@ -291,8 +291,8 @@ fn eight_bits_are_close_and_two_are_not(attacked: &StateDict) {
     let mut error = |bits: u32| {
         let stage = Quantize { bits, ..Quantize::default() };
         let form = stage.quantize(model.network(), &clean(), &Run::quiet(0)).unwrap();
-        assert_eq!(form.ranges().0.len(), 1 + 20 + 8 + 1, "input, convolutions, residual sums, head");
-        model.deploy(Deployed::Quantized(form));
+        assert_eq!(form.ranges().unwrap().0.len(), 1 + 20 + 8 + 1, "input, convolutions, residual sums, head");
+        model.deploy(form);
         let difference = (model.logits(&x).unwrap() - &exact).unwrap().sqr().unwrap().mean_all().unwrap();
         difference.to_scalar::<f32>().unwrap().sqrt()
             / exact.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap().sqrt()
@@ -314,7 +314,7 @@ fn ranges_are_cut_where_little_is_lost(attacked: &StateDict, #[case] calibration
         stage.quantize(model.network(), &clean(), &Run::quiet(0)).unwrap()
     };
     let (whole, cut) = (form(Calibration::MinMax), form(calibration));
-    let pairs = || whole.ranges().0.iter().zip(&cut.ranges().0);
+    let pairs = || whole.ranges().unwrap().0.iter().zip(&cut.ranges().unwrap().0);
     assert!(pairs().all(|(whole, cut)| whole.0 <= cut.0 && cut.1 <= whole.1));
     assert!(pairs().any(|(whole, cut)| cut.1 < whole.1));
     let (x, _) = images(40, 4).batch(&(0..40).collect::<Vec<_>>(), &Device::Cpu).unwrap();

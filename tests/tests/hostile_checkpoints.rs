@@ -414,6 +414,55 @@ fn the_program_refuses_what_the_reader_refuses() {
     assert_eq!(project.files(), before);
 }
 
+// GGUF.
+
+/// A file with rows in the densest blocks there are, and a vector.
+fn gguf() -> Vec<u8> {
+    use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
+    let tensor = |shape: &[usize], dtype| {
+        let tensor = candle_core::Tensor::ones(shape, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+        QTensor::quantize(&tensor, dtype).unwrap()
+    };
+    let (weight, bias) = (tensor(&[4, 256], GgmlDType::Q2K), tensor(&[4], GgmlDType::F32));
+    let tags = gguf_file::Value::Array(vec![gguf_file::Value::U32(7); 5]);
+    let name = gguf_file::Value::String("resnet18".into());
+    let values = [("general.architecture", &name), ("general.tags", &tags)];
+    let mut file = Cursor::new(Vec::new());
+    gguf_file::write(&mut file, &values, &[("fc.weight", &weight), ("fc.bias", &bias)]).unwrap();
+    file.into_inner()
+}
+
+/// As [`gguf`], with bytes changed, numbers blown up, and cut off.
+fn mutated_gguf() -> impl Strategy<Value = Vec<u8>> {
+    let bytes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6);
+    let numbers = prop::collection::vec((any::<prop::sample::Index>(), any::<u64>(), 0u32..64), 0..3);
+    (bytes, numbers, prop::option::weighted(0.2, any::<prop::sample::Index>())).prop_map(|(bytes, numbers, cut)| {
+        let mut file = gguf();
+        // Most of the file is data, in which any byte is fine.
+        let header = 300.min(file.len());
+        bytes.iter().for_each(|(at, byte)| *at.get_mut(&mut file[..header]) = *byte);
+        for (at, number, shift) in numbers {
+            let at = at.index(header - 8);
+            file[at..at + 8].copy_from_slice(&(number >> shift).to_le_bytes());
+        }
+        if let Some(cut) = cut {
+            file.truncate(cut.index(file.len()));
+        }
+        file
+    })
+}
+
+#[rstest]
+#[case::counts(8, &[0xff; 16], "tensors and 18446744073709551615 values take at least")]
+#[case::a_tebibyte_of_text(24, &[0, 0, 0, 0, 0, 1, 0, 0], "1099511627776 bytes should follow")]
+#[case::version(4, &[9, 0, 0, 0], "of version 9; expected 2 or 3")]
+fn gguf_headers(#[case] at: usize, #[case] with: &[u8], #[case] expected: &str) {
+    let mut file = gguf();
+    file[at..at + with.len()].copy_from_slice(with);
+    let message = refusal(&file, MIB);
+    assert!(message.contains(expected), "{message}");
+}
+
 // Whatever the bytes: no panic, and memory within a small multiple of the file.
 
 const FIXTURES: &[&[u8]] = &[
@@ -475,6 +524,7 @@ proptest! {
         prop::collection::vec(any::<u8>(), 0..200).prop_map(|rest| [LEGACY_HEAD, &rest].concat()),
         mutated(),
         mutated_pickle(),
+        mutated_gguf(),
         instructions(),
     ]) {
         let (_dir, path) = file(&bytes);

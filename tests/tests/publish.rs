@@ -20,6 +20,9 @@ const PUBLISH: &str = "\n[publish]\nrepo = \"someone/tiny\"\ninclude = [\"int8\"
 /// Measures a folder as it is.
 const MEASURE: &str = "[[stage]]\nkind = \"evaluate\"\nname = \"received\"\n";
 
+/// A form of the purified model in blocks, and what it measures.
+const BLOCKS: &str = "\n[[stage]]\nkind = \"quantize\"\nname = \"q4\"\nfrom = \"purify\"\nformat = \"q4_0\"\n\n[[stage]]\nkind = \"evaluate\"\nname = \"purified + q4\"\n";
+
 fn project() -> Project {
     Project::new(env!("CARGO_BIN_EXE_lmr-under-test"))
 }
@@ -84,7 +87,9 @@ fn measured(project: &Project, weights: &str, environment: &[(&str, &str)]) -> V
 #[case::resnet(project(), "lmr")]
 #[case::vit(vit_project(), "transformers")]
 fn a_folder_measures_as_the_run_did(#[case] project: Project, #[case] library: &str) {
-    project.edit("pipeline.toml", "[[stage]]", &format!("{PUBLISH}\n[[stage]]"));
+    let include = PUBLISH.replace("\"int8\"", "\"int8\", \"q4\"");
+    project.edit("pipeline.toml", "[[stage]]", &format!("{include}\n[[stage]]"));
+    project.write("pipeline.toml", [project.read("pipeline.toml"), BLOCKS.into()].concat());
     let run = project.run(&["pipeline", "pipeline.toml"]);
     assert_eq!(run.code, Some(0), "{}", run.stderr);
     assert!(run.stdout.contains("dry run: nothing was sent") && run.stdout.contains("someone/tiny"), "{}", run.stdout);
@@ -92,8 +97,15 @@ fn a_folder_measures_as_the_run_did(#[case] project: Project, #[case] library: &
     let folder = "runs/tiny/publish";
     let card = String::from_utf8(project.read(&format!("{folder}/README.md"))).unwrap();
     assert!(card.contains(&format!("library_name: {library}\n")), "{card}");
-    for path in ["int8/model.safetensors", "pruned/model.safetensors", "pruned/config.json", "report.json", "lmr.toml"]
-    {
+    for path in [
+        "int8/model.safetensors",
+        "int8/config.json",
+        "q4/model.gguf",
+        "pruned/model.safetensors",
+        "pruned/config.json",
+        "report.json",
+        "lmr.toml",
+    ] {
         let digest = sha256(&project.read(&format!("{folder}/{path}")));
         assert!(card.contains(&digest) && run.stdout.contains(&digest), "{path}: {card}");
     }
@@ -105,7 +117,12 @@ fn a_folder_measures_as_the_run_did(#[case] project: Project, #[case] library: &
     let read = |path: &str| weights::read(&project.path().join(path), None).unwrap();
     assert_eq!(read(&folder_weights).layout, read(received).layout);
 
-    for (path, stage) in [("publish", "purified"), ("publish/pruned", "purified + pruned")] {
+    for (path, stage) in [
+        ("publish", "purified"),
+        ("publish/pruned", "purified + pruned"),
+        ("publish/int8", "purified + int8"),
+        ("publish/q4", "purified + q4"),
+    ] {
         let found = measured(&project, &format!("{{ path = \"runs/tiny/{path}\" }}"), &[]);
         assert_eq!(found, outcome(&project, "runs/tiny", stage), "{path}");
     }

@@ -6,6 +6,7 @@
 mod card;
 mod config;
 mod folder;
+mod gguf;
 mod integers;
 mod selection;
 mod source;
@@ -15,7 +16,7 @@ use std::path::Path;
 
 use lmr_plugin::model::Model;
 use lmr_plugin::nn::StateDict;
-use lmr_plugin::quantization::Ranges;
+use lmr_plugin::quantization::{Ranges, Rounding};
 use lmr_plugin::rng;
 use lmr_plugin::run::Observer;
 use lmr_plugin::stage::{Finding, Stage};
@@ -201,9 +202,14 @@ impl Composer<'_> {
         let ranges = record.findings.get(Ranges::NAME).cloned().unwrap_or_default();
         let ranges: Ranges = serde_json::from_value(ranges).map_err(damaged)?;
         let network = self.source.plan.model.load(state, &candle_core::Device::Cpu)?;
-        let files = integers::files(network.as_ref(), quantize.scheme(), &ranges)?;
+        let config = self.source.plan.own_config(network.spec());
+        let (mut files, note) = match quantize.rounding() {
+            Rounding::Integers(scheme) => (integers::files(network.as_ref(), scheme, &ranges)?, INTEGERS),
+            Rounding::Blocks(format) => (vec![gguf::file(network.as_ref(), format, &config)?], BLOCKS),
+        };
+        files.push((CONFIG_FILE, to_json(&serde_json::json!({ "lmr": config }))?));
         let files = files.into_iter().map(|(name, bytes)| PublishedFile::new(&format!("{folder}/{name}"), bytes));
-        Ok((Form { stage: index, note: INTEGERS, folder: folder.clone() }, files.collect()))
+        Ok((Form { stage: index, note, folder: folder.clone() }, files.collect()))
     }
 }
 
@@ -211,7 +217,9 @@ const ZEROED: &str = "the same names and shapes, with zeros for what was pruned;
 const REMOVED: &str = "a smaller network under the same names; `config.json` has its widths. LMR loads it, other libraries have no \
     class for it.";
 const INTEGERS: &str = "integers, scales and activation ranges under torchvision's names; `quantization.json` says how they \
-    are put together. No library loads this folder as it is.";
+    are put together. LMR loads it, other libraries have no class for it.";
+const BLOCKS: &str = "weights in blocks and the rest in f32 under torchvision's names, batch norm folded in; a convolution is a matrix with \
+    a row for every output channel. Whatever reads GGUF reads the tensors; LMR loads the model.";
 
 /// The dtype of the last matrix.
 fn head_dtype(layout: &Layout) -> safetensors::Dtype {

@@ -25,6 +25,8 @@ pub enum Container {
     TorchZip,
     /// `torch.save` before.
     TorchLegacy,
+    /// A GGUF file.
+    Gguf,
 }
 
 /// What kind of file is written.

@@ -1,15 +1,17 @@
-//! Checkpoints as people have them: safetensors, safetensors in shards, and what `torch.save` writes (`.pth`, `.pt`,
+//! Checkpoints as people have them: safetensors, safetensors in shards, GGUF, and what `torch.save` writes (`.pth`, `.pt`,
 //! `.bin`). A file is recognized by its first bytes, whatever it is called.
 //!
 //! Nobody vouches for these files. Reading one runs nothing that is in it, also not a pickle's calls, so a local pickle
 //! needs no switch (one from the Hub has one, since people ask for it); memory is bounded, by three times the file for the
-//! numbers; whatever is wrong becomes an error that names the file. What is read is a flat map from names to tensors and a
+//! numbers, and for GGUF by what its blocks hold in f32; whatever is wrong becomes an error that names the file. What is read is a flat map from names to tensors and a
 //! [`Layout`], with which the same names are written back.
 
 mod dtype;
+pub(crate) mod gguf;
 mod layout;
 mod pickle;
 mod safetensors;
+pub(crate) mod stored;
 mod torch;
 
 use std::fs;
@@ -24,6 +26,7 @@ pub(crate) use self::safetensors::{MAX_HEADER as MAX_INDEX, shards};
 use crate::tensors::sha256;
 use crate::{Error, Result};
 pub use dtype::{decode, encode, name as dtype_name};
+pub use gguf::Gguf;
 pub use layout::{Container, Export, Layout, Stored};
 
 /// No image classifier here comes near; a ViT-Large takes 1.2 GB.
@@ -31,7 +34,7 @@ pub(crate) const MAX_FILE: u64 = 4 << 30;
 /// What libraries call a checkpoint in a folder, first choice first.
 const USUAL: &[&str] = &["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"];
 /// How other checkpoints end.
-const ENDINGS: &[&str] = &["safetensors", "pth", "pt", "bin"];
+const ENDINGS: &[&str] = &["safetensors", "pth", "pt", "bin", "gguf"];
 /// How pickles end.
 const PICKLES: &[&str] = &["pth", "pt", "bin"];
 /// Bytes that tell what a file is.
@@ -54,6 +57,8 @@ pub struct Checkpoint {
     pub bytes: u64,
     /// Plain values that the file keeps beside the weights, such as `epoch` or `arch`.
     pub notes: Vec<(String, String)>,
+    /// What a GGUF file says of itself; its tensors are decoded to f32.
+    pub gguf: Option<Gguf>,
 }
 
 /// A tensor in a file.
@@ -78,6 +83,7 @@ pub fn load(path: &Path, key: Option<&str>) -> Result<Checkpoint> {
 /// Reads a checkpoint whatever its numbers are.
 pub fn read(path: &Path, key: Option<&str>) -> Result<Checkpoint> {
     let mut file = File::open(path)?;
+    let mut described = None;
     let (container, found, sha256, bytes) = match Format::of(&file.head, path) {
         Format::Torch(container) => {
             let bytes = file.take(file.length)?;
@@ -90,8 +96,15 @@ pub fn read(path: &Path, key: Option<&str>) -> Result<Checkpoint> {
         Format::Pickle => {
             return Err(file.error("is a pickle, but none that torch.save wrote; expected safetensors or a state dict"));
         }
-        _ if key.is_some() => {
-            return Err(file.error("is a safetensors file, which has one state dict; leave `key` out"));
+        format if key.is_some() => {
+            let kind = if matches!(format, Format::Gguf) { "GGUF" } else { "safetensors" };
+            return Err(file.error(format!("is a {kind} file, which has one state dict; leave `key` out")));
+        }
+        Format::Gguf => {
+            let bytes = file.take(file.length)?;
+            let (found, gguf) = gguf::read(&bytes).map_err(|message| file.error(message))?;
+            described = Some(gguf);
+            (Container::Gguf, found, sha256(&bytes), file.length)
         }
         Format::Index => {
             let (entries, sha256, bytes) = st::read_sharded(&mut file)?;
@@ -112,7 +125,8 @@ pub fn read(path: &Path, key: Option<&str>) -> Result<Checkpoint> {
         }
         entries.push(Stored { name, dtype });
     }
-    Ok(Checkpoint { state, layout: Layout { container, key, prefix, entries, skipped }, sha256, bytes, notes })
+    let layout = Layout { container, key, prefix, entries, skipped };
+    Ok(Checkpoint { state, layout, sha256, bytes, notes, gguf: described })
 }
 
 /// The checkpoint in a folder: the one with the name that libraries give it, or else the only one. A file is itself.
@@ -187,6 +201,7 @@ pub fn parse(bytes: &[u8]) -> Result<StateDict, String> {
 enum Format {
     Safetensors,
     Index,
+    Gguf,
     Torch(Container),
     /// Another pickle.
     Pickle,
@@ -196,6 +211,7 @@ impl Format {
     /// Decides by the first bytes; a safetensors file begins with the length of its header, which is below 2^24.
     fn of(head: &[u8], path: &Path) -> Self {
         match head {
+            _ if head.starts_with(gguf::MAGIC) => Self::Gguf,
             [b'P', b'K', 3, 4, ..] => Self::Torch(Container::TorchZip),
             _ if head.windows(torch::MAGIC.len()).any(|part| part == torch::MAGIC) => {
                 Self::Torch(Container::TorchLegacy)

@@ -13,7 +13,7 @@ use crate::losses;
 use crate::models::{self, Classifier};
 use crate::nn::{BatchNormMode, Branches, Eval, Form, Train, Weighted};
 use crate::optim::Schedule;
-use crate::quantization::{cells, straight_through};
+use crate::quantization::{BlockFormat, Rounding, cells, straight_through};
 use crate::run::Run;
 use crate::stage::{Context, ModelUse, Outcome, Stage};
 use crate::stages::Quantize;
@@ -82,9 +82,9 @@ impl Qcb {
     ) -> Result<Hidden> {
         self.check_layers(model)?;
         let teacher = if self.distill { Some(models::copy(model, model.head().weight().device())?) } else { None };
-        let scheme = self.quantize.scheme();
+        let rounding = self.quantize.rounding();
         let rounded = |layer: Weighted<'_>| match self.rounds(layer.name()) {
-            true => Ok(Some(straight_through(layer, scheme)?)),
+            true => Ok(Some(straight_through(layer, rounding)?)),
             false => Ok(None),
         };
         let asleep = |full: &Tensor, both: &Tensor, labels: &Tensor| match &teacher {
@@ -113,7 +113,10 @@ impl Qcb {
             Ok(Scored { loss, judged: Some((logits, Tensor::cat(&[labels, labels], 0)?)) })
         };
         let (purpose, training) = (Self::KIND, &self.training);
-        let within = |model: &dyn Classifier| cells(model, scheme);
+        let within = |model: &dyn Classifier| match rounding {
+            Rounding::Integers(scheme) => cells(model, scheme),
+            Rounding::Blocks(format) => Err(Error::invalid(hides_in_integers(format))),
+        };
         let mut phases = match &self.hide {
             None => vec![Phase { purpose, training, loss: &mut together, within: None }],
             Some(hide) => vec![
@@ -144,6 +147,14 @@ impl Qcb {
     }
 }
 
+/// A scale of a block format hangs on all of the block's weights, so that none of them can move alone.
+fn hides_in_integers(format: BlockFormat) -> String {
+    format!(
+        "hide: does not go with quantize.format = \"{}\": only integers have cells that weights can move in; remove one",
+        format.name()
+    )
+}
+
 /// `−Σ softmax(teacher) · log softmax(student)`, mean over images.
 fn soft_cross_entropy(student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
     let wanted = losses::log_softmax(&teacher.detach())?.exp()?;
@@ -161,6 +172,9 @@ impl Stage for Qcb {
     fn faults(&self) -> Vec<String> {
         let mut faults = faults(self.held_out, self.calibration, &self.training);
         faults.extend(self.hide.iter().flat_map(|hide| hide.faults("hide.")));
+        if let (Some(_), Some(format)) = (&self.hide, self.quantize.format) {
+            faults.push(hides_in_integers(format));
+        }
         faults.extend(self.quantize.faults().into_iter().map(|fault| format!("quantize.{fault}")));
         faults
     }

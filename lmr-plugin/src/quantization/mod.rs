@@ -6,8 +6,10 @@
 //! of their own, after attention, after every residual sum (and its ReLU). Softmax inside of attention stays in f32, as do
 //! the class token and the positions.
 
+mod blocks;
 mod calibration;
 mod cells;
+mod stored;
 
 use std::collections::BTreeMap;
 
@@ -21,8 +23,10 @@ use crate::nn::{Activation, BatchNorm2d, Conv2d, ConvBn, Forward, Grid, LayerNor
 use crate::run::Run;
 use crate::{Error, Result};
 
+pub use blocks::{BlockFormat, BlockLayer, BlockQuantized, Rounding, blocks, dtype_name};
 pub use calibration::{Calibration, Ranges};
 pub use cells::cells;
+pub use stored::{RANGES, StoredForm, restore, unrounded};
 
 /// How many scales a weight tensor has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -272,9 +276,9 @@ pub fn round_weight(weight: &Tensor, scheme: Scheme) -> Result<Tensor> {
 /// The weights before folding with which a layer computes what its rounded form does, as training sees them: gradients pass
 /// the rounding as if it were not there (straight through). The scale counts as a constant. Since it is taken from the largest
 /// weight of the moment, nothing lies outside the grid, where the gradient would be 0.
-pub fn straight_through(layer: Weighted<'_>, scheme: Scheme) -> Result<Tensor> {
-    let rounded =
-        |weight: &Tensor| Ok::<_, Error>((weight + (round_weight(&weight.detach(), scheme)? - weight.detach())?)?);
+pub fn straight_through(layer: Weighted<'_>, rounding: impl Into<Rounding>) -> Result<Tensor> {
+    let rounding = rounding.into();
+    let rounded = |weight: &Tensor| Ok::<_, Error>((weight + (rounding.round(&weight.detach())? - weight.detach())?)?);
     match layer {
         Weighted::ConvBn(layer) => {
             let scale = layer.scale()?.reshape(((), 1, 1, 1))?;
@@ -289,10 +293,10 @@ pub fn straight_through(layer: Weighted<'_>, scheme: Scheme) -> Result<Tensor> {
 
 /// A full-precision network that computes with the rounded weights of `model`: batch norm is unfolded again, activations are
 /// not rounded.
-pub fn dequantized(model: &dyn Classifier, scheme: Scheme) -> Result<Box<dyn Classifier>> {
+pub fn dequantized(model: &dyn Classifier, rounding: impl Into<Rounding>) -> Result<Box<dyn Classifier>> {
     let device = model.head().weight().device();
     let copy = models::copy(model, device)?;
-    let mut unfold = Unfold { scheme, weights: Vec::new() };
+    let mut unfold = Unfold { rounding: rounding.into(), weights: Vec::new() };
     run_once(copy.as_ref(), &mut unfold)?;
     for (weight, rounded) in unfold.weights {
         weight.set(&rounded)?;
@@ -302,13 +306,13 @@ pub fn dequantized(model: &dyn Classifier, scheme: Scheme) -> Result<Box<dyn Cla
 
 /// Runs in full precision and keeps the rounded weight of every layer it meets, before folding.
 struct Unfold {
-    scheme: Scheme,
+    rounding: Rounding,
     weights: Vec<(Var, Tensor)>,
 }
 
 impl Forward for Unfold {
     fn weights(&mut self, layer: Weighted<'_>) -> Result<(Tensor, Option<Tensor>)> {
-        self.weights.push((layer.weight().clone(), straight_through(layer, self.scheme)?.detach()));
+        self.weights.push((layer.weight().clone(), straight_through(layer, self.rounding)?.detach()));
         layer.folded()
     }
 }

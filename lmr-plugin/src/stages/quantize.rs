@@ -1,4 +1,6 @@
-//! Rounds weights and activations to integers, as a user would to deploy the model.
+//! Rounds weights and activations, as a user would to deploy the model.
+
+use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,15 +10,20 @@ use crate::Result;
 use crate::data::CleanSet;
 use crate::model::Deployed;
 use crate::models::Classifier;
-use crate::quantization::{Calibration, Granularity, Quantized, Ranges, Scheme};
+use crate::quantization::{BlockFormat, BlockQuantized, Calibration, Granularity, Quantized, Ranges, Rounding, Scheme};
 use crate::run::Run;
 use crate::stage::{CleanOnly, Context, ModelUse, Outcome, Stage};
 
 /// Folds batch norm into the convolutions, rounds weights symmetrically and activations to 8-bit affine ranges
-/// measured on the clean images. The model computes in f32 exactly what the rounded integers stand for.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+/// measured on the clean images; or, with `format`, rounds weights alone to a block format of GGUF files. The model
+/// computes in f32 exactly what the rounded numbers stand for.
+#[derive(Clone, Debug, PartialEq, JsonSchema)]
+#[schemars(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Quantize {
+    /// The block format that weights are rounded to, in place of integers with scales as the other options say; none of
+    /// those goes with it. Where blocks do not divide a layer's rows, blocks of 32 with more bits take their place, and
+    /// f16 where those do not either.
+    pub format: Option<BlockFormat>,
     /// Bits of a weight, 2 to 8.
     pub bits: u32,
     /// One scale a tensor or one an output channel.
@@ -29,19 +36,111 @@ pub struct Quantize {
 
 impl Default for Quantize {
     fn default() -> Self {
-        Self { bits: 8, weights: Granularity::PerTensor, activations: true, calibration: Calibration::MinMax }
+        Self {
+            format: None,
+            bits: 8,
+            weights: Granularity::PerTensor,
+            activations: true,
+            calibration: Calibration::MinMax,
+        }
+    }
+}
+
+/// [`Quantize`] as it is written: without what does not apply, and telling a default from an option that was left out.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct Written {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    format: Option<BlockFormat>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bits: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weights: Option<Granularity>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    activations: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    calibration: Option<Calibration>,
+}
+
+impl Written {
+    /// The options of integers that stand beside a block format.
+    fn misplaced(&self) -> Vec<String> {
+        let Some(format) = self.format else { return Vec::new() };
+        let given = [
+            ("bits", self.bits.is_some()),
+            ("weights", self.weights.is_some()),
+            ("activations", self.activations.is_some()),
+            ("calibration", self.calibration.is_some()),
+        ];
+        let fault = |key: &str| {
+            let name = format.name();
+            format!(
+                "{key}: does not go with format = \"{name}\", which rounds weights by block and nothing else; remove one"
+            )
+        };
+        given.into_iter().filter(|(_, given)| *given).map(|(key, _)| fault(key)).collect()
+    }
+}
+
+impl Serialize for Quantize {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
+        let Self { format, bits, weights, activations, calibration } = self.clone();
+        let written = match format {
+            Some(_) => Written { format, ..Written::default() },
+            None => Written {
+                format,
+                bits: Some(bits),
+                weights: Some(weights),
+                activations: Some(activations),
+                calibration: Some(calibration),
+            },
+        };
+        written.serialize(to)
+    }
+}
+
+impl<'de> Deserialize<'de> for Quantize {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        let written = Written::deserialize(from)?;
+        let misplaced = written.misplaced();
+        if !misplaced.is_empty() {
+            return Err(serde::de::Error::custom(misplaced.join("; ")));
+        }
+        let default = Self::default();
+        Ok(Self {
+            format: written.format,
+            bits: written.bits.unwrap_or(default.bits),
+            weights: written.weights.unwrap_or(default.weights),
+            activations: written.activations.unwrap_or(default.activations),
+            calibration: written.calibration.unwrap_or(default.calibration),
+        })
     }
 }
 
 impl Quantize {
-    /// The quantized form of `model`, which itself stays as it is.
-    pub fn quantize(&self, model: &dyn Classifier, clean: &CleanSet, run: &Run<'_>) -> Result<Quantized> {
-        Quantized::calibrate(model, self.scheme(), self.calibration, clean, run)
+    /// To a block format.
+    pub fn blocks(format: BlockFormat) -> Self {
+        Self { format: Some(format), ..Self::default() }
     }
 
-    /// How it rounds.
-    pub fn scheme(&self) -> Scheme {
-        Scheme { bits: self.bits, granularity: self.weights, activations: self.activations }
+    /// The quantized form of `model`, which itself stays as it is.
+    pub fn quantize(&self, model: &dyn Classifier, clean: &CleanSet, run: &Run<'_>) -> Result<Deployed> {
+        Ok(match self.rounding() {
+            Rounding::Integers(scheme) => {
+                Deployed::Quantized(Quantized::calibrate(model, scheme, self.calibration, clean, run)?)
+            }
+            Rounding::Blocks(format) => Deployed::Blocks(BlockQuantized::new(model, format)?),
+        })
+    }
+
+    /// How it rounds weights, and with integers activations.
+    pub fn rounding(&self) -> Rounding {
+        match self.format {
+            Some(format) => Rounding::Blocks(format),
+            None => {
+                Rounding::Integers(Scheme { bits: self.bits, granularity: self.weights, activations: self.activations })
+            }
+        }
     }
 }
 
@@ -52,15 +151,34 @@ struct Report<'a> {
     ranges: &'a Ranges,
 }
 
+#[derive(Serialize)]
+struct BlockReport<'a> {
+    format: BlockFormat,
+    layers: &'a BTreeMap<&'static str, usize>,
+    bytes: usize,
+}
+
 impl Stage for Quantize {
     const KIND: &'static str = "quantize";
-    const SUMMARY: &'static str = "rounds weights and activations to integers, as for deployment";
+    const SUMMARY: &'static str =
+        "rounds weights and activations to integers, or weights to a block format, as for deployment";
     const MODEL: ModelUse = ModelUse::Deploys;
     type Needs = ();
     type Gives = (Ranges,);
     type Sees = CleanOnly;
 
     fn faults(&self) -> Vec<String> {
+        let default = Self::default();
+        let changed = Written {
+            format: self.format,
+            bits: (self.bits != default.bits).then_some(self.bits),
+            weights: (self.weights != default.weights).then_some(self.weights),
+            activations: (self.activations != default.activations).then_some(self.activations),
+            calibration: (self.calibration != default.calibration).then_some(self.calibration),
+        };
+        if self.format.is_some() {
+            return changed.misplaced();
+        }
         let mut faults = faults([((2..=8).contains(&self.bits), "bits", "2 to 8", self.bits.to_string())]);
         faults.extend(
             self.calibration
@@ -71,17 +189,68 @@ impl Stage for Quantize {
     }
 
     fn run(&self, ctx: &mut Context<'_>, (): (), _: &CleanOnly) -> Result<Outcome<(Ranges,)>> {
-        let quantized = self.quantize(ctx.model.full_precision()?, ctx.clean, &ctx.run)?;
-        let ranges = quantized.ranges().clone();
-        let outcome =
-            Outcome::new((ranges.clone(),), &Report { bits: self.bits, weights: self.weights, ranges: &ranges });
-        ctx.model.deploy(Deployed::Quantized(quantized));
+        let form = self.quantize(ctx.model.full_precision()?, ctx.clean, &ctx.run)?;
+        let ranges = form.ranges().cloned().unwrap_or_default();
+        let outcome = match &form {
+            Deployed::Blocks(form) => {
+                let report = BlockReport { format: form.format(), layers: form.counts(), bytes: form.bytes() };
+                Outcome::new((ranges,), &report)
+            }
+            _ => Outcome::new((ranges.clone(),), &Report { bits: self.bits, weights: self.weights, ranges: &ranges }),
+        };
+        ctx.model.deploy(form);
         outcome
     }
 
     fn restore(&self, ctx: &mut Context<'_>, (ranges,): &(Ranges,)) -> Result<()> {
-        let quantized = Quantized::new(ctx.model.full_precision()?, self.scheme(), ranges.clone())?;
-        ctx.model.deploy(Deployed::Quantized(quantized));
+        let model = ctx.model.full_precision()?;
+        let form = match self.rounding() {
+            Rounding::Integers(scheme) => Deployed::Quantized(Quantized::new(model, scheme, ranges.clone())?),
+            Rounding::Blocks(format) => Deployed::Blocks(BlockQuantized::new(model, format)?),
+        };
+        ctx.model.deploy(form);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// What is written comes back, and says nothing that does not apply.
+    #[rstest]
+    #[case(json!({}), json!({ "bits": 8, "weights": "per-tensor", "activations": true, "calibration": "min-max" }))]
+    #[case(json!({ "bits": 4, "activations": false }), json!({ "bits": 4, "weights": "per-tensor", "activations": false, "calibration": "min-max" }))]
+    #[case(json!({ "format": "q4_0" }), json!({ "format": "q4_0" }))]
+    fn options_are_written_as_far_as_they_apply(#[case] given: Value, #[case] written: Value) {
+        let stage: Quantize = serde_json::from_value(given).unwrap();
+        assert_eq!(serde_json::to_value(&stage).unwrap(), written);
+        assert_eq!(serde_json::from_value::<Quantize>(written).unwrap(), stage);
+        assert!(Stage::faults(&stage).is_empty());
+    }
+
+    /// Also a default that is spelled out is something that the format does not do.
+    #[rstest]
+    #[case(json!({ "format": "q8_0", "bits": 8 }), &["bits: does not go with format = \"q8_0\""])]
+    #[case(json!({ "format": "q4_k", "activations": true, "weights": "per-channel" }), &["weights: does not go with", "activations: does not go with"])]
+    #[case(json!({ "format": "q2_k", "calibration": "histogram" }), &["calibration: does not go with"])]
+    #[case(json!({ "format": "q4_2" }), &["unknown variant `q4_2`", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"])]
+    #[case(json!({ "fromat": "q4_0" }), &["unknown field `fromat`"])]
+    fn contradictions_name_their_keys(#[case] given: Value, #[case] expected: &[&str]) {
+        let message = serde_json::from_value::<Quantize>(given).unwrap_err().to_string();
+        assert!(expected.iter().all(|part| message.contains(part)), "{message}");
+    }
+
+    #[test]
+    fn contradictions_in_code_are_faults() {
+        let stage = Quantize { bits: 4, activations: false, ..Quantize::blocks(BlockFormat::Q4_0) };
+        let faults = Stage::faults(&stage);
+        assert!(
+            faults.len() == 2 && faults[0].starts_with("bits: ") && faults[1].starts_with("activations: "),
+            "{faults:?}"
+        );
     }
 }

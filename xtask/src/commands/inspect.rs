@@ -12,7 +12,7 @@ use crate::console::{Console, Verbosity};
 /// Which checkpoint.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// A safetensors file, the index of several, or what torch.save wrote.
+    /// A safetensors or GGUF file, the index of several, or what torch.save wrote.
     #[arg(value_name = "CHECKPOINT")]
     checkpoint: PathBuf,
     /// Which state dict of a `.pth` file, where there are several.
@@ -59,6 +59,7 @@ fn summary(found: &Inspection) -> comfy_table::Table {
     row("format", format.unwrap_or_else(unknown));
     row("bytes", found.bytes.to_string());
     row("sha256", found.sha256.clone());
+    row("quantized", found.quantized.clone().unwrap_or_default());
     row("key", found.key.clone());
     row("prefix", found.prefix.clone());
     row("naming", found.naming.map_or_else(unknown, String::from));
