@@ -102,6 +102,7 @@ pub use branches::{Branches, Form};
 pub use conv::{Conv2d, ConvConfig, ConvSpec};
 pub use conv_bn::ConvBn;
 pub use conv_transpose::ConvTranspose2d;
+pub(crate) use cpu::int8;
 pub use cpu::{Pass, Trial};
 pub use forward::{Eval, Forward, Frozen, Train, Weighted};
 pub use grid::Grid;
@@ -114,6 +115,7 @@ pub use ops::{
 pub use params::{Builder, Init, Params, Slot, StateDict, WeightsError};
 pub use patch_embedding::PatchEmbedding;
 pub use path::{Path, with_compute_dtype, with_portable_path};
+pub(crate) use portable::pooled_size;
 pub use trunk::{Layer, Node, Trunk};
 
 /// Which statistics batch norm uses while it trains.

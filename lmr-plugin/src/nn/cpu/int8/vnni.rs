@@ -1,0 +1,77 @@
+//! Tiles of pixels and output channels with AVX-512's instruction for sums of four products of bytes.
+
+use std::arch::x86_64::{
+    __m512i, _mm512_dpbusd_epi32, _mm512_load_si512, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_storeu_si512,
+};
+
+use super::convolve::Job;
+use super::finish::Finish;
+use super::{GROUP, LANES};
+
+/// Whether this machine has what [`sweep`] needs.
+pub(super) fn available() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vnni")
+}
+
+/// Computes a panel of `V` vectors of output channels for all pixels of a job, `P` at a time.
+///
+/// # Safety
+/// The machine must have what [`available`] asks for, and every byte that [`Job::check`] looks at must be there.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) unsafe fn sweep<F: Finish, const V: usize, const P: usize>(job: &Job<'_>, finish: &F, out: &mut [F::Out]) {
+    let mut sums = [[[0i32; LANES]; V]; P];
+    for (tile, pixels) in job.pixels.chunks(P).enumerate() {
+        // Where pixels end, the last one stands in for those that are missing.
+        let last = pixels[pixels.len() - 1];
+        let at: [usize; P] = std::array::from_fn(|i| pixels.get(i).copied().unwrap_or(last));
+        // SAFETY: the caller's promise.
+        unsafe { multiply::<V, P>(job, at, &mut sums) };
+        for (i, sums) in sums[..pixels.len()].iter().enumerate() {
+            job.write(finish, sums, tile * P + i, out);
+        }
+    }
+}
+
+/// Fills `sums` for the pixels whose windows begin at `at`.
+///
+/// # Safety
+/// As for [`sweep`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn multiply<const V: usize, const P: usize>(job: &Job<'_>, at: [usize; P], sums: &mut [[[i32; LANES]; V]; P]) {
+    // SAFETY: the starts of a panel are `V` vectors; weights follow each other as the loops ask for them, in vectors that
+    // are aligned; inputs were checked.
+    unsafe {
+        let mut tile = [[_mm512_set1_epi32(0); V]; P];
+        for (v, start) in job.starts.iter().enumerate().take(V) {
+            let start = _mm512_loadu_si512(start.as_ptr().cast());
+            tile.iter_mut().for_each(|row| row[v] = start);
+        }
+        let mut weights = job.weights.as_ptr().cast::<__m512i>();
+        for &(offset, groups) in job.runs {
+            let pixels: [*const u8; P] = at.map(|at| job.input.as_ptr().add(at + offset));
+            for group in 0..groups {
+                let mut factors = [_mm512_set1_epi32(0); V];
+                for (v, factor) in factors.iter_mut().enumerate() {
+                    *factor = _mm512_load_si512(weights.add(v));
+                }
+                weights = weights.add(V);
+                for (row, pixel) in tile.iter_mut().zip(pixels) {
+                    let bytes = _mm512_set1_epi32(pixel.add(group * GROUP).cast::<i32>().read_unaligned());
+                    for (sum, &factor) in row.iter_mut().zip(&factors) {
+                        *sum = _mm512_dpbusd_epi32(*sum, bytes, factor);
+                    }
+                }
+            }
+        }
+        for (sums, row) in sums.iter_mut().zip(tile) {
+            for (sums, vector) in sums.iter_mut().zip(row) {
+                _mm512_storeu_si512(sums.as_mut_ptr().cast(), vector);
+            }
+        }
+    }
+}
