@@ -23,6 +23,7 @@
 //! | depthwise convolution and its gradients | per row of images, all taps summed in registers | `depthwise.rs` |
 //! | linear layers of a transformer | tokens stand where images do: 1x1 convolutions | `tokens.rs` |
 //! | layer norm, softmax | along vectors of tokens, no lane is ever added to another | `layer_norm.rs`, `attention.rs` |
+//! | linear layers and convolutions of quantized models | bytes times signed bytes, summed exactly in 32 bits | `int8/` |
 //! | convolutional networks in training | all layers before the pooling are one Candle operation on reused buffers | `graph.rs`, `scratch.rs` |
 //!
 //! Work is cut into chunks by shape alone and sums are added in a fixed order, so results are bit-identical for any number

@@ -1,5 +1,5 @@
 //! Integer arithmetic: values are rounded to a grid of integers times a scale. On the CPU the integers themselves are
-//! multiplied ([`integer`]); elsewhere they are simulated, kept in f32.
+//! multiplied (`integer`); elsewhere they are simulated, kept in f32.
 //!
 //! Weights: batch norm is folded into the convolution first, then `q = clip(round(W/s), −2^(b−1), 2^(b−1)−1)` with
 //! `s = max|W| / (2^(b−1) − ½)`, symmetric, ties to even. Activations: 8-bit affine, one range a tensor, at the input,

@@ -13,7 +13,8 @@ use crate::run::Run;
 use crate::stage::{CleanOnly, Context, ModelUse, Outcome, Stage};
 
 /// Folds batch norm into the convolutions, rounds weights symmetrically and activations to 8-bit affine ranges
-/// measured on the clean images. The model computes in f32 exactly what the rounded integers stand for.
+/// measured on the clean images. On the CPU the model then computes with the integers themselves, elsewhere in f32 with what they
+/// stand for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Quantize {

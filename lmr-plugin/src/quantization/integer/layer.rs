@@ -98,7 +98,7 @@ impl Layer {
         let finish = Rounded { channels: self.channels(from), activation, to, residual };
         Ok(match &self.weights {
             Weights::Dense(layer) => layer.run(kernel, images, from.zero(), &finish)?,
-            Weights::Depthwise(layer) => layer.run(images, from.zero(), &finish)?,
+            Weights::Depthwise(layer) => layer.run(kernel, images, from.zero(), &finish)?,
         })
     }
 
@@ -107,7 +107,7 @@ impl Layer {
         let finish = Real(self.channels(from));
         Ok(match &self.weights {
             Weights::Dense(layer) => layer.run(kernel, images, from.zero(), &finish)?,
-            Weights::Depthwise(layer) => layer.run(images, from.zero(), &finish)?,
+            Weights::Depthwise(layer) => layer.run(kernel, images, from.zero(), &finish)?,
         })
     }
 

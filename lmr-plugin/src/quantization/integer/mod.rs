@@ -282,7 +282,7 @@ impl Forward for Engine<'_> {
     fn layer_norm(&mut self, layer: &LayerNorm, x: &Tensor) -> Result<Tensor> {
         let Some(from) = self.grid(x)? else {
             let y = self.simulation.layer_norm(layer, x)?;
-            return self.encoded(&y);
+            return self.encoded(&to_tokens(&y)?);
         };
         let (gamma, beta) = (layer.weight().to_vec1::<f32>()?, layer.bias().to_vec1::<f32>()?);
         check_features(x, gamma.len())?;
@@ -292,8 +292,14 @@ impl Forward for Engine<'_> {
     }
 
     fn attend(&mut self, qkv: &Tensor, heads: usize) -> Result<Tensor> {
-        let y = self.unrounded(qkv, |how, qkv| how.attend(qkv, heads))?;
-        self.encoded(&y)
+        let Some(from) = self.grid(qkv)? else {
+            let y = self.simulation.attend(qkv, heads)?;
+            return self.encoded(&to_tokens(&y)?);
+        };
+        let (b, t, features) = qkv.dims3()?;
+        let to = self.point()?;
+        let mixed = int8::attend((&int8::codes(qkv)?, from), [b, t, features], heads, to)?;
+        self.keep(mixed, &[b, t, features / 3], to)
     }
 
     fn add(&mut self, x: &Tensor, y: &Tensor) -> Result<Tensor> {

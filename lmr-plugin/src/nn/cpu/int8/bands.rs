@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::super::super::ConvConfig;
-use super::{GROUP, Images};
+use super::{Images, LANES};
 
 /// Output pixels that a task has if possible: enough to read a panel of weights once for many of them, few enough that their
 /// windows stay in the second-level cache.
@@ -47,8 +47,8 @@ pub(super) struct Window<'a> {
 }
 
 impl Band {
-    /// The images' bytes where they are if nothing is read beyond them, which `whole` says of the runs of taps; otherwise a
-    /// copy with padding, and a few bytes more.
+    /// The images' bytes where they are if nothing is read beyond them, which `whole` says of the channels; otherwise a copy
+    /// with padding, and a vector of bytes more.
     pub fn window<'a>(
         &self,
         images: Images<'a>,
@@ -64,7 +64,7 @@ impl Band {
             (Cow::Borrowed(part), self.row * stride, h, w)
         } else {
             let (height, width) = ((self.rows - 1) * stride + (kh - 1) * dilation + 1, w + 2 * padding);
-            let mut copy = vec![zero; self.images * height * width * c + GROUP];
+            let mut copy = vec![zero; self.images * height * width * c + LANES];
             for image in 0..self.images {
                 for y in 0..height {
                     let source = (self.row * stride + y).checked_sub(padding).filter(|&y| y < h);

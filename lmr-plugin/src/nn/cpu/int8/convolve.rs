@@ -7,7 +7,7 @@ use candle_core::{Result, bail};
 use rayon::prelude::*;
 
 use super::bands::{Band, bands};
-use super::finish::Finish;
+use super::finish::{Finish, put};
 use super::packing::{Dense, Panel};
 use super::{GROUP, Images, Kernel, LANES, Vector};
 
@@ -24,28 +24,29 @@ pub(super) struct Job<'a> {
     pub starts: &'a [[i32; LANES]],
     /// Its first vector of output channels.
     first: usize,
-    /// Output channels of all panels.
-    outputs: usize,
-    /// How many pixels of the whole output come before.
+    /// Output channels of all panels, at least 1.
+    pub outputs: usize,
+    /// How many elements of the whole output come before.
     before: usize,
 }
 
 impl Job<'_> {
-    /// Writes the results of pixel `pixel`.
+    /// Writes the results of the pixels from `first` on, as many as `out` has room for.
     #[inline(always)]
     pub fn write<F: Finish, const V: usize>(
         &self,
         finish: &F,
-        sums: &[[i32; LANES]; V],
-        pixel: usize,
+        sums: &[[[i32; LANES]; V]],
+        first: usize,
         out: &mut [F::Out],
     ) {
-        for (v, sums) in sums.iter().enumerate() {
-            let vector = self.first + v;
-            let channel = vector * LANES;
-            let len = LANES.min(self.outputs - channel);
-            let at = (self.before + pixel) * self.outputs + channel;
-            finish.write(sums, vector, at, &mut out[pixel * self.outputs + channel..][..len]);
+        let channel = self.first * LANES;
+        let mut at = self.before + first * self.outputs + channel;
+        for (sums, out) in sums.iter().zip(out.chunks_exact_mut(self.outputs)) {
+            for (v, (sums, out)) in sums.iter().zip(out[channel..].chunks_mut(LANES)).enumerate() {
+                put(&finish.lanes(sums, self.first + v, at + v * LANES), out);
+            }
+            at += self.outputs;
         }
     }
 
@@ -76,6 +77,18 @@ impl Kernel {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             (Self::Vnni, _) => unsafe { super::vnni::sweep::<F, 4, 6>(job, finish, out) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            (Self::Avx2, 1) => unsafe { super::avx2::sweep::<F, 1>(job, finish, out) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            (Self::Avx2, 2) => unsafe { super::avx2::sweep::<F, 2>(job, finish, out) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            (Self::Avx2, 3) => unsafe { super::avx2::sweep::<F, 3>(job, finish, out) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            (Self::Avx2, _) => unsafe { super::avx2::sweep::<F, 4>(job, finish, out) },
             (Self::Plain, 1) => super::plain::sweep::<F, 1>(job, finish, out),
             (Self::Plain, 2) => super::plain::sweep::<F, 2>(job, finish, out),
             (Self::Plain, 3) => super::plain::sweep::<F, 3>(job, finish, out),
@@ -125,7 +138,7 @@ impl Dense {
                 starts: &starts[first..][..vectors],
                 first,
                 outputs,
-                before: band.before,
+                before: band.before * outputs,
             };
             job.check(vectors)?;
             kernel.sweep(vectors, &job, finish, out);

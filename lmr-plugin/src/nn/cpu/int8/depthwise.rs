@@ -1,13 +1,12 @@
 //! Convolutions that filter every channel on its own.
 
 use candle_core::{Result, bail};
-use pulp::{Arch, WithSimd};
 use rayon::prelude::*;
 
 use super::super::super::ConvConfig;
-use super::bands::{Window, bands};
-use super::finish::Finish;
-use super::{Images, LANES};
+use super::bands::bands;
+use super::finish::{Finish, put};
+use super::{Images, Kernel, LANES};
 
 /// The integer weights of a depthwise convolution.
 pub(crate) struct Depthwise {
@@ -43,7 +42,7 @@ impl Depthwise {
     }
 
     /// What becomes of images whose code of 0 is `zero`: `[B,H,W,C]`.
-    pub fn run<F: Finish>(&self, images: Images<'_>, zero: u8, finish: &F) -> Result<Vec<F::Out>> {
+    pub fn run<F: Finish>(&self, kernel: Kernel, images: Images<'_>, zero: u8, finish: &F) -> Result<Vec<F::Out>> {
         let [channels, _, kh, kw] = self.shape;
         if images.c != channels {
             bail!("integer convolution: expected {channels} channels, found {}", images.c);
@@ -51,68 +50,73 @@ impl Depthwise {
         let (oh, ow) = images.output(&self.shape, &self.config)?;
         let mut out = vec![F::Out::default(); images.b * oh * ow * channels];
         let starts: Vec<[i32; LANES]> = self.sums.iter().map(|sums| sums.map(|sum| -i32::from(zero) * sum)).collect();
-        bands(images.b, (oh, ow), &mut out, channels).into_par_iter().for_each(|(band, out)| {
-            let window = band.window(images, &self.shape, &self.config, zero, true);
-            let taps = (0..kh * kw).map(|tap| {
+        bands(images.b, (oh, ow), &mut out, channels).into_par_iter().try_for_each(|(band, out)| {
+            let whole = channels.is_multiple_of(LANES);
+            let window = band.window(images, &self.shape, &self.config, zero, whole);
+            let tap = |tap: usize| {
                 let (y, x) = (tap / kw * self.config.dilation, tap % kw * self.config.dilation);
                 (y * window.width + x) * channels
-            });
-            let taps: Vec<usize> = taps.collect();
-            let before = band.before;
-            Arch::new().dispatch(Filter {
-                layer: self,
-                taps: &taps,
-                window: &window,
-                starts: &starts,
-                before,
-                finish,
-                out,
-            });
-        });
+            };
+            let taps: Vec<usize> = (0..kh * kw).map(tap).collect();
+            for (vector, (weights, start)) in self.weights.chunks_exact(taps.len()).zip(&starts).enumerate() {
+                let channel = vector * LANES;
+                let before = band.before * channels + channel;
+                let bytes = &window.bytes[channel..];
+                let filter = Filter { bytes, pixels: &window.pixels, taps: &taps, weights, start, channels, before };
+                filter.check()?;
+                filter.run(kernel, vector, finish, &mut out[channel..]);
+            }
+            Ok::<(), candle_core::Error>(())
+        })?;
         Ok(out)
     }
 }
 
-/// All pixels of a band.
-struct Filter<'a, F: Finish> {
-    layer: &'a Depthwise,
-    /// How far from a window's beginning its taps are.
-    taps: &'a [usize],
-    window: &'a Window<'a>,
-    starts: &'a [[i32; LANES]],
+/// A vector of channels of all pixels of a band.
+pub(super) struct Filter<'a> {
+    /// From the first channel on.
+    pub bytes: &'a [u8],
+    /// Where the windows of the output's pixels begin.
+    pub pixels: &'a [usize],
+    /// How far from there its taps are.
+    pub taps: &'a [usize],
+    /// As many as there are taps.
+    pub weights: &'a [[i32; LANES]],
+    /// What sums begin with.
+    pub start: &'a [i32; LANES],
+    /// Of an output pixel.
+    channels: usize,
+    /// How many elements of the whole output come before.
     before: usize,
-    finish: &'a F,
-    out: &'a mut [F::Out],
 }
 
-impl<F: Finish> WithSimd for Filter<'_, F> {
-    type Output = ();
+impl Filter<'_> {
+    /// Refuses windows that reach beyond the input: the kernels do not check.
+    fn check(&self) -> Result<()> {
+        let last = |of: &[usize]| of.iter().max().copied().unwrap_or(0);
+        let end = last(self.pixels) + last(self.taps) + LANES;
+        if end > self.bytes.len() || self.weights.len() != self.taps.len() {
+            bail!("integer convolution: {end} bytes are needed, {} are there", self.bytes.len());
+        }
+        Ok(())
+    }
 
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, _: S) {
-        let Self { layer, taps, window, starts, before, finish, out } = self;
-        let channels = layer.shape[0];
-        for (pixel, (&at, out)) in window.pixels.iter().zip(out.chunks_exact_mut(channels)).enumerate() {
-            for (vector, out) in out.chunks_mut(LANES).enumerate() {
-                let mut sums = starts[vector];
-                let weights = &layer.weights[vector * taps.len()..][..taps.len()];
-                for (&tap, weights) in taps.iter().zip(weights) {
-                    let bytes = &window.bytes[at + tap + vector * LANES..][..out.len()];
-                    match bytes.first_chunk::<LANES>() {
-                        Some(bytes) => add(&mut sums, bytes, weights),
-                        None => add(&mut sums, bytes, weights),
-                    }
-                }
-                let at = (before + pixel) * channels + vector * LANES;
-                finish.write(&sums, vector, at, out);
-            }
+    fn run<F: Finish>(&self, kernel: Kernel, vector: usize, finish: &F, out: &mut [F::Out]) {
+        match kernel {
+            // SAFETY: this kernel is only chosen where its instructions are available, and the windows were checked.
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Vnni => unsafe { super::vnni::filter(self, vector, finish, out) },
+            _ => super::plain::filter(self, vector, finish, out),
         }
     }
-}
 
-#[inline(always)]
-fn add(sums: &mut [i32; LANES], bytes: &[u8], weights: &[i32; LANES]) {
-    for ((sum, &byte), &weight) in sums.iter_mut().zip(bytes).zip(weights) {
-        *sum = sum.wrapping_add(i32::from(byte).wrapping_mul(weight));
+    /// Writes the results of the pixels from `first` on; `out` begins at the vector's first channel.
+    #[inline(always)]
+    pub fn write<F: Finish>(&self, finish: &F, vector: usize, sums: &[[i32; LANES]], first: usize, out: &mut [F::Out]) {
+        let len = LANES.min(self.channels - vector * LANES);
+        for (i, sums) in sums.iter().enumerate() {
+            let at = (first + i) * self.channels;
+            put(&finish.lanes(sums, vector, self.before + at), &mut out[at..at + len]);
+        }
     }
 }

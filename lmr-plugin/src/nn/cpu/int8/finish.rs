@@ -1,7 +1,7 @@
 //! From sums of integers to what a layer gives: the one formula that all kernels share, so that they agree to the bit.
 
 use super::super::super::Activation;
-use super::super::activation::{gelu, relu6};
+use super::super::activation::{Bounds, gelu};
 use super::{Affine, LANES};
 
 /// What becomes of the sums of a vector of output channels.
@@ -9,9 +9,32 @@ pub(crate) trait Finish: Sync {
     /// An element of the output.
     type Out: Copy + Default + Send + Sync;
 
-    /// Writes the results for vector `vector` of the output channels to `out`, as many as it holds. They are elements `at`
-    /// and following of the whole output.
-    fn write(&self, sums: &[i32; LANES], vector: usize, at: usize, out: &mut [Self::Out]);
+    /// The results for vector `vector` of the output channels, which begin at element `at` of the whole output; lanes beyond
+    /// the last channel are anything.
+    fn lanes(&self, sums: &[i32; LANES], vector: usize, at: usize) -> [Self::Out; LANES];
+}
+
+/// Puts lanes where they belong, as many as there is room for.
+#[inline(always)]
+pub(super) fn put<T: Copy>(lanes: &[T; LANES], out: &mut [T]) {
+    match out.first_chunk_mut() {
+        Some(out) => *out = *lanes,
+        None => out.copy_from_slice(&lanes[..out.len()]),
+    }
+}
+
+/// The codes from `at` on; 0 beyond the end.
+#[inline(always)]
+pub(super) fn get(codes: &[u8], at: usize) -> [u8; LANES] {
+    let rest = &codes[at..];
+    match rest.first_chunk() {
+        Some(codes) => *codes,
+        None => {
+            let mut lanes = [0; LANES];
+            lanes[..rest.len()].copy_from_slice(rest);
+            lanes
+        }
+    }
 }
 
 /// What a sum is multiplied by, and what is added then, per output channel.
@@ -37,8 +60,11 @@ impl Channels {
 
     #[inline(always)]
     fn apply(&self, sums: &[i32; LANES], vector: usize) -> [f32; LANES] {
-        let (scale, bias) = (&self.scale[vector], &self.bias[vector]);
-        std::array::from_fn(|i| sums[i] as f32 * scale[i] + bias[i])
+        let (scale, bias, mut values) = (&self.scale[vector], &self.bias[vector], [0.0; LANES]);
+        for i in 0..LANES {
+            values[i] = sums[i] as f32 * scale[i] + bias[i];
+        }
+        values
     }
 }
 
@@ -49,8 +75,8 @@ impl Finish for Real {
     type Out = f32;
 
     #[inline(always)]
-    fn write(&self, sums: &[i32; LANES], vector: usize, _: usize, out: &mut [f32]) {
-        out.copy_from_slice(&self.0.apply(sums, vector)[..out.len()]);
+    fn lanes(&self, sums: &[i32; LANES], vector: usize, _: usize) -> [f32; LANES] {
+        self.0.apply(sums, vector)
     }
 }
 
@@ -77,38 +103,38 @@ impl Finish for Rounded<'_> {
     type Out = u8;
 
     #[inline(always)]
-    fn write(&self, sums: &[i32; LANES], vector: usize, at: usize, out: &mut [u8]) {
-        let mut values = self.channels.apply(sums, vector);
-        let codes: [u8; LANES] = match &self.residual {
-            None => {
-                activate(&mut values, self.activation);
-                values.map(|value| self.to.code(value))
+    fn lanes(&self, sums: &[i32; LANES], vector: usize, at: usize) -> [u8; LANES] {
+        // Loops rather than `map`, which the compiler leaves a call.
+        let (mut values, mut codes, mut to) = (self.channels.apply(sums, vector), [0; LANES], self.to);
+        if let Some(residual) = &self.residual {
+            let added = get(residual.codes, at);
+            for (value, added) in values.iter_mut().zip(added) {
+                *value = self.to.value(self.to.code(*value)) + residual.from.value(added);
             }
-            Some(residual) => {
-                let mut added = [0; LANES];
-                match residual.codes[at..at + out.len()].first_chunk() {
-                    Some(codes) => added = *codes,
-                    None => added[..out.len()].copy_from_slice(&residual.codes[at..at + out.len()]),
-                }
-                let own = values.map(|value| self.to.value(self.to.code(value)));
-                let mut sums: [f32; LANES] = std::array::from_fn(|i| own[i] + residual.from.value(added[i]));
-                activate(&mut sums, self.activation);
-                sums.map(|value| residual.to.code(value))
-            }
-        };
-        match out.first_chunk_mut() {
-            Some(out) => *out = codes,
-            None => out.copy_from_slice(&codes[..out.len()]),
+            to = residual.to;
         }
+        let values = activate(values, self.activation);
+        for (code, value) in codes.iter_mut().zip(values) {
+            *code = to.code(value);
+        }
+        codes
     }
 }
 
 #[inline(always)]
-pub(super) fn activate(values: &mut [f32; LANES], activation: Activation) {
-    match activation {
-        Activation::None => {}
-        Activation::Relu => values.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v }),
-        Activation::Relu6 => values.iter_mut().for_each(|v| *v = relu6(*v)),
-        Activation::Gelu => values.iter_mut().for_each(|v| *v = gelu(*v)),
+pub(super) fn activate(values: [f32; LANES], activation: Activation) -> [f32; LANES] {
+    // Without branches where it only cuts off.
+    let (Bounds { low, high }, mut out) = (Bounds::of(activation).unwrap_or(Bounds::NONE), [0.0; LANES]);
+    for (out, value) in out.iter_mut().zip(values) {
+        let value = if value > low { value } else { low };
+        *out = if value < high { value } else { high };
     }
+    if activation == Activation::Gelu {
+        let mut smooth = [0.0; LANES];
+        for (smooth, value) in smooth.iter_mut().zip(out) {
+            *smooth = gelu(value);
+        }
+        return smooth;
+    }
+    out
 }

@@ -5,6 +5,9 @@
 
 mod access;
 mod affine;
+mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod bands;
 mod convolve;
 mod depthwise;
@@ -25,6 +28,7 @@ use super::super::ConvConfig;
 
 pub(crate) use access::{codes, values};
 pub(crate) use affine::Affine;
+pub(crate) use attention::attend;
 pub(crate) use depthwise::Depthwise;
 pub(crate) use finish::{Channels, Real, Residual, Rounded};
 pub(crate) use layer_norm::layer_norm;
@@ -48,18 +52,26 @@ pub(crate) enum Kernel {
     /// AVX-512 with its instruction for sums of four products of bytes.
     #[cfg(target_arch = "x86_64")]
     Vnni,
+    /// AVX2.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
     /// Plain loops.
     Plain,
 }
 
 impl Kernel {
+    /// Those that this machine has, the fastest first.
+    pub fn available() -> impl Iterator<Item = Self> {
+        #[cfg(target_arch = "x86_64")]
+        let special = [vnni::available().then_some(Self::Vnni), avx2::available().then_some(Self::Avx2)];
+        #[cfg(not(target_arch = "x86_64"))]
+        let special = [None; 0];
+        special.into_iter().flatten().chain([Self::Plain])
+    }
+
     /// The fastest that this machine has.
     pub fn best() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if vnni::available() {
-            return Self::Vnni;
-        }
-        Self::Plain
+        Self::available().next().unwrap_or(Self::Plain)
     }
 }
 

@@ -45,7 +45,7 @@ impl Dense {
     pub fn new(weight: &[i8], shape: [usize; 4], config: ConvConfig) -> Option<Self> {
         let [o, c, kh, kw] = shape;
         let depth = c * kh * kw;
-        if config.groups != 1 || depth > MAX_DEPTH || depth == 0 || weight.len() != o * depth {
+        if config.groups != 1 || depth > MAX_DEPTH || o * depth == 0 || weight.len() != o * depth {
             return None;
         }
         // Neighbouring taps are one run of bytes.

@@ -3,6 +3,7 @@
 use pulp::{Arch, WithSimd};
 
 use super::convolve::Job;
+use super::depthwise::Filter;
 use super::finish::Finish;
 use super::{GROUP, LANES};
 
@@ -19,7 +20,7 @@ impl<F: Finish, const V: usize> WithSimd for Sweep<'_, F, V> {
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _: S) {
         let Self { job, finish, out } = self;
-        for (i, &at) in job.pixels.iter().enumerate() {
+        for (i, (&at, out)) in job.pixels.iter().zip(out.chunks_exact_mut(job.outputs)).enumerate() {
             let mut sums: [[i32; LANES]; V] = std::array::from_fn(|v| job.starts[v]);
             let mut weights = job.weights.chunks_exact(V);
             for &(offset, groups) in job.runs {
@@ -33,7 +34,7 @@ impl<F: Finish, const V: usize> WithSimd for Sweep<'_, F, V> {
                     }
                 }
             }
-            job.write(finish, &sums, i, out);
+            job.write(finish, &[sums], i, out);
         }
     }
 }
@@ -41,4 +42,36 @@ impl<F: Finish, const V: usize> WithSimd for Sweep<'_, F, V> {
 /// Computes a panel of `V` vectors of output channels for all pixels of a job.
 pub(super) fn sweep<F: Finish, const V: usize>(job: &Job<'_>, finish: &F, out: &mut [F::Out]) {
     Arch::new().dispatch(Sweep::<F, V> { job, finish, out });
+}
+
+/// A vector of channels, each filtered on its own.
+struct Filtered<'a, F: Finish> {
+    filter: &'a Filter<'a>,
+    vector: usize,
+    finish: &'a F,
+    out: &'a mut [F::Out],
+}
+
+impl<F: Finish> WithSimd for Filtered<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        let Self { filter, vector, finish, out } = self;
+        for (i, &at) in filter.pixels.iter().enumerate() {
+            let mut sums = *filter.start;
+            for (&tap, weights) in filter.taps.iter().zip(filter.weights) {
+                let bytes = &filter.bytes[at + tap..][..LANES];
+                for ((sum, &byte), &weight) in sums.iter_mut().zip(bytes).zip(weights) {
+                    *sum = sum.wrapping_add(i32::from(byte).wrapping_mul(weight));
+                }
+            }
+            filter.write(finish, vector, &[sums], i, out);
+        }
+    }
+}
+
+/// Filters a vector of channels of all pixels.
+pub(super) fn filter<F: Finish>(filter: &Filter<'_>, vector: usize, finish: &F, out: &mut [F::Out]) {
+    Arch::new().dispatch(Filtered { filter, vector, finish, out });
 }

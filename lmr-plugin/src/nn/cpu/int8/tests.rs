@@ -49,14 +49,6 @@ fn affine(scale: f64, zero: u8) -> Affine {
     Affine::of(&super::super::super::Grid { scale, low: -zero, high: 255.0 - zero }).unwrap()
 }
 
-fn kernels() -> Vec<Kernel> {
-    let mut kernels = vec![Kernel::Plain];
-    if Kernel::best() != Kernel::Plain {
-        kernels.push(Kernel::best());
-    }
-    kernels
-}
-
 fn activations() -> impl Strategy<Value = Activation> {
     prop_oneof![Just(Activation::None), Just(Activation::Relu), Just(Activation::Relu6), Just(Activation::Gelu)]
 }
@@ -136,11 +128,7 @@ impl Case {
 
     /// The definition of [`Rounded`].
     fn rounded(&self, (to, from, last): (Affine, Affine, Affine), with_residual: bool) -> Vec<u8> {
-        let activate = |v: f32| {
-            let mut lanes = [v; LANES];
-            finish::activate(&mut lanes, self.activation);
-            lanes[0]
-        };
+        let activate = |v: f32| finish::activate([v; LANES], self.activation)[0];
         let values = self.real().into_iter().zip(&self.residual);
         let code = |(v, r): (f32, &u8)| match with_residual {
             true => last.code(activate(to.value(to.code(v)) + from.value(*r))),
@@ -163,7 +151,7 @@ proptest! {
     fn dense_kernels_are_exact(case in cases(false), with_residual: bool) {
         let dense = Dense::new(&case.weight, case.shape, case.config).unwrap();
         let points = (affine(0.02, 100), affine(0.03, 7), affine(0.04, 30));
-        for kernel in kernels() {
+        for kernel in Kernel::available() {
             let real = dense.run(kernel, case.images(), case.zero, &Real(case.channels())).unwrap();
             prop_assert_eq!(&real, &case.real());
             let codes = dense.run(kernel, case.images(), case.zero, &case.finish(points, with_residual)).unwrap();
@@ -172,12 +160,14 @@ proptest! {
     }
 
     #[test]
-    fn the_depthwise_kernel_is_exact(case in cases(true), with_residual: bool) {
+    fn depthwise_kernels_are_exact(case in cases(true), with_residual: bool) {
         let layer = Depthwise::new(&case.weight, case.shape, case.config).unwrap();
         let points = (affine(0.02, 100), affine(0.03, 7), affine(0.04, 30));
-        let real = layer.run(case.images(), case.zero, &Real(case.channels())).unwrap();
-        prop_assert_eq!(&real, &case.real());
-        let codes = layer.run(case.images(), case.zero, &case.finish(points, with_residual)).unwrap();
-        prop_assert_eq!(&codes, &case.rounded(points, with_residual));
+        for kernel in Kernel::available() {
+            let real = layer.run(kernel, case.images(), case.zero, &Real(case.channels())).unwrap();
+            prop_assert_eq!(&real, &case.real());
+            let codes = layer.run(kernel, case.images(), case.zero, &case.finish(points, with_residual)).unwrap();
+            prop_assert_eq!(&codes, &case.rounded(points, with_residual));
+        }
     }
 }

@@ -1,12 +1,14 @@
 //! Tiles of pixels and output channels with AVX-512's instruction for sums of four products of bytes.
 
 use std::arch::x86_64::{
-    __m512i, _mm512_dpbusd_epi32, _mm512_load_si512, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_storeu_si512,
+    __m512i, _mm_loadu_si128, _mm512_cvtepu8_epi32, _mm512_dpbusd_epi32, _mm512_load_si512, _mm512_loadu_si512,
+    _mm512_set1_epi32, _mm512_storeu_si512,
 };
 
+use super::LANES;
 use super::convolve::Job;
+use super::depthwise::Filter;
 use super::finish::Finish;
-use super::{GROUP, LANES};
 
 /// Whether this machine has what [`sweep`] needs.
 pub(super) fn available() -> bool {
@@ -24,15 +26,14 @@ pub(super) fn available() -> bool {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) unsafe fn sweep<F: Finish, const V: usize, const P: usize>(job: &Job<'_>, finish: &F, out: &mut [F::Out]) {
     let mut sums = [[[0i32; LANES]; V]; P];
-    for (tile, pixels) in job.pixels.chunks(P).enumerate() {
+    let tiles = job.pixels.chunks(P).zip(out.chunks_mut(P * job.outputs)).enumerate();
+    for (tile, (pixels, out)) in tiles {
         // Where pixels end, the last one stands in for those that are missing.
         let last = pixels[pixels.len() - 1];
         let at: [usize; P] = std::array::from_fn(|i| pixels.get(i).copied().unwrap_or(last));
         // SAFETY: the caller's promise.
         unsafe { multiply::<V, P>(job, at, &mut sums) };
-        for (i, sums) in sums[..pixels.len()].iter().enumerate() {
-            job.write(finish, sums, tile * P + i, out);
-        }
+        job.write(finish, &sums, tile * P, out);
     }
 }
 
@@ -53,7 +54,7 @@ unsafe fn multiply<const V: usize, const P: usize>(job: &Job<'_>, at: [usize; P]
         }
         let mut weights = job.weights.as_ptr().cast::<__m512i>();
         for &(offset, groups) in job.runs {
-            let pixels: [*const u8; P] = at.map(|at| job.input.as_ptr().add(at + offset));
+            let pixels: [*const i32; P] = at.map(|at| job.input.as_ptr().add(at + offset).cast());
             for group in 0..groups {
                 let mut factors = [_mm512_set1_epi32(0); V];
                 for (v, factor) in factors.iter_mut().enumerate() {
@@ -61,7 +62,7 @@ unsafe fn multiply<const V: usize, const P: usize>(job: &Job<'_>, at: [usize; P]
                 }
                 weights = weights.add(V);
                 for (row, pixel) in tile.iter_mut().zip(pixels) {
-                    let bytes = _mm512_set1_epi32(pixel.add(group * GROUP).cast::<i32>().read_unaligned());
+                    let bytes = _mm512_set1_epi32(pixel.add(group).read_unaligned());
                     for (sum, &factor) in row.iter_mut().zip(&factors) {
                         *sum = _mm512_dpbusd_epi32(*sum, bytes, factor);
                     }
@@ -73,5 +74,37 @@ unsafe fn multiply<const V: usize, const P: usize>(job: &Job<'_>, at: [usize; P]
                 _mm512_storeu_si512(sums.as_mut_ptr().cast(), vector);
             }
         }
+    }
+}
+
+/// Filters a vector of channels of all pixels, each channel on its own.
+///
+/// # Safety
+/// The machine must have what [`available`] asks for, and every byte that [`Filter::check`] looks at must be there.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) unsafe fn filter<F: Finish>(filter: &Filter<'_>, vector: usize, finish: &F, out: &mut [F::Out]) {
+    /// Pixels at a time.
+    const P: usize = 8;
+    let mut sums = [[0i32; LANES]; P];
+    for (tile, pixels) in filter.pixels.chunks(P).enumerate() {
+        let last = pixels[pixels.len() - 1];
+        let at: [usize; P] = std::array::from_fn(|i| pixels.get(i).copied().unwrap_or(last));
+        // SAFETY: the caller's promise; there are as many weights as taps.
+        unsafe {
+            let mut vectors = [_mm512_loadu_si512(filter.start.as_ptr().cast()); P];
+            let inputs: [*const u8; P] = at.map(|at| filter.bytes.as_ptr().add(at));
+            for (&tap, weights) in filter.taps.iter().zip(filter.weights) {
+                // A byte in each lane, the others 0: one product is left of the four.
+                let weights = _mm512_loadu_si512(weights.as_ptr().cast());
+                for (sum, input) in vectors.iter_mut().zip(inputs) {
+                    let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(input.add(tap).cast()));
+                    *sum = _mm512_dpbusd_epi32(*sum, bytes, weights);
+                }
+            }
+            for (sums, vector) in sums.iter_mut().zip(vectors) {
+                _mm512_storeu_si512(sums.as_mut_ptr().cast(), vector);
+            }
+        }
+        filter.write(finish, vector, &sums[..pixels.len()], tile * P, out);
     }
 }
