@@ -6,6 +6,9 @@ use super::{LANES, Vector};
 /// Bytes of an activation that one instruction multiplies and sums.
 pub(super) const GROUP: usize = 4;
 
+/// Most vectors of output channels that are computed together.
+const MOST_VECTORS: usize = 4;
+
 /// Most products in a sum that 32 bits hold: of a byte and a signed byte, each at its largest.
 const MAX_DEPTH: usize = (i32::MAX / (255 * 128)) as usize;
 
@@ -50,29 +53,24 @@ impl Dense {
         }
         // Neighbouring taps are one run of bytes.
         let (starts, taps) = if config.dilation == 1 { (1, kw) } else { (kw, 1) };
+        let groups = (taps * c).div_ceil(GROUP);
         let firsts: Vec<(usize, usize)> = (0..kh).flat_map(|y| (0..starts).map(move |x| (y, x))).collect();
-        let runs = firsts
-            .iter()
-            .map(|&(y, x)| Run { at: (y * config.dilation, x * config.dilation), groups: (taps * c).div_ceil(GROUP) })
-            .collect();
-        let (mut panels, mut packed, vectors) = (Vec::new(), Vec::new(), o.div_ceil(LANES));
-        while let Some(left) = vectors.checked_sub(panels.last().map_or(0, |p: &Panel| p.first + p.vectors)) {
-            if left == 0 {
-                break;
-            }
-            let panel = Panel { first: vectors - left, vectors: left.min(4), weights: packed.len() };
-            for &(y, x) in &firsts {
-                for group in 0..(taps * c).div_ceil(GROUP) {
-                    for vector in panel.first..panel.first + panel.vectors {
-                        let mut bytes = Vector([0; LANES * GROUP]);
-                        for (i, byte) in bytes.0.iter_mut().enumerate() {
-                            let (out, k) = (vector * LANES + i / GROUP, group * GROUP + i % GROUP);
-                            if out < o && k < taps * c {
-                                *byte = weight[((out * c + k % c) * kh + y) * kw + x + k / c];
-                            }
+        let run = |&(y, x): &(usize, usize)| Run { at: (y * config.dilation, x * config.dilation), groups };
+        let runs = firsts.iter().map(run).collect();
+        let vectors = o.div_ceil(LANES);
+        let (mut panels, mut packed) = (Vec::new(), Vec::with_capacity(vectors * firsts.len() * groups));
+        for first in (0..vectors).step_by(MOST_VECTORS) {
+            let panel = Panel { first, vectors: MOST_VECTORS.min(vectors - first), weights: packed.len() };
+            for (&(y, x), group) in firsts.iter().flat_map(|first| (0..groups).map(move |group| (first, group))) {
+                for vector in first..first + panel.vectors {
+                    let mut bytes = Vector([0; LANES * GROUP]);
+                    for (i, byte) in bytes.0.iter_mut().enumerate() {
+                        let (out, k) = (vector * LANES + i / GROUP, group * GROUP + i % GROUP);
+                        if out < o && k < taps * c {
+                            *byte = weight[((out * c + k % c) * kh + y) * kw + x + k / c];
                         }
-                        packed.push(bytes);
                     }
+                    packed.push(bytes);
                 }
             }
             panels.push(panel);

@@ -69,7 +69,11 @@ struct Case {
 
 /// Odd sizes, every combination of stride, padding and dilation, weights of 2 to 8 bits.
 fn cases(depthwise: bool) -> impl Strategy<Value = Case> {
-    let sizes = (1usize..4, 1usize..12, 1usize..12, 1usize..40, 1usize..150, 1usize..5, 1usize..5);
+    // Several small images in a task, several tasks for an image, and rows.
+    let small = (1usize..4, 1usize..12, 1usize..12, 1usize..40, 1usize..150, 1usize..5, 1usize..5);
+    let large = (1usize..3, 20usize..50, 20usize..50, 1usize..5, 1usize..20, 1usize..5, 1usize..5);
+    let rows = (1usize..600, 1usize..2, 1usize..2, 1usize..70, 1usize..40, 1usize..2, 1usize..2);
+    let sizes = prop_oneof![small, large, rows];
     let moves = (1usize..4, 0usize..4, 1usize..3, 2u32..=8, any::<u8>(), any::<bool>(), activations(), any::<u64>());
     (sizes, moves).prop_map(
         move |((b, h, w, c, o, kh, kw), (stride, padding, dilation, bits, zero, each, activation, seed))| {
