@@ -51,7 +51,11 @@ unsafe fn multiply<const V: usize>(job: &Job<'_>, at: [usize; P], v: usize, sums
         let mut tile = [[_mm256_setzero_si256(); 4]; P];
         let mut weights = job.weights.as_ptr().add(v);
         for &(offset, groups) in job.runs {
-            let pixels: [*const i32; P] = at.map(|at| job.input.as_ptr().add(at + offset).cast());
+            // A loop rather than `map`, which may be left a call that spills the tile.
+            let mut pixels = [job.input.as_ptr().add(offset).cast::<i32>(); P];
+            for (pixel, at) in pixels.iter_mut().zip(at) {
+                *pixel = pixel.byte_add(at);
+            }
             for group in 0..groups {
                 let mut bytes = [_mm256_setzero_si256(); P];
                 for (bytes, pixel) in bytes.iter_mut().zip(pixels) {
@@ -69,11 +73,9 @@ unsafe fn multiply<const V: usize>(job: &Job<'_>, at: [usize; P], v: usize, sums
         }
         for (sums, [a, b, c, d]) in sums.iter_mut().zip(tile) {
             // Adding neighbours leaves pairs of channels in the order 0, 2, 1, 3.
-            let halves =
-                [_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d)].map(|h| _mm256_permute4x64_epi64::<0xD8>(h));
             let to = sums[v].as_mut_ptr().cast::<__m256i>();
-            _mm256_storeu_si256(to, halves[0]);
-            _mm256_storeu_si256(to.add(1), halves[1]);
+            _mm256_storeu_si256(to, _mm256_permute4x64_epi64::<0xD8>(_mm256_hadd_epi32(a, b)));
+            _mm256_storeu_si256(to.add(1), _mm256_permute4x64_epi64::<0xD8>(_mm256_hadd_epi32(c, d)));
             for (sum, start) in sums[v].iter_mut().zip(&job.starts[v]) {
                 *sum = sum.wrapping_add(*start);
             }

@@ -44,7 +44,7 @@ impl Job<'_> {
         let mut at = self.before + first * self.outputs + channel;
         for (sums, out) in sums.iter().zip(out.chunks_exact_mut(self.outputs)) {
             for (v, (sums, out)) in sums.iter().zip(out[channel..].chunks_mut(LANES)).enumerate() {
-                put(&finish.lanes(sums, self.first + v, at + v * LANES), out);
+                put(&finish.lanes(sums, self.first + v, at + v * LANES, out.len()), out);
             }
             at += self.outputs;
         }

@@ -116,7 +116,7 @@ impl Filter<'_> {
         let len = LANES.min(self.channels - vector * LANES);
         for (i, sums) in sums.iter().enumerate() {
             let at = (first + i) * self.channels;
-            put(&finish.lanes(sums, vector, self.before + at), &mut out[at..at + len]);
+            put(&finish.lanes(sums, vector, self.before + at, len), &mut out[at..at + len]);
         }
     }
 }

@@ -9,9 +9,9 @@ pub(crate) trait Finish: Sync {
     /// An element of the output.
     type Out: Copy + Default + Send + Sync;
 
-    /// The results for vector `vector` of the output channels, which begin at element `at` of the whole output; lanes beyond
-    /// the last channel are anything.
-    fn lanes(&self, sums: &[i32; LANES], vector: usize, at: usize) -> [Self::Out; LANES];
+    /// The results for the first `len` of vector `vector` of the output channels, which begin at element `at` of the whole
+    /// output; the other lanes are anything.
+    fn lanes(&self, sums: &[i32; LANES], vector: usize, at: usize, len: usize) -> [Self::Out; LANES];
 }
 
 /// Puts lanes where they belong, as many as there is room for.
@@ -75,7 +75,7 @@ impl Finish for Real {
     type Out = f32;
 
     #[inline(always)]
-    fn lanes(&self, sums: &[i32; LANES], vector: usize, _: usize) -> [f32; LANES] {
+    fn lanes(&self, sums: &[i32; LANES], vector: usize, _: usize, _: usize) -> [f32; LANES] {
         self.0.apply(sums, vector)
     }
 }
@@ -103,7 +103,7 @@ impl Finish for Rounded<'_> {
     type Out = u8;
 
     #[inline(always)]
-    fn lanes(&self, sums: &[i32; LANES], vector: usize, at: usize) -> [u8; LANES] {
+    fn lanes(&self, sums: &[i32; LANES], vector: usize, at: usize, len: usize) -> [u8; LANES] {
         // Loops rather than `map`, which the compiler leaves a call.
         let (mut values, mut codes, mut to) = (self.channels.apply(sums, vector), [0; LANES], self.to);
         if let Some(residual) = &self.residual {
@@ -113,7 +113,7 @@ impl Finish for Rounded<'_> {
             }
             to = residual.to;
         }
-        let values = activate(values, self.activation);
+        let values = activate(values, self.activation, len);
         for (code, value) in codes.iter_mut().zip(values) {
             *code = to.code(value);
         }
@@ -121,8 +121,9 @@ impl Finish for Rounded<'_> {
     }
 }
 
+/// The first `len` of the lanes through an activation.
 #[inline(always)]
-pub(super) fn activate(values: [f32; LANES], activation: Activation) -> [f32; LANES] {
+pub(super) fn activate(values: [f32; LANES], activation: Activation, len: usize) -> [f32; LANES] {
     // Without branches where it only cuts off.
     let (Bounds { low, high }, mut out) = (Bounds::of(activation).unwrap_or(Bounds::NONE), [0.0; LANES]);
     for (out, value) in out.iter_mut().zip(values) {
@@ -130,11 +131,10 @@ pub(super) fn activate(values: [f32; LANES], activation: Activation) -> [f32; LA
         *out = if value < high { value } else { high };
     }
     if activation == Activation::Gelu {
-        let mut smooth = [0.0; LANES];
-        for (smooth, value) in smooth.iter_mut().zip(out) {
-            *smooth = gelu(value);
+        // Of a length that the compiler does not know: it makes vectors of the loop instead of copies of its long body.
+        for value in out.iter_mut().take(len) {
+            *value = gelu(*value);
         }
-        return smooth;
     }
     out
 }

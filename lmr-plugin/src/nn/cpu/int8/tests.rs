@@ -132,7 +132,7 @@ impl Case {
 
     /// The definition of [`Rounded`].
     fn rounded(&self, (to, from, last): (Affine, Affine, Affine), with_residual: bool) -> Vec<u8> {
-        let activate = |v: f32| finish::activate([v; LANES], self.activation)[0];
+        let activate = |v: f32| finish::activate([v; LANES], self.activation, 1)[0];
         let values = self.real().into_iter().zip(&self.residual);
         let code = |(v, r): (f32, &u8)| match with_residual {
             true => last.code(activate(to.value(to.code(v)) + from.value(*r))),

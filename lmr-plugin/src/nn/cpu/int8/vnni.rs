@@ -54,7 +54,11 @@ unsafe fn multiply<const V: usize, const P: usize>(job: &Job<'_>, at: [usize; P]
         }
         let mut weights = job.weights.as_ptr().cast::<__m512i>();
         for &(offset, groups) in job.runs {
-            let pixels: [*const i32; P] = at.map(|at| job.input.as_ptr().add(at + offset).cast());
+            // A loop rather than `map`, which may be left a call that spills the tile.
+            let mut pixels = [job.input.as_ptr().add(offset).cast::<i32>(); P];
+            for (pixel, at) in pixels.iter_mut().zip(at) {
+                *pixel = pixel.byte_add(at);
+            }
             for group in 0..groups {
                 let mut factors = [_mm512_set1_epi32(0); V];
                 for (v, factor) in factors.iter_mut().enumerate() {
@@ -92,12 +96,12 @@ pub(super) unsafe fn filter<F: Finish>(filter: &Filter<'_>, vector: usize, finis
         // SAFETY: the caller's promise; there are as many weights as taps.
         unsafe {
             let mut vectors = [_mm512_loadu_si512(filter.start.as_ptr().cast()); P];
-            let inputs: [*const u8; P] = at.map(|at| filter.bytes.as_ptr().add(at));
+            let input = filter.bytes.as_ptr();
             for (&tap, weights) in filter.taps.iter().zip(filter.weights) {
                 // A byte in each lane, the others 0: one product is left of the four.
                 let weights = _mm512_loadu_si512(weights.as_ptr().cast());
-                for (sum, input) in vectors.iter_mut().zip(inputs) {
-                    let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(input.add(tap).cast()));
+                for (sum, at) in vectors.iter_mut().zip(at) {
+                    let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(input.add(at + tap).cast()));
                     *sum = _mm512_dpbusd_epi32(*sum, bytes, weights);
                 }
             }
