@@ -73,7 +73,7 @@ impl BatchNorm2d {
 
     /// `γ / √(running_var + ε)` and `β - running_mean · scale`: what batch norm is with running statistics.
     /// Differentiable in γ and β, unless `detached`.
-    pub(super) fn scale_shift(&self, detached: bool) -> Result<(Tensor, Tensor)> {
+    pub(crate) fn scale_shift(&self, detached: bool) -> Result<(Tensor, Tensor)> {
         let of = |var: &Var| if detached { var.as_detached_tensor() } else { var.as_tensor().clone() };
         let std = (self.running_var.as_detached_tensor() + Self::EPS)?.sqrt()?;
         let scale = of(&self.weight).div(&std)?;

@@ -3,8 +3,8 @@
 use candle_core::{Tensor, Var};
 
 use super::{
-    Activation, BatchNorm2d, BatchNormMode, Conv2d, ConvBn, ConvTranspose2d, LayerNorm, Linear, PatchEmbedding, Trunk,
-    ops,
+    Activation, BatchNorm2d, BatchNormMode, Conv2d, ConvBn, ConvConfig, ConvTranspose2d, LayerNorm, Linear,
+    PatchEmbedding, Trunk, ops,
 };
 use crate::Result;
 
@@ -35,6 +35,15 @@ impl Weighted<'_> {
             Self::ConvBn(layer) => layer.conv().weight(),
             Self::Conv(layer) => layer.weight(),
             Self::Linear(layer) => layer.weight(),
+        }
+    }
+
+    /// How its kernel moves over an image; that of a linear layer is a single tap.
+    pub fn config(&self) -> ConvConfig {
+        match self {
+            Self::ConvBn(layer) => *layer.conv().config(),
+            Self::Conv(layer) => *layer.config(),
+            Self::Linear(_) => ConvConfig::default(),
         }
     }
 

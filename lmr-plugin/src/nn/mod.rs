@@ -23,6 +23,7 @@
 //! | depthwise convolution and its gradients | per row of images, all taps summed in registers | `depthwise.rs` |
 //! | linear layers of a transformer | tokens stand where images do: 1x1 convolutions | `tokens.rs` |
 //! | layer norm, softmax | along vectors of tokens, no lane is ever added to another | `layer_norm.rs`, `attention.rs` |
+//! | linear layers and convolutions of quantized models | bytes times signed bytes, summed exactly in 32 bits | `int8/` |
 //! | convolutional networks in training | all layers before the pooling are one Candle operation on reused buffers | `graph.rs`, `scratch.rs` |
 //!
 //! Work is cut into chunks by shape alone and sums are added in a fixed order, so results are bit-identical for any number
@@ -102,6 +103,7 @@ pub use branches::{Branches, Form};
 pub use conv::{Conv2d, ConvConfig, ConvSpec};
 pub use conv_bn::ConvBn;
 pub use conv_transpose::ConvTranspose2d;
+pub(crate) use cpu::int8;
 pub use cpu::{Pass, Trial};
 pub use forward::{Eval, Forward, Frozen, Train, Weighted};
 pub use grid::Grid;
@@ -114,6 +116,7 @@ pub use ops::{
 pub use params::{Builder, Init, Params, Slot, StateDict, WeightsError};
 pub use patch_embedding::PatchEmbedding;
 pub use path::{Path, with_compute_dtype, with_portable_path};
+pub(crate) use portable::pooled_size;
 pub use trunk::{Layer, Node, Trunk};
 
 /// Which statistics batch norm uses while it trains.

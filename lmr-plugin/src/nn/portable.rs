@@ -160,7 +160,7 @@ pub(super) fn max_pool2d(
 }
 
 /// Height and width that pooling leaves, if the window fits.
-pub(super) fn pooled_size(
+pub(crate) fn pooled_size(
     (h, w): (usize, usize),
     kernel: usize,
     stride: usize,

@@ -32,6 +32,16 @@ pub enum Calibration {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Ranges(pub Vec<(f32, f32)>);
 
+impl Ranges {
+    /// The range of an activation point.
+    pub(super) fn point(&self, at: usize) -> Result<(f32, f32)> {
+        self.0.get(at).copied().ok_or_else(|| {
+            let calibrated = self.0.len();
+            Error::invalid(format!("the model has more activation points than the {calibrated} calibrated ones"))
+        })
+    }
+}
+
 impl Finding for Ranges {
     const NAME: &'static str = "activation-ranges";
 }

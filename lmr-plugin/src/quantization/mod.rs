@@ -1,4 +1,5 @@
-//! Integer arithmetic, simulated: values are rounded to a grid of integers times a scale and kept in f32.
+//! Integer arithmetic: values are rounded to a grid of integers times a scale. On the CPU the integers themselves are
+//! multiplied (`integer`); elsewhere they are simulated, kept in f32.
 //!
 //! Weights: batch norm is folded into the convolution first, then `q = clip(round(W/s), −2^(b−1), 2^(b−1)−1)` with
 //! `s = max|W| / (2^(b−1) − ½)`, symmetric, ties to even. Activations: 8-bit affine, one range a tensor, at the input,
@@ -9,6 +10,7 @@
 mod blocks;
 mod calibration;
 mod cells;
+mod integer;
 mod stored;
 
 use std::collections::BTreeMap;
@@ -19,7 +21,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::CleanSet;
 use crate::models::{self, Classifier};
-use crate::nn::{Activation, BatchNorm2d, Conv2d, ConvBn, Forward, Grid, LayerNorm, Linear, PatchEmbedding, Weighted};
+use crate::nn::int8::Kernel;
+use crate::nn::{
+    Activation, BatchNorm2d, Conv2d, ConvBn, ConvConfig, Forward, Grid, LayerNorm, Linear, PatchEmbedding, Path, Weighted,
+};
 use crate::run::Run;
 use crate::{Error, Result};
 
@@ -27,6 +32,8 @@ pub use blocks::{BlockFormat, BlockLayer, BlockQuantized, Rounding, blocks, dtyp
 pub use calibration::{Calibration, Ranges};
 pub use cells::cells;
 pub use stored::{RANGES, StoredForm, restore, unrounded};
+
+use integer::{Engine, Layer};
 
 /// How many scales a weight tensor has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -53,6 +60,8 @@ pub struct Scheme {
 /// A network's integer form: rounded weights by layer name, and activation ranges.
 pub struct Quantized {
     layers: BTreeMap<String, (Tensor, Option<Tensor>)>,
+    /// Those that there are integer kernels for.
+    packed: BTreeMap<String, Layer>,
     ranges: Ranges,
     scheme: Scheme,
 }
@@ -78,13 +87,21 @@ impl Quantized {
                 "activation point {at} ranges from {low} to {high}; expected finite values"
             )));
         }
-        Self { layers: BTreeMap::new(), ranges, scheme }.with_weights(model)
+        let collected = collect(model, |layer, weight| Ok((integer_weight(weight, scheme)?, layer.config())))?;
+        let layer = |(name, (((weight, scale), config), bias))| (name, (IntegerLayer { weight, scale, bias }, config));
+        Self::of(collected.into_iter().map(layer).collect(), ranges, scheme)
     }
 
-    fn with_weights(mut self, model: &dyn Classifier) -> Result<Self> {
-        let scheme = self.scheme;
-        self.layers = collect(model, |weight| round_weight(weight, scheme))?;
-        Ok(self)
+    /// From the integers of every layer, and how its kernel moves.
+    fn of(integers: BTreeMap<String, (IntegerLayer, ConvConfig)>, ranges: Ranges, scheme: Scheme) -> Result<Self> {
+        let (mut layers, mut packed) = (BTreeMap::new(), BTreeMap::new());
+        for (name, (IntegerLayer { weight, scale, bias }, config)) in integers {
+            if scheme.activations && let Some(layer) = Layer::pack((&weight, &scale), bias.as_ref(), config)? {
+                packed.insert(name.clone(), layer);
+            }
+            layers.insert(name, (weight.broadcast_mul(&scale)?, bias));
+        }
+        Ok(Self { layers, packed, ranges, scheme })
     }
 
     /// The activation ranges.
@@ -92,20 +109,25 @@ impl Quantized {
         &self.ranges
     }
 
-    /// Logits `f32[B,K]` for normalized images, through `model`'s architecture with the rounded weights.
+    /// Logits `f32[B,K]` for normalized images, through `model`'s architecture with the rounded weights: with integers where
+    /// activations are rounded and the model is on the CPU, otherwise as [`Quantized::simulated_logits`].
     pub fn logits(&self, model: &dyn Classifier, x: &Tensor) -> Result<Tensor> {
+        if self.packed.is_empty() || Path::of(x) != Path::Cpu {
+            return self.simulated_logits(model, x);
+        }
+        let mut engine = Engine::new(Integer { layers: &self.layers }, &self.packed, &self.ranges, Kernel::best());
+        let logits = model.forward(&mut engine, x)?;
+        engine.decoded(&logits)
+    }
+
+    /// The same logits, computed in f32 with values on the integers' grids.
+    pub fn simulated_logits(&self, model: &dyn Classifier, x: &Tensor) -> Result<Tensor> {
         let inner = Integer { layers: &self.layers };
-        let ranges = &self.ranges.0;
         let act = |x: &Tensor, at: usize| {
             if !self.scheme.activations {
                 return Ok(x.clone());
             }
-            let (low, high) = *ranges.get(at).ok_or_else(|| {
-                Error::invalid(format!(
-                    "the model has more activation points than the {} calibrated ones",
-                    ranges.len()
-                ))
-            })?;
+            let (low, high) = self.ranges.point(at)?;
             round_activation(x, low, high)
         };
         model.forward(&mut Tap { inner, act, at: 0 }, x)
@@ -227,15 +249,15 @@ pub struct IntegerLayer {
 
 /// The integers that `model` is rounded to, by layer name, batch norm folded in.
 pub fn integers(model: &dyn Classifier, scheme: Scheme) -> Result<BTreeMap<String, IntegerLayer>> {
-    let layers = collect(model, |weight| integer_weight(weight, scheme))?;
+    let layers = collect(model, |_, weight| integer_weight(weight, scheme))?;
     Ok(layers.into_iter().map(|(name, ((weight, scale), bias))| (name, IntegerLayer { weight, scale, bias })).collect())
 }
 
-/// What `round` makes of the weight of every layer, and its bias. Layers are found by running the network once: no list of
-/// them to keep in step with the architecture.
+/// What `round` makes of every layer with its folded weight, and the bias. Layers are found by running the network once: no list
+/// of them to keep in step with the architecture.
 fn collect<T>(
     model: &dyn Classifier,
-    round: impl Fn(&Tensor) -> Result<T>,
+    round: impl Fn(Weighted<'_>, &Tensor) -> Result<T>,
 ) -> Result<BTreeMap<String, (T, Option<Tensor>)>> {
     let mut collect = Collect { round, layers: BTreeMap::new() };
     run_once(model, &mut collect)?;
@@ -257,11 +279,11 @@ struct Collect<T, F> {
     layers: BTreeMap<String, (T, Option<Tensor>)>,
 }
 
-impl<T, F: Fn(&Tensor) -> Result<T>> Forward for Collect<T, F> {
+impl<T, F: Fn(Weighted<'_>, &Tensor) -> Result<T>> Forward for Collect<T, F> {
     fn weights(&mut self, layer: Weighted<'_>) -> Result<(Tensor, Option<Tensor>)> {
         let (weight, bias) = layer.folded()?;
         // A deep copy: the model may train on, its quantized form stays.
-        let kept = ((self.round)(&weight)?, bias.as_ref().map(Tensor::copy).transpose()?);
+        let kept = ((self.round)(layer, &weight)?, bias.as_ref().map(Tensor::copy).transpose()?);
         self.layers.insert(layer.name().to_string(), kept);
         Ok((weight, bias))
     }

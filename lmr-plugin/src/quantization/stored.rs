@@ -6,10 +6,10 @@ use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor, TensorId, Var};
 
 use super::blocks::Decoded;
-use super::{BlockFormat, BlockQuantized, Granularity, Quantized, Ranges, Scheme, Tap, run_once};
+use super::{BlockFormat, BlockQuantized, Granularity, IntegerLayer, Quantized, Ranges, Scheme, Tap, run_once};
 use crate::model::Deployed;
 use crate::models::Classifier;
-use crate::nn::{BatchNorm2d, Eval, Forward, Slot, StateDict, Weighted, WeightsError};
+use crate::nn::{BatchNorm2d, ConvConfig, Eval, Forward, Slot, StateDict, Weighted, WeightsError};
 use crate::{Error, Result};
 
 /// The table of activation ranges among stored integers: `f32[points,2]`.
@@ -41,13 +41,16 @@ pub fn restore(network: &dyn Classifier, state: &StateDict, form: &StoredForm) -
     let device = network.head().weight().device();
     let (layers, deployed): (BTreeMap<_, _>, _) = match form {
         StoredForm::Integers(scheme) => {
-            let layers = reader.layers(|layer| reader.integers(layer, *scheme))?;
+            let integers = reader.layers(|layer| Ok((reader.integers(layer, *scheme)?, layer.config)))?;
             let ranges = if scheme.activations { reader.ranges()? } else { Ranges::default() };
-            (layers.clone(), Deployed::Quantized(Quantized { layers, ranges, scheme: *scheme }))
+            let layer =
+                |(name, (((weight, scale), config), bias))| (name, (IntegerLayer { weight, scale, bias }, config));
+            let form = Quantized::of(integers.into_iter().map(layer).collect(), ranges, *scheme)?;
+            (form.layers.clone(), Deployed::Quantized(form))
         }
         StoredForm::Blocks(format, dtypes) => {
             let layers = reader.layers(|layer| {
-                reader.finite(&layer.name, "weight")?.reshape(layer.weight.shape()).map_err(Error::from)
+                Ok(reader.finite(&layer.name, "weight")?.reshape(layer.weight.shape())?.to_device(device)?)
             })?;
             let decoded = layers.iter().map(|(name, (weight, bias))| {
                 let dtype = dtypes.get(&format!("{name}.weight")).copied().unwrap_or(GgmlDType::F32);
@@ -74,6 +77,7 @@ struct Layer {
     weight: Var,
     bias: Option<Var>,
     batch_norm: Option<BatchNorm2d>,
+    config: ConvConfig,
 }
 
 impl Layer {
@@ -134,8 +138,8 @@ impl Forward for Survey {
             Weighted::Conv(layer) => (layer.bias(), None),
             Weighted::Linear(layer) => (layer.bias(), None),
         };
-        let found =
-            Layer { name: layer.name().into(), weight: layer.weight().clone(), bias: bias.cloned(), batch_norm };
+        let (name, config) = (layer.name().into(), layer.config());
+        let found = Layer { name, weight: layer.weight().clone(), bias: bias.cloned(), batch_norm, config };
         self.inside.extend(found.bias.iter().chain([&found.weight]).map(|var| var.id()));
         if let Some(bn) = &found.batch_norm {
             self.inside.extend([bn.weight(), bn.bias(), bn.running_mean(), bn.running_var()].map(|var| var.id()));
@@ -201,19 +205,19 @@ impl Reader<'_> {
         if faults == WeightsError::default() { Ok(()) } else { Err(faults.into()) }
     }
 
-    /// Weight and bias of every layer on the network's device.
-    fn layers(&self, weight: impl Fn(&Layer) -> Result<Tensor>) -> Result<BTreeMap<String, (Tensor, Option<Tensor>)>> {
+    /// Of every layer what `weight` reads, and the bias on the network's device.
+    fn layers<T>(&self, weight: impl Fn(&Layer) -> Result<T>) -> Result<BTreeMap<String, (T, Option<Tensor>)>> {
         let device = self.network.head().weight().device();
         let layer = |layer: &Layer| {
             let bias = if layer.has_bias() { Some(self.finite(&layer.name, "bias")?.to_device(device)?) } else { None };
-            Ok((layer.name.clone(), (weight(layer)?.to_device(device)?, bias)))
+            Ok((layer.name.clone(), (weight(layer)?, bias)))
         };
         self.survey.layers.iter().map(layer).collect()
     }
 
-    /// Integers times their scale.
-    fn integers(&self, layer: &Layer, scheme: Scheme) -> Result<Tensor> {
-        let name = &layer.name;
+    /// Integers and their scale, on the network's device.
+    fn integers(&self, layer: &Layer, scheme: Scheme) -> Result<(Tensor, Tensor)> {
+        let (name, device) = (&layer.name, layer.weight.device());
         let integers = self.tensor(&format!("{name}.weight"))?.to_dtype(DType::F32)?;
         let (low, high) = extremes(&integers)?;
         let half = (1u32 << (scheme.bits - 1)) as f32;
@@ -227,7 +231,7 @@ impl Reader<'_> {
         }
         let scale = self.finite(name, "weight_scale")?;
         match extremes(&scale)? {
-            (low, _) if low > 0.0 => Ok(integers.broadcast_mul(&scale)?),
+            (low, _) if low > 0.0 => Ok((integers.to_device(device)?, scale.to_device(device)?)),
             (low, _) => Err(Error::invalid(format!("`{name}.weight_scale`: expected positive numbers, found {low}"))),
         }
     }

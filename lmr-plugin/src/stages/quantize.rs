@@ -15,8 +15,8 @@ use crate::run::Run;
 use crate::stage::{CleanOnly, Context, ModelUse, Outcome, Stage};
 
 /// Folds batch norm into the convolutions, rounds weights symmetrically and activations to 8-bit affine ranges
-/// measured on the clean images; or, with `format`, rounds weights alone to a block format of GGUF files. The model
-/// computes in f32 exactly what the rounded numbers stand for.
+/// measured on the clean images; or, with `format`, rounds weights alone to a block format of GGUF files. On the CPU the model then
+/// computes with the integers themselves, elsewhere and with blocks in f32 with what the rounded numbers stand for.
 #[derive(Clone, Debug, PartialEq, JsonSchema)]
 #[schemars(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Quantize {

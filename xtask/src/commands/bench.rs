@@ -1,5 +1,6 @@
 //! `cargo xtask bench`.
 
+mod int8;
 mod ops;
 
 use std::io::Write;
@@ -25,6 +26,8 @@ pub enum Arguments {
     Step(Step),
     /// Times every convolution of a ResNet-18, pass by pass, on the CPU.
     Ops(ops::Ops),
+    /// Times inference of whole networks in f32 and with integers, on the CPU.
+    Int8(int8::Int8),
 }
 
 /// The step to time.
@@ -82,27 +85,16 @@ impl Arguments {
         match self {
             Self::Step(step) => step.run(),
             Self::Ops(ops) => ops.run(),
+            Self::Int8(int8) => int8.run(),
         }
     }
 }
 
 impl Step {
-    /// The model; an option that its architecture does not know is left out unless it was given.
-    fn spec(&self) -> ModelSpec {
-        let known = ModelSpec::new(self.arch, self.classes).resolved();
-        let stem = if self.image_size <= 64 { Stem::Cifar } else { Stem::Imagenet };
-        ModelSpec {
-            stem: known.stem.map(|_| stem),
-            image_size: known.image_size.map(|_| self.image_size as usize),
-            width: self.width.or(known.width),
-            patch_size: self.patch_size.or(known.patch_size),
-            ..known
-        }
-    }
-
     fn run(&self) -> anyhow::Result<()> {
         threads::start(self.threads)?;
-        let spec = self.spec();
+        let size = (self.width, self.patch_size);
+        let spec = spec(self.arch, self.classes, self.image_size as usize, size);
         let mut model = spec.fresh(rng::stream(0, "init"), &Device::Cpu)?;
         if let Some(ratio) = self.prune {
             let prune = StructuredPrune { ratio, form: PruneForm::Remove, ..StructuredPrune::default() };
@@ -139,6 +131,20 @@ impl Step {
             "peak_rss_mb": peak_rss_mb(),
         });
         Ok(writeln!(std::io::stdout(), "{line}")?)
+    }
+}
+
+/// A model of a width and a patch, if they are given, for images of `side` by `side` pixels; an option that its architecture
+/// does not know is left out unless it was given.
+fn spec(arch: Arch, classes: usize, side: usize, (width, patch): (Option<usize>, Option<usize>)) -> ModelSpec {
+    let known = ModelSpec::new(arch, classes).resolved();
+    let stem = if side <= 64 { Stem::Cifar } else { Stem::Imagenet };
+    ModelSpec {
+        stem: known.stem.map(|_| stem),
+        image_size: known.image_size.map(|_| side),
+        width: width.or(known.width),
+        patch_size: patch.or(known.patch_size),
+        ..known
     }
 }
 

@@ -44,7 +44,7 @@ pub(super) fn exp(x: f32) -> f32 {
 
 /// `x Φ(x)`.
 #[inline(always)]
-fn gelu(x: f32) -> f32 {
+pub(super) fn gelu(x: f32) -> f32 {
     0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
 }
 
@@ -123,7 +123,7 @@ pub(super) fn activate_in_place(x: &mut [f32], activation: Activation) {
 }
 
 #[inline(always)]
-fn relu6(x: f32) -> f32 {
+pub(super) fn relu6(x: f32) -> f32 {
     let x = if x < 0.0 { 0.0 } else { x };
     if x > 6.0 { 6.0 } else { x }
 }

@@ -78,7 +78,7 @@ impl Attention {
 }
 
 /// Softmax over the rows, in place, column by column.
-fn softmax(scores: &mut [f32], t: usize) {
+pub(super) fn softmax(scores: &mut [f32], t: usize) {
     Arch::new().dispatch(|| {
         let mut largest = vec![f32::NEG_INFINITY; t];
         for row in scores.chunks_exact(t) {

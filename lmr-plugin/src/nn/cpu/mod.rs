@@ -11,6 +11,7 @@ mod gather;
 mod geometry;
 mod graph;
 mod grid;
+pub(crate) mod int8;
 mod layer;
 mod layer_norm;
 mod layout;

@@ -1,0 +1,158 @@
+//! What an interpreter on integers knows, and how it runs a layer.
+
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::{DType, Device, Tensor, TensorId};
+
+use super::super::{Integer, Ranges, grid};
+use super::Layer;
+use crate::nn::Activation;
+use crate::nn::int8::{self, Affine, Images, Kernel};
+use crate::{Error, Result};
+
+/// An interpreter whose activations are codes.
+pub(in super::super) struct Engine<'a> {
+    /// What runs the layers that have no kernel.
+    pub(super) simulation: Integer<'a>,
+    pub(super) layers: &'a BTreeMap<String, Layer>,
+    pub(super) ranges: &'a Ranges,
+    pub(super) kernel: Kernel,
+    /// The activation point that comes next.
+    pub(super) at: usize,
+    /// What the codes of a tensor stand for.
+    grids: HashMap<TensorId, Affine>,
+}
+
+impl<'a> Engine<'a> {
+    pub fn new(
+        simulation: Integer<'a>,
+        layers: &'a BTreeMap<String, Layer>,
+        ranges: &'a Ranges,
+        kernel: Kernel,
+    ) -> Self {
+        Self { simulation, layers, ranges, kernel, at: 0, grids: HashMap::new() }
+    }
+
+    /// What a tensor stands for: codes are decoded, to images where there are pixels; anything else stays as it is.
+    pub fn decoded(&self, x: &Tensor) -> Result<Tensor> {
+        let Some(from) = self.grid(x)? else { return Ok(x.clone()) };
+        let codes = int8::codes(x)?;
+        Ok(match *x.dims() {
+            [b, h, w, c] => {
+                Tensor::from_vec(int8::decode_images(&codes, (c, h * w), from), (b, c, h, w), &Device::Cpu)?
+            }
+            _ => Tensor::from_vec(int8::decode(&codes, from), x.dims(), &Device::Cpu)?,
+        })
+    }
+
+    /// The grid of a tensor of codes; `None` for any other.
+    pub(super) fn grid(&self, x: &Tensor) -> Result<Option<Affine>> {
+        match (x.dtype(), self.grids.get(&x.id())) {
+            (DType::U8, Some(grid)) => Ok(Some(*grid)),
+            (DType::U8, None) => Err(Error::invalid("integer forward: nobody knows what these codes stand for")),
+            _ => Ok(None),
+        }
+    }
+
+    /// The grid of the next activation point.
+    pub(super) fn point(&mut self) -> Result<Affine> {
+        let (low, high) = self.ranges.point(self.at)?;
+        self.at += 1;
+        Affine::of(&grid(low, high)).ok_or_else(|| Error::invalid("integer forward: a grid of more than 256 values"))
+    }
+
+    /// A tensor of codes.
+    pub(super) fn keep(&mut self, codes: Vec<u8>, dims: &[usize], grid: Affine) -> Result<Tensor> {
+        Ok(self.known(Tensor::from_vec(codes, dims, &Device::Cpu)?, grid))
+    }
+
+    /// Remembers what codes stand for.
+    pub(super) fn known(&mut self, codes: Tensor, grid: Affine) -> Tensor {
+        self.grids.insert(codes.id(), grid);
+        codes
+    }
+
+    /// Values at the next activation point; images become channels-last.
+    pub(super) fn encoded(&mut self, x: &Tensor) -> Result<Tensor> {
+        let (x, to) = (x.detach().contiguous()?, self.point()?);
+        let values = int8::values(&x)?;
+        if let Some(value) = values.iter().find(|v| v.is_nan()) {
+            return Err(Error::NotFinite { what: "activation", step: self.at - 1, value: f64::from(*value) });
+        }
+        match *x.dims() {
+            [b, c, h, w] => self.keep(int8::encode_images(&values, (c, h * w), to), &[b, h, w, c], to),
+            ref dims => self.keep(int8::encode(&values, to), dims, to),
+        }
+    }
+
+    /// Runs a layer; where there is no kernel for it, `otherwise` runs it as in the simulation.
+    pub(super) fn layer(
+        &mut self,
+        name: &str,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        activation: Activation,
+        otherwise: impl FnOnce(&mut Integer<'a>, &Tensor, Activation) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let packed = self.layers.get(name).zip(self.grid(x)?);
+        let added = residual.map(|residual| Ok::<_, Error>((residual, self.grid(residual)?))).transpose()?;
+        match (packed, added) {
+            (Some(packed), None) => self.packed(packed, x, None, activation),
+            (Some(packed), Some((residual, Some(grid)))) => self.packed(packed, x, Some((residual, grid)), activation),
+            (_, None) => {
+                let x = self.decoded(x)?;
+                let y = otherwise(&mut self.simulation, &x, activation)?;
+                self.encoded(&y)
+            }
+            (_, Some((residual, _))) => {
+                let x = self.decoded(x)?;
+                let y = otherwise(&mut self.simulation, &x, Activation::None)?;
+                let y = self.encoded(&y)?;
+                let sum = (self.decoded(&y)? + self.decoded(residual)?)?;
+                self.encoded(&activation.apply(&sum)?)
+            }
+        }
+    }
+
+    /// Runs a layer's kernel.
+    fn packed(
+        &mut self,
+        (layer, from): (&Layer, Affine),
+        x: &Tensor,
+        residual: Option<(&Tensor, Affine)>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let (codes, mut dims) = (int8::codes(x)?, x.dims().to_vec());
+        let images = match *x.dims() {
+            [b, h, w, c] => Images::new(&codes, [b, h, w, c])?,
+            [ref rows @ .., d] => Images::new(&codes, [rows.iter().product(), 1, 1, d])?,
+            [] => return Err(Error::invalid("integer forward: a layer reads a single number")),
+        };
+        let (h, w) = layer.output(images)?;
+        if let [_, height, width, _] = dims.as_mut_slice() {
+            (*height, *width) = (h, w);
+        }
+        if let Some(channels) = dims.last_mut() {
+            *channels = layer.outputs();
+        }
+        let to = self.point()?;
+        match residual {
+            None => self.keep(layer.codes(self.kernel, (images, from), to, None, activation)?, &dims, to),
+            Some((residual, grid)) => {
+                let (residual, sum) = (int8::codes(residual)?, self.point()?);
+                let added = Some((&*residual, grid, sum));
+                self.keep(layer.codes(self.kernel, (images, from), to, added, activation)?, &dims, sum)
+            }
+        }
+    }
+
+    /// Floats through an operation that is not rounded.
+    pub(super) fn unrounded(
+        &mut self,
+        x: &Tensor,
+        op: impl FnOnce(&mut Integer<'a>, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let x = self.decoded(x)?;
+        op(&mut self.simulation, &x)
+    }
+}

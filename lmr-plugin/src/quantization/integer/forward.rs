@@ -1,0 +1,175 @@
+//! The network's operations on codes.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::super::Integer;
+use super::Engine;
+use crate::nn::int8::{self, Images};
+use crate::nn::{
+    Activation, BatchNorm2d, Conv2d, ConvBn, ConvTranspose2d, Forward, LayerNorm, Linear, PatchEmbedding, pooled_size,
+    to_tokens,
+};
+use crate::{Error, Result};
+
+impl Forward for Engine<'_> {
+    fn input(&mut self, x: &Tensor) -> Result<Tensor> {
+        self.encoded(x)
+    }
+
+    fn conv_bn(
+        &mut self,
+        layer: &ConvBn,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let simulated = |how: &mut Integer<'_>, x: &Tensor, activation| how.conv_bn(layer, x, None, activation);
+        self.layer(layer.conv().name(), x, residual, activation, simulated)
+    }
+
+    fn conv(
+        &mut self,
+        layer: &Conv2d,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let simulated = |how: &mut Integer<'_>, x: &Tensor, activation| how.conv(layer, x, None, activation);
+        self.layer(layer.name(), x, residual, activation, simulated)
+    }
+
+    fn linear(&mut self, layer: &Linear, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        let simulated = |how: &mut Integer<'_>, x: &Tensor, activation| how.linear(layer, x, activation);
+        self.layer(layer.name(), x, None, activation, simulated)
+    }
+
+    fn batch_norm(&mut self, layer: &BatchNorm2d, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        let Some(from) = self.grid(x)? else {
+            let y = self.simulation.batch_norm(layer, x, activation)?;
+            return self.encoded(&y);
+        };
+        let (scale, shift) = layer.scale_shift(true)?;
+        let (scale, shift) = (scale.to_vec1::<f32>()?, shift.to_vec1::<f32>()?);
+        check_features(x, scale.len())?;
+        let to = self.point()?;
+        let codes = int8::batch_norm((&int8::codes(x)?, from), (&scale, &shift), activation, to);
+        self.keep(codes, x.dims(), to)
+    }
+
+    fn conv_transpose(&mut self, layer: &ConvTranspose2d, x: &Tensor) -> Result<Tensor> {
+        self.unrounded(x, |how, x| how.conv_transpose(layer, x))
+    }
+
+    fn upsample(&mut self, x: &Tensor) -> Result<Tensor> {
+        self.unrounded(x, |how, x| how.upsample(x))
+    }
+
+    fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+        let Some(grid) = self.grid(x)? else { return self.simulation.max_pool(x, kernel, stride, padding) };
+        let (b, h, w, c) = x.dims4()?;
+        let (oh, ow) = pooled_size((h, w), kernel, stride, padding)?;
+        let pooled = int8::max_pool(Images::new(&int8::codes(x)?, [b, h, w, c])?, (oh, ow), (kernel, stride, padding));
+        self.keep(pooled, &[b, oh, ow, c], grid)
+    }
+
+    fn avg_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+        self.unrounded(x, |how, x| how.avg_pool(x, kernel, stride, padding))
+    }
+
+    fn adaptive_avg_pool(&mut self, x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
+        match *x.dims() {
+            [_, h, w, _] if x.dtype() == DType::U8 && (h, w) == size => Ok(x.clone()),
+            _ => self.unrounded(x, |how, x| how.adaptive_avg_pool(x, size)),
+        }
+    }
+
+    fn global_avg_pool(&mut self, x: &Tensor) -> Result<Tensor> {
+        let Some(grid) = self.grid(x)? else { return self.simulation.global_avg_pool(x) };
+        let (b, h, w, c) = x.dims4()?;
+        let mean = int8::mean(Images::new(&int8::codes(x)?, [b, h, w, c])?, grid);
+        Ok(Tensor::from_vec(mean, (b, c), &Device::Cpu)?)
+    }
+
+    fn flatten(&mut self, x: &Tensor) -> Result<Tensor> {
+        match self.grid(x)? {
+            // In the order of `[C,H,W]`, as weights are.
+            Some(grid) => Ok(self.known(x.permute((0, 3, 1, 2))?.flatten_from(1)?.contiguous()?, grid)),
+            None => self.simulation.flatten(x),
+        }
+    }
+
+    fn embed(&mut self, layer: &PatchEmbedding, images: &Tensor) -> Result<Tensor> {
+        let codes = self.encoded(images)?;
+        let (b, h, w, _) = codes.dims4()?;
+        let packed = self.layers.get(layer.conv().name()).zip(self.grid(&codes)?);
+        let packed = packed.filter(|(packed, _)| {
+            let (ph, pw) = packed.kernel();
+            h.is_multiple_of(ph) && w.is_multiple_of(pw)
+        });
+        let Some((packed, from)) = packed else {
+            let images = self.decoded(&codes)?;
+            let y = self.simulation.embed(layer, &images)?;
+            return self.encoded(&to_tokens(&y)?);
+        };
+        let lent = int8::codes(&codes)?;
+        let images = Images::new(&lent, codes.dims4()?.into())?;
+        let (rows, columns) = packed.output(images)?;
+        let patches = packed.values(self.kernel, (images, from))?;
+        let patches = Tensor::from_vec(patches, (b, rows * columns, packed.outputs()), &Device::Cpu)?;
+        let class = layer.class().detach().broadcast_as((b, 1, packed.outputs()))?;
+        let tokens = Tensor::cat(&[class.contiguous()?, patches], 1)?.broadcast_add(&layer.position().detach())?;
+        self.encoded(&tokens)
+    }
+
+    fn layer_norm(&mut self, layer: &LayerNorm, x: &Tensor) -> Result<Tensor> {
+        let Some(from) = self.grid(x)? else {
+            let y = self.simulation.layer_norm(layer, x)?;
+            return self.encoded(&to_tokens(&y)?);
+        };
+        let (gamma, beta) = (layer.weight().to_vec1::<f32>()?, layer.bias().to_vec1::<f32>()?);
+        check_features(x, gamma.len())?;
+        let to = self.point()?;
+        let codes = int8::layer_norm((&int8::codes(x)?, from), (&gamma, &beta), layer.eps(), to);
+        self.keep(codes, x.dims(), to)
+    }
+
+    fn attend(&mut self, qkv: &Tensor, heads: usize) -> Result<Tensor> {
+        let Some(from) = self.grid(qkv)? else {
+            let y = self.simulation.attend(qkv, heads)?;
+            return self.encoded(&to_tokens(&y)?);
+        };
+        let (b, t, features) = qkv.dims3()?;
+        let to = self.point()?;
+        let mixed = int8::attend((&int8::codes(qkv)?, from), [b, t, features], heads, to)?;
+        self.keep(mixed, &[b, t, features / 3], to)
+    }
+
+    fn add(&mut self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        match (self.grid(x)?, self.grid(y)?) {
+            (Some(from_x), Some(from_y)) if x.dims() == y.dims() => {
+                let to = self.point()?;
+                let codes = int8::add((&int8::codes(x)?, from_x), (&int8::codes(y)?, from_y), to);
+                self.keep(codes, x.dims(), to)
+            }
+            _ => {
+                let sum = (self.decoded(x)? + self.decoded(y)?)?;
+                self.encoded(&sum)
+            }
+        }
+    }
+
+    fn class_token(&mut self, x: &Tensor) -> Result<Tensor> {
+        match self.grid(x)? {
+            Some(grid) => Ok(self.known(x.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?, grid)),
+            None => self.simulation.class_token(x),
+        }
+    }
+}
+
+/// Refuses an activation whose last dimension is not `features`.
+fn check_features(x: &Tensor, features: usize) -> Result<()> {
+    match x.dims().last() {
+        Some(&last) if last == features => Ok(()),
+        found => Err(Error::invalid(format!("integer forward: expected {features} features, found {found:?}"))),
+    }
+}
