@@ -190,14 +190,14 @@ pub struct BlockQuantized {
 
 /// The blocks that `model` is rounded to, by layer name, batch norm folded in.
 pub fn blocks(model: &dyn Classifier, format: BlockFormat) -> Result<BTreeMap<String, BlockLayer>> {
-    let layers = collect(model, |weight| format.encode(weight))?;
+    let layers = collect(model, |_, weight| format.encode(weight))?;
     Ok(layers.into_iter().map(|(name, (weight, bias))| (name, BlockLayer { weight, bias })).collect())
 }
 
 impl BlockQuantized {
     /// Rounds the weights of `model`, which itself stays as it is.
     pub fn new(model: &dyn Classifier, format: BlockFormat) -> Result<Self> {
-        let layers = collect(model, |weight| {
+        let layers = collect(model, |_, weight| {
             let encoded = format.encode(weight)?;
             Ok((decode(&encoded, weight.shape(), weight.device())?, encoded.dtype()))
         })?;

@@ -23,7 +23,8 @@ use crate::data::CleanSet;
 use crate::models::{self, Classifier};
 use crate::nn::int8::Kernel;
 use crate::nn::{
-    Activation, BatchNorm2d, Conv2d, ConvBn, ConvConfig, Forward, Grid, LayerNorm, Linear, PatchEmbedding, Path, Weighted,
+    Activation, BatchNorm2d, Conv2d, ConvBn, ConvConfig, Forward, Grid, LayerNorm, Linear, PatchEmbedding, Path,
+    Weighted,
 };
 use crate::run::Run;
 use crate::{Error, Result};
@@ -96,7 +97,9 @@ impl Quantized {
     fn of(integers: BTreeMap<String, (IntegerLayer, ConvConfig)>, ranges: Ranges, scheme: Scheme) -> Result<Self> {
         let (mut layers, mut packed) = (BTreeMap::new(), BTreeMap::new());
         for (name, (IntegerLayer { weight, scale, bias }, config)) in integers {
-            if scheme.activations && let Some(layer) = Layer::pack((&weight, &scale), bias.as_ref(), config)? {
+            if scheme.activations
+                && let Some(layer) = Layer::pack((&weight, &scale), bias.as_ref(), config)?
+            {
                 packed.insert(name.clone(), layer);
             }
             layers.insert(name, (weight.broadcast_mul(&scale)?, bias));
