@@ -14,7 +14,6 @@ use crate::nn::Params;
 pub struct Bounds(Vec<Bound>);
 
 struct Bound {
-    name: String,
     weight: Var,
     low: Tensor,
     high: Tensor,
@@ -26,14 +25,14 @@ impl Bounds {
         Self(Vec::new())
     }
 
-    /// Adds a parameter; `low` and `high` have its shape.
-    pub(crate) fn push(&mut self, name: String, weight: &Var, low: Tensor, high: Tensor) {
-        self.0.push(Bound { name, weight: weight.clone(), low, high });
+    /// Adds a weight; `low` and `high` have its shape.
+    pub(crate) fn push(&mut self, weight: &Var, low: Tensor, high: Tensor) {
+        self.0.push(Bound { weight: weight.clone(), low, high });
     }
 
     /// Moves every element that has left its interval to the nearest value inside.
     pub fn confine(&self) -> Result<()> {
-        for Bound { weight, low, high, .. } in &self.0 {
+        for Bound { weight, low, high } in &self.0 {
             weight.set(&weight.as_detached_tensor().maximum(low)?.minimum(high)?)?;
         }
         Ok(())
@@ -41,6 +40,6 @@ impl Bounds {
 
     /// What of `model`'s parameters is bounded, to train nothing else.
     pub fn params(&self, model: &dyn Classifier) -> Params {
-        model.params().only(|name| self.0.iter().any(|bound| bound.name == name))
+        model.params().only(|var| self.0.iter().any(|bound| bound.weight.id() == var.id()))
     }
 }

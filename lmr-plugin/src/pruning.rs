@@ -88,7 +88,7 @@ pub fn slack(model: &dyn Classifier, norm: Norm, ratio: f64) -> Result<Bounds> {
         // A little less, since sums are rounded.
         let most = 0.999 * least / if norm == Norm::L1 { size } else { size.sqrt() };
         let (low, high) = room(layer.weight, &pruned, most)?;
-        bounds.push(format!("{}.weight", layer.name), layer.weight, low, high);
+        bounds.push(layer.weight, low, high);
     }
     Ok(bounds)
 }

@@ -107,9 +107,10 @@ impl Params {
         })
     }
 
-    /// The entries whose name is wanted; they stay shared with the model.
-    pub fn only(&self, wanted: impl Fn(&str) -> bool) -> Self {
-        Self(self.0.iter().filter(|(name, _)| wanted(name)).cloned().collect())
+    /// The parameters that are wanted; they stay shared with the model.
+    pub fn only(&self, wanted: impl Fn(&Var) -> bool) -> Self {
+        let wanted = |slot: &Slot| matches!(slot, Slot::Parameter(var) if wanted(var));
+        Self(self.0.iter().filter(|(_, slot)| wanted(slot)).cloned().collect())
     }
 
     /// A deep copy of every entry under its PyTorch name: the tensors share nothing with the model.

@@ -45,7 +45,7 @@ impl Forward for Collect {
     fn weights(&mut self, layer: Weighted<'_>) -> Result<(Tensor, Option<Tensor>)> {
         let (folded, bias) = layer.folded()?;
         let (low, high) = cell(layer, &folded, self.scheme)?;
-        self.bounds.push(format!("{}.weight", layer.name()), layer.weight(), low, high);
+        self.bounds.push(layer.weight(), low, high);
         Ok((folded, bias))
     }
 }
@@ -120,7 +120,7 @@ mod tests {
         for (name, weight) in cells.params(model.as_ref()).trainable() {
             let noise: Vec<f32> = values(weight).iter().map(|w| w + rng.random_range(-0.3..0.3)).collect();
             weight.set(&Tensor::from_vec(noise, weight.shape(), &Device::Cpu).unwrap()).unwrap();
-            assert!(name.ends_with(".weight"));
+            assert!(name.ends_with("weight"), "{name}");
         }
         cells.confine().unwrap();
         let after = integers(model.as_ref(), scheme).unwrap();
