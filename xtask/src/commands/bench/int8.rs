@@ -21,7 +21,7 @@ pub struct Int8 {
     /// Only this architecture; all of the table if absent.
     #[arg(long, value_parser = arch)]
     arch: Option<Arch>,
-    /// Runs of each, of which the best counts, after one more.
+    /// Runs of each after a first one; the best of all counts.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// Threads to compute with; all cores if absent.
