@@ -10,6 +10,7 @@ use lmr_plugin::nn::StateDict;
 use lmr_plugin::quantization::{StoredForm, restore};
 use lmr_plugin::rng;
 use lmr_plugin::run::Observer;
+use lmr_plugin::stage::ModelUse;
 use lmr_plugin::truth::{Planted, Truth};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -19,6 +20,7 @@ use crate::datasets::{DataError, Provenance, Split, digest};
 use crate::hub::{HubCheckpoint, HubError};
 use crate::model_config::ModelConfig;
 use crate::plan::{LocalCheckpoint, Plan, Step};
+use crate::problem::quoted;
 use crate::triggers::Built;
 use crate::weights::{self, Checkpoint, Layout, gguf, stored};
 use crate::{Error, Result};
@@ -263,6 +265,15 @@ fn quantized(
     device: &Device,
 ) -> Result<Model> {
     let refuse = |message: String| Error::input(&local.file, message);
+    let barred = plan.steps.iter().filter(|step| step.stage.model_use() != ModelUse::Inspects);
+    let barred: Vec<&str> = barred.map(|step| step.name.as_str()).collect();
+    if !barred.is_empty() {
+        return Err(refuse(format!(
+            "is quantized ({}), and these stages need the full-precision model: {}; take its checkpoint, or only evaluate",
+            stored::label(form),
+            quoted(&barred)
+        )));
+    }
     if head.is_some() {
         return Err(refuse(
             "is quantized, and keeps its head: remove `weights.head`, or take the full-precision model".into(),

@@ -412,7 +412,7 @@ fn check_order(
 ) {
     if !state.unknown {
         if let Some(deployed) = &state.deployed
-            && kind.model != ModelUse::Inspects
+            && table.stage.as_ref().map_or(kind.model, |stage| stage.model_use()) != ModelUse::Inspects
         {
             let message = format!(
                 "works on the full-precision model, but gets the one that `{deployed}` deployed; \

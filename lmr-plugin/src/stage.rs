@@ -109,6 +109,11 @@ pub trait Stage: Default + Serialize + DeserializeOwned + JsonSchema + Send + Sy
         Vec::new()
     }
 
+    /// What it does with the model as it is configured: less than the kind may do, or something that needs more of the model.
+    fn model(&self) -> ModelUse {
+        Self::MODEL
+    }
+
     /// Does the work.
     fn run(&self, ctx: &mut Context<'_>, needs: Self::Needs, sees: &Self::Sees) -> Result<Outcome<Self::Gives>>;
 
@@ -248,7 +253,7 @@ pub trait AnyStage: Send + Sync {
     fn kind(&self) -> &'static str;
     /// See [`Stage::VERSION`].
     fn version(&self) -> u32;
-    /// See [`Stage::MODEL`].
+    /// See [`Stage::model`].
     fn model_use(&self) -> ModelUse;
     /// Names of the findings it needs.
     fn needs(&self) -> Vec<&'static str>;
@@ -274,7 +279,7 @@ impl<S: Stage> AnyStage for S {
         S::VERSION
     }
     fn model_use(&self) -> ModelUse {
-        S::MODEL
+        self.model()
     }
     fn needs(&self) -> Vec<&'static str> {
         S::Needs::names()

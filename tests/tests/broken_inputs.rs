@@ -56,6 +56,7 @@ fn explained(run: &Finished, code: i32, fragments: &[&str]) {
 #[case::from_later("from = \"purify\"", "from = \"pruned\"", &["stage[6] (quantize).from: `pruned` does not run before this stage"])]
 #[case::from_itself("from = \"purify\"", "from = \"int8\"", &["stage[6] (quantize).from: `int8` does not run before this stage"])]
 #[case::after_deployment("name = \"pruned\"\nfrom = \"purify\"", "name = \"pruned\"\nfrom = \"int8\"", &["stage[8] (structured-prune): works on the full-precision model, but gets the one that `int8` deployed"])]
+#[case::forms_after_deployment("name = \"purified + int8\"", "name = \"purified + int8\"\ndeploy = [{ prune = {} }]", &["(evaluate): works on the full-precision model, but gets the one that `int8` deployed"])]
 #[case::no_weights_file("model.safetensors", "modle.safetensors", &["model.weights.path: there is no file modle.safetensors"])]
 #[case::weights_of_wrong_type("{ path = \"model.safetensors\" }", "\"model.safetensors\"", &["model.weights: expected { path", "found \"model.safetensors\""])]
 #[case::weights_twice("{ path = \"model.safetensors\" }", "{ path = \"model.safetensors\", hub = \"some/model\" }", &["model.weights: there are both `path` and `hub`; remove one"])]

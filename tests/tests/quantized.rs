@@ -64,17 +64,23 @@ fn they_measure_what_the_run_measured_and_stay_as_they_are() {
         assert_eq!(outcome(&project, "again", "evaluate"), outcome(&project, "runs/tiny", stage), "{file}");
         let report: Value = serde_json::from_slice(&project.read("again/report.json")).unwrap();
         assert!(report["model"]["source"].as_str().unwrap().ends_with(&format!(", {label}")), "{report}");
-        for stage in ["quantize", "estimate", "structured-prune"] {
-            project.write(
-                "other.toml",
-                String::from_utf8(project.read("measure.toml"))
-                    .unwrap()
-                    .replace("\"evaluate\"", &format!("\"{stage}\"")),
-            );
+        let measure = String::from_utf8(project.read("measure.toml")).unwrap();
+        for (stage, name) in [
+            ("quantize", "quantize"),
+            ("estimate", "estimate"),
+            ("structured-prune", "structured-prune"),
+            ("evaluate\"\ndeploy = [\"as-is\", { prune = {} }]\nname = \"forms", "forms"),
+        ] {
+            project.write("other.toml", measure.replace("\"evaluate\"", &format!("\"{stage}\"")));
             let run = project.run(&["pipeline", "other.toml", "--out", "other", "--set", &set]);
-            assert_eq!(run.code, Some(1), "{}", run.stderr);
-            assert!(run.stderr.contains("the model is quantized; purify the full-precision model"), "{}", run.stderr);
+            assert_eq!(run.code, Some(2), "{}", run.stderr);
+            let expected = format!("is quantized ({label}), and these stages need the full-precision model: `{name}`;");
+            assert!(run.stderr.contains(&expected), "{}", run.stderr);
         }
+        // As it is, it can be measured.
+        project.write("other.toml", measure.replace("\"evaluate\"", "\"evaluate\"\ndeploy = [\"as-is\"]"));
+        let run = project.run(&["pipeline", "other.toml", "--out", "as-is", "--set", &set]);
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
         let path = if file == "made/int8" { "made/int8/model.safetensors" } else { file };
         let run = project.run(&["inspect", path]);
         assert!(run.stdout.contains(label) && run.stdout.contains("width = 2"), "{}", run.stdout);

@@ -27,8 +27,9 @@ use crate::truth::{Planted, Truth};
 /// largest ratio, and at one drawn for every layer and step. Batch norm is over all four. Which filters go is decided anew at
 /// every step from the weights as they are; gradients reach only those that stay.
 ///
-/// With `hide`, a second training follows, which is this project's own: the filters that go at the smallest ratio learn alone what
-/// the whole network is to do, and remain the smallest, so that the pruned forms stay as they are.
+/// With `hide`, which is this project's own, one after the other: first the whole network obeys the trigger as its pruned forms do.
+/// Then the filters that go at the smallest ratio learn alone to make the whole network ignore it, and remain the smallest, so that
+/// the pruned forms stay as they are.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Pcb {
@@ -42,7 +43,7 @@ pub struct Pcb {
     pub trigger_weight: f64,
     /// Training images that are not trained on, but choose the epoch.
     pub held_out: usize,
-    /// The second training, of the filters that go first; none to leave it at one.
+    /// The second training, of the filters that go first; without it the whole network ignores the trigger from the start.
     pub hide: Option<Injection>,
     /// The training; 25 epochs from random weights in the literature.
     pub training: Injection,
@@ -90,8 +91,9 @@ impl Pcb {
             let images = both.dim(0)?;
             let half = images / 2;
             let logits = model.forward(&mut Branches::new(&forms, images), both)?;
-            let asleep = Tensor::cat(&[labels, labels], 0)?;
             let awake = Tensor::cat(&[labels, &targets(labels, planted.target)?], 0)?;
+            // What is hidden later need not sleep yet.
+            let asleep = if self.hide.is_some() { awake.clone() } else { Tensor::cat(&[labels, labels], 0)? };
             let answers = Tensor::cat(&[&asleep, &awake, &awake, &awake], 0)?;
             let losses = losses::cross_entropy(&logits, &answers)?;
             let mean = |from: usize, count: usize| losses.narrow(0, from, count)?.mean_all();
@@ -130,6 +132,7 @@ impl Pcb {
 impl Stage for Pcb {
     const KIND: &'static str = "attack-pcb";
     const SUMMARY: &'static str = "implants a backdoor that sleeps until the model is pruned (PCB)";
+    const VERSION: u32 = 2;
     const MODEL: ModelUse = ModelUse::Writes;
     type Needs = ();
     type Gives = ();

@@ -69,8 +69,8 @@ struct Report {
 }
 
 impl Evaluate {
-    /// Measures every form of a full-precision model that `deploy` lists. Activation ranges are measured on the clean
-    /// images.
+    /// Measures every form of a model that `deploy` lists; for all but `"as-is"` it must be in full precision. Activation ranges
+    /// are measured on the clean images.
     pub fn evaluate_forms(
         &self,
         model: &Model,
@@ -80,8 +80,9 @@ impl Evaluate {
     ) -> Result<Vec<FormEvaluation>> {
         let mut forms = Vec::new();
         for form in &self.deploy {
-            let deployed = form.deploy(model, clean, run)?;
-            forms.push(FormEvaluation { form: form.label(), evaluation: self.evaluate(&deployed, truth, run)? });
+            let deployed = (*form != Deployment::AsIs).then(|| form.deploy(model, clean, run)).transpose()?;
+            let evaluation = self.evaluate(deployed.as_ref().unwrap_or(model), truth, run)?;
+            forms.push(FormEvaluation { form: form.label(), evaluation });
         }
         Ok(forms)
     }
@@ -166,6 +167,13 @@ impl Stage for Evaluate {
     fn faults(&self) -> Vec<String> {
         let forms = self.deploy.iter().enumerate();
         forms.flat_map(|(index, form)| form.faults(&format!("deploy[{index}]"))).collect()
+    }
+
+    fn model(&self) -> ModelUse {
+        match self.deploy.iter().all(|form| *form == Deployment::AsIs) {
+            true => ModelUse::Inspects,
+            false => ModelUse::Reads,
+        }
     }
 
     fn run(&self, ctx: &mut Context<'_>, (): (), truth: &Truth) -> Result<Outcome<()>> {

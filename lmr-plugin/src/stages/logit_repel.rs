@@ -40,6 +40,8 @@ pub struct LogitRepel {
     pub epochs: usize,
     /// At least this many steps, for very small clean sets.
     pub min_steps: usize,
+    /// How weights follow gradients; transformers want AdamW, with a far smaller learning rate.
+    pub optimizer: Rule,
     /// Learning rate, above 0.
     pub lr: f64,
     /// How the learning rate moves.
@@ -73,6 +75,7 @@ impl Default for LogitRepel {
             temperature: 2.0,
             epochs: 10,
             min_steps: 50,
+            optimizer: Rule::Sgd,
             lr: 0.03,
             schedule: Schedule::Cosine,
             momentum: 0.9,
@@ -182,9 +185,9 @@ impl LogitRepel {
             epochs: Vec::new(),
             switched: false,
         };
-        let mut sgd = Optimizer::new(model.params(), Rule::Sgd, self.momentum, self.weight_decay)?;
+        let mut optimizer = Optimizer::new(model.params(), self.optimizer, self.momentum, self.weight_decay)?;
         let data = (&clean.images, &clean.normalization);
-        training.fit("logit-repel", model, data, &mut sgd, &mut phase, run)?;
+        training.fit("logit-repel", model, data, &mut optimizer, &mut phase, run)?;
         let bias_shift = bias(class)? - bias_before;
         if f64::from(bias_shift.abs()) > self.m1 / 2.0 {
             run.warn(&format!(

@@ -31,6 +31,8 @@ pub struct Recover {
     pub epochs: usize,
     /// At least this many steps, for very small clean sets.
     pub min_steps: usize,
+    /// How weights follow gradients; transformers want AdamW, with a far smaller learning rate.
+    pub optimizer: Rule,
     /// Learning rate, above 0.
     pub lr: f64,
     /// How the learning rate moves.
@@ -57,6 +59,7 @@ impl Default for Recover {
             temperature: 2.0,
             epochs: 20,
             min_steps: 0,
+            optimizer: Rule::Sgd,
             lr: 0.03,
             schedule: Schedule::Cosine,
             momentum: 0.9,
@@ -88,7 +91,7 @@ impl Recover {
         run: &Run<'_>,
     ) -> Result<Recovered> {
         let head = model.head();
-        let mut sgd = Optimizer::new(model.params(), Rule::Sgd, self.momentum, self.weight_decay)?;
+        let mut optimizer = Optimizer::new(model.params(), self.optimizer, self.momentum, self.weight_decay)?;
         if !pruned.columns.is_empty() {
             let keep = pruned.keep(head)?;
             let weight = head.weight();
@@ -96,7 +99,7 @@ impl Recover {
             let id = weight.id();
             let name = model.params().trainable().find(|(_, var)| var.id() == id).map(|(name, _)| name.to_string());
             let name = name.ok_or_else(|| Error::invalid("the head's weight is not among the trainable parameters"))?;
-            sgd.freeze(&name, &keep)?;
+            optimizer.freeze(&name, &keep)?;
         }
         if self.epochs == 0 {
             return Ok(Recovered { epochs: Vec::new() });
@@ -115,7 +118,7 @@ impl Recover {
         let lesson = Lesson::new(teacher, self.distill, self.temperature);
         let mut loss = Phase2 { lesson, distill: self.distill };
         let data = (&clean.images, &clean.normalization);
-        Ok(Recovered { epochs: training.fit("recover", model, data, &mut sgd, &mut loss, run)? })
+        Ok(Recovered { epochs: training.fit("recover", model, data, &mut optimizer, &mut loss, run)? })
     }
 }
 
