@@ -7,11 +7,11 @@ use super::super::super::grid::MAGIC;
 /// integer plus `zero`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Affine {
-    scale: f32,
-    inverse: f32,
-    low: f32,
-    high: f32,
-    zero: u8,
+    pub(super) scale: f32,
+    pub(super) inverse: f32,
+    pub(super) low: f32,
+    pub(super) high: f32,
+    pub(super) zero: u8,
 }
 
 impl Affine {
@@ -40,11 +40,22 @@ impl Affine {
     /// The code of the nearest value, exactly as [`Grid::round`] finds it; NaN becomes the lowest.
     #[inline(always)]
     pub fn code(&self, value: f32) -> u8 {
+        (self.magic(value).to_bits() as u8).wrapping_add(self.zero)
+    }
+
+    /// What the code of a value stands for.
+    #[inline(always)]
+    pub fn round(&self, value: f32) -> f32 {
+        (self.magic(value) - MAGIC as f32) * self.scale
+    }
+
+    /// A number with the nearest integer of the grid in its lowest bits.
+    #[inline(always)]
+    fn magic(&self, value: f32) -> f32 {
         let q = value * self.inverse;
         let q = if q > self.low { q } else { self.low };
         let q = if q < self.high { q } else { self.high };
-        // The sum has the integer in its lowest bits.
-        ((q + MAGIC as f32).to_bits() as u8).wrapping_add(self.zero)
+        q + MAGIC as f32
     }
 
     /// What a code stands for.
@@ -73,6 +84,7 @@ mod tests {
             let rounded = grid.round(&Tensor::new(values.as_slice(), &Device::Cpu).unwrap()).unwrap();
             for (value, rounded) in values.iter().zip(rounded.to_vec1::<f32>().unwrap()) {
                 prop_assert_eq!(affine.value(affine.code(*value)), rounded);
+                prop_assert_eq!(affine.round(*value), rounded);
             }
             prop_assert_eq!(affine.code(0.0), zero);
         }

@@ -34,7 +34,7 @@ pub(super) unsafe fn sweep<F: Finish, const V: usize>(job: &Job<'_>, finish: &F,
             // SAFETY: the caller's promise.
             unsafe { multiply::<V>(job, at, v, &mut sums) };
         }
-        job.write(finish, &sums, tile * P, out);
+        job.write(&sums, tile * P, out, |sums, vector, at, out| finish.finish(sums, vector, at, out));
     }
 }
 

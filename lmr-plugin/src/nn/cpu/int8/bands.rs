@@ -64,17 +64,19 @@ impl Band {
             (Cow::Borrowed(part), self.row * stride, h, w)
         } else {
             let (height, width) = ((self.rows - 1) * stride + (kh - 1) * dilation + 1, w + 2 * padding);
-            let mut copy = vec![zero; self.images * height * width * c + LANES];
+            let mut copy = Vec::with_capacity(self.images * height * width * c + LANES);
             for image in 0..self.images {
                 for y in 0..height {
                     let source = (self.row * stride + y).checked_sub(padding).filter(|&y| y < h);
                     if let Some(source) = source {
                         let from = ((self.image + image) * h + source) * w * c;
-                        let to = ((image * height + y) * width + padding) * c;
-                        copy[to..to + w * c].copy_from_slice(&bytes[from..from + w * c]);
+                        copy.resize(copy.len() + padding * c, zero);
+                        copy.extend_from_slice(&bytes[from..from + w * c]);
                     }
+                    copy.resize((image * height + y + 1) * width * c, zero);
                 }
             }
+            copy.resize(copy.len() + LANES, zero);
             (Cow::Owned(copy), 0, height, width)
         };
         let mut pixels = Vec::with_capacity(self.images * self.rows * self.columns);

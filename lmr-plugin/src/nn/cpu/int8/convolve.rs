@@ -7,7 +7,7 @@ use candle_core::{Result, bail};
 use rayon::prelude::*;
 
 use super::bands::{Band, bands};
-use super::finish::{Finish, put};
+use super::finish::Finish;
 use super::packing::{Dense, Panel};
 use super::{GROUP, Images, Kernel, LANES, Vector};
 
@@ -31,20 +31,21 @@ pub(super) struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Writes the results of the pixels from `first` on, as many as `out` has room for.
+    /// Gives `finish` the sums of the pixels from `first` on with their vector, the first element of the whole output that they
+    /// are for, and their place in `out`; as many as it has room for.
     #[inline(always)]
-    pub fn write<F: Finish, const V: usize>(
+    pub fn write<T, const V: usize>(
         &self,
-        finish: &F,
         sums: &[[[i32; LANES]; V]],
         first: usize,
-        out: &mut [F::Out],
+        out: &mut [T],
+        finish: impl Fn(&[i32; LANES], usize, usize, &mut [T]),
     ) {
         let channel = self.first * LANES;
         let mut at = self.before + first * self.outputs + channel;
         for (sums, out) in sums.iter().zip(out.chunks_exact_mut(self.outputs)) {
             for (v, (sums, out)) in sums.iter().zip(out[channel..].chunks_mut(LANES)).enumerate() {
-                put(&finish.lanes(sums, self.first + v, at + v * LANES, out.len()), out);
+                finish(sums, self.first + v, at + v * LANES, out);
             }
             at += self.outputs;
         }

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::super::super::ConvConfig;
 use super::bands::bands;
-use super::finish::{Finish, put};
+use super::finish::Finish;
 use super::{Images, Kernel, LANES};
 
 /// The integer weights of a depthwise convolution.
@@ -110,13 +110,21 @@ impl Filter<'_> {
         }
     }
 
-    /// Writes the results of the pixels from `first` on; `out` begins at the vector's first channel.
+    /// Gives `finish` the sums of the pixels from `first` on with the first element of the whole output that they are for, and
+    /// their place in `out`, which begins at the vector's first channel.
     #[inline(always)]
-    pub fn write<F: Finish>(&self, finish: &F, vector: usize, sums: &[[i32; LANES]], first: usize, out: &mut [F::Out]) {
+    pub fn write<T>(
+        &self,
+        vector: usize,
+        sums: &[[i32; LANES]],
+        first: usize,
+        out: &mut [T],
+        finish: impl Fn(&[i32; LANES], usize, &mut [T]),
+    ) {
         let len = LANES.min(self.channels - vector * LANES);
         for (i, sums) in sums.iter().enumerate() {
             let at = (first + i) * self.channels;
-            put(&finish.lanes(sums, vector, self.before + at, len), &mut out[at..at + len]);
+            finish(sums, self.before + at, &mut out[at..at + len]);
         }
     }
 }

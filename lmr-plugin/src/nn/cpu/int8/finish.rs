@@ -12,6 +12,22 @@ pub(crate) trait Finish: Sync {
     /// The results for the first `len` of vector `vector` of the output channels, which begin at element `at` of the whole
     /// output; the other lanes are anything.
     fn lanes(&self, sums: &[i32; LANES], vector: usize, at: usize, len: usize) -> [Self::Out; LANES];
+
+    /// Puts the same results into `out`, as many as it has room for.
+    #[inline(always)]
+    fn finish(&self, sums: &[i32; LANES], vector: usize, at: usize, out: &mut [Self::Out]) {
+        put(&self.lanes(sums, vector, at, out.len()), out);
+    }
+
+    /// The same in instructions of AVX-512 where that is faster than what the compiler makes of it.
+    ///
+    /// # Safety
+    /// The machine must have what [`vnni::available`](super::vnni::available) asks for.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn finish_vnni(&self, sums: &[i32; LANES], vector: usize, at: usize, out: &mut [Self::Out]) {
+        self.finish(sums, vector, at, out);
+    }
 }
 
 /// Puts lanes where they belong, as many as there is room for.
@@ -39,8 +55,8 @@ pub(super) fn get(codes: &[u8], at: usize) -> [u8; LANES] {
 
 /// What a sum is multiplied by, and what is added then, per output channel.
 pub(crate) struct Channels {
-    scale: Vec<[f32; LANES]>,
-    bias: Vec<[f32; LANES]>,
+    pub(super) scale: Vec<[f32; LANES]>,
+    pub(super) bias: Vec<[f32; LANES]>,
 }
 
 impl Channels {
@@ -109,7 +125,7 @@ impl Finish for Rounded<'_> {
         if let Some(residual) = &self.residual {
             let added = get(residual.codes, at);
             for (value, added) in values.iter_mut().zip(added) {
-                *value = self.to.value(self.to.code(*value)) + residual.from.value(added);
+                *value = self.to.round(*value) + residual.from.value(added);
             }
             to = residual.to;
         }
@@ -118,6 +134,16 @@ impl Finish for Rounded<'_> {
             *code = to.code(value);
         }
         codes
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn finish_vnni(&self, sums: &[i32; LANES], vector: usize, at: usize, out: &mut [u8]) {
+        match Bounds::of(self.activation) {
+            // SAFETY: the caller's promise.
+            Some(bounds) => unsafe { super::vnni::round(self, bounds, (sums, vector, at), out) },
+            None => self.finish(sums, vector, at, out),
+        }
     }
 }
 

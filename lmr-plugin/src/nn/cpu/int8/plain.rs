@@ -34,7 +34,7 @@ impl<F: Finish, const V: usize> WithSimd for Sweep<'_, F, V> {
                     }
                 }
             }
-            job.write(finish, &[sums], i, out);
+            job.write(&[sums], i, out, |sums, vector, at, out| finish.finish(sums, vector, at, out));
         }
     }
 }
@@ -66,7 +66,7 @@ impl<F: Finish> WithSimd for Filtered<'_, F> {
                     *sum = sum.wrapping_add(i32::from(byte).wrapping_mul(weight));
                 }
             }
-            filter.write(finish, vector, &[sums], i, out);
+            filter.write(vector, &[sums], i, out, |sums, at, out| finish.finish(sums, vector, at, out));
         }
     }
 }
