@@ -42,13 +42,19 @@ impl Job<'_> {
         finish: impl Fn(&[i32; LANES], usize, usize, &mut [T]),
     ) {
         let channel = self.first * LANES;
-        let mut at = self.before + first * self.outputs + channel;
+        let mut at = self.element(first);
         for (sums, out) in sums.iter().zip(out.chunks_exact_mut(self.outputs)) {
             for (v, (sums, out)) in sums.iter().zip(out[channel..].chunks_mut(LANES)).enumerate() {
                 finish(sums, self.first + v, at + v * LANES, out);
             }
             at += self.outputs;
         }
+    }
+
+    /// Which element of the whole output the panel gives first for a pixel.
+    #[inline(always)]
+    pub fn element(&self, pixel: usize) -> usize {
+        self.before + pixel * self.outputs + self.first * LANES
     }
 
     /// Refuses windows that reach beyond the input, and weights that are not there: the kernels check neither.

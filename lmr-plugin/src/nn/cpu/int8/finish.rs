@@ -1,5 +1,8 @@
 //! From sums of integers to what a layer gives: the one formula that all kernels share, so that they agree to the bit.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+
 use super::super::super::Activation;
 use super::super::activation::{Bounds, gelu};
 use super::{Affine, LANES};
@@ -12,6 +15,10 @@ pub(crate) trait Finish: Sync {
     /// The results for the first `len` of vector `vector` of the output channels, which begin at element `at` of the whole
     /// output; the other lanes are anything.
     fn lanes(&self, sums: &[i32; LANES], vector: usize, at: usize, len: usize) -> [Self::Out; LANES];
+
+    /// Says that the results that begin at element `at` of the whole output are wanted soon.
+    #[inline(always)]
+    fn expect(&self, _at: usize) {}
 
     /// Puts the same results into `out`, as many as it has room for.
     #[inline(always)]
@@ -134,6 +141,15 @@ impl Finish for Rounded<'_> {
             *code = to.code(value);
         }
         codes
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn expect(&self, at: usize) {
+        if let Some(code) = self.residual.as_ref().and_then(|residual| residual.codes.get(at)) {
+            // SAFETY: nothing is read.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(code).cast()) };
+        }
     }
 
     #[cfg(target_arch = "x86_64")]

@@ -35,6 +35,7 @@ pub(super) unsafe fn sweep<F: Finish, const V: usize, const P: usize>(job: &Job<
         // Where pixels end, the last one stands in for those that are missing.
         let last = pixels[pixels.len() - 1];
         let at: [usize; P] = std::array::from_fn(|i| pixels.get(i).copied().unwrap_or(last));
+        (0..pixels.len()).for_each(|pixel| finish.expect(job.element(tile * P + pixel)));
         // SAFETY: the caller's promise.
         unsafe { multiply::<V, P>(job, at, &mut sums) };
         // SAFETY: the caller's promise.
