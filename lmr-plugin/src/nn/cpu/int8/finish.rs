@@ -17,6 +17,7 @@ pub(crate) trait Finish: Sync {
     fn lanes(&self, sums: &[i32; LANES], vector: usize, at: usize, len: usize) -> [Self::Out; LANES];
 
     /// Says that the results that begin at element `at` of the whole output are wanted soon.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn expect(&self, _at: usize) {}
 
