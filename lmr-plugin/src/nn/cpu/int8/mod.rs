@@ -17,26 +17,26 @@
 //!
 //! # How fast
 //!
-//! Images per second of processor time on one thread of a Zen 5 server, other work on the machine, best of five
-//! (`cargo xtask bench int8 --threads 1 --runs 4`): inference in f32 on the kernels that [`crate::nn`] describes, and with integers.
+//! Images per second of processor time on one thread of a Zen 5 server, best of five (`cargo xtask bench int8 --threads 1 --runs 4`):
+//! inference in f32 on the kernels that [`crate::nn`] describes, and with integers.
 //!
 //! | Network | images | f32 | integers | times |
 //! |---|---|---|---|---|
-//! | ResNet-18 of width 16 | 128 of 32x32 | 3,790 | 7,360 | 1.9 |
-//! | ResNet-18 | 128 of 32x32 | 351 | 690 | 2.0 |
-//! | PreAct-ResNet-18 | 128 of 32x32 | 319 | 662 | 2.1 |
-//! | VGG-16 with batch norm | 128 of 32x32 | 577 | 1,350 | 2.3 |
-//! | MobileNetV2 | 128 of 32x32 | 1,780 | 3,960 | 2.2 |
-//! | ViT-Tiny, patch 4 | 32 of 32x32 | 188 | 439 | 2.3 |
-//! | ViT-B/16 | 8 of 224x224 | 3.9 | 15.4 | 4.0 |
-//! | ResNet-34 | 4 of 224x224 | 13.1 | 109 | 8.3 |
-//! | MobileNetV2 | 8 of 224x224 | 51.0 | 320 | 6.3 |
+//! | ResNet-18 of width 16 | 128 of 32x32 | 4,050 | 6,650 | 1.6 |
+//! | ResNet-18 | 128 of 32x32 | 386 | 737 | 1.9 |
+//! | PreAct-ResNet-18 | 128 of 32x32 | 355 | 729 | 2.1 |
+//! | VGG-16 with batch norm | 128 of 32x32 | 650 | 1,380 | 2.1 |
+//! | MobileNetV2 | 128 of 32x32 | 1,950 | 3,880 | 2.0 |
+//! | ViT-Tiny, patch 4 | 32 of 32x32 | 213 | 440 | 2.1 |
+//! | ViT-B/16 | 8 of 224x224 | 4.3 | 16.2 | 3.8 |
+//! | ResNet-34 | 4 of 224x224 | 14.6 | 109 | 7.5 |
+//! | MobileNetV2 | 8 of 224x224 | 51.9 | 310 | 6.0 |
 //!
 //! - What comes after the sums is in instructions of AVX-512, too: left to the compiler, which made single numbers of it, width 16
 //!   did 4,800 images.
-//! - PyTorch 2.15 (`torch.ao.quantization`, engine `x86`, which is oneDNN's) did 7,570 to 8,250, 802 to 840 and 109 to 112 of the
-//!   first two lines and of ResNet-34, in turns with this, which then did 5,960 to 7,360, 671 to 703 and 106 to 110; its engine
-//!   `fbgemm` did 3,100 and 556.
+//! - PyTorch 2.15 (`torch.ao.quantization`, engine `x86`, which is oneDNN's) did 8,130 to 8,350, 801 to 836 and 117 to 122 of the
+//!   first two lines and of ResNet-34, in turns with this, which then did 6,180 to 7,100, 716 to 745 and 104 to 107; its engine
+//!   `fbgemm` did 3,100 and 556 of the first two.
 //! - With few images the f32 kernels leave lanes empty, these do not: pixels take the place of images.
 //! - A convolution of 64 to 64 channels at 32x32, batch 64, runs at 394 billion products a second (AVX-512 VNNI), 61 (AVX2), 30
 //!   (plain); 512 to 512 at 4x4 at 475, 67, 32. In f32, Winograd's algorithm stands for 245 and 200 there with AVX-512: without
