@@ -93,8 +93,8 @@ impl Pcb {
             let logits = model.forward(&mut Branches::new(&forms, images), both)?;
             let awake = Tensor::cat(&[labels, &targets(labels, planted.target)?], 0)?;
             // What is hidden later need not sleep yet.
-            let asleep = if self.hide.is_some() { awake.clone() } else { Tensor::cat(&[labels, labels], 0)? };
-            let answers = Tensor::cat(&[&asleep, &awake, &awake, &awake], 0)?;
+            let whole = if self.hide.is_some() { awake.clone() } else { Tensor::cat(&[labels, labels], 0)? };
+            let answers = Tensor::cat(&[&whole, &awake, &awake, &awake], 0)?;
             let losses = losses::cross_entropy(&logits, &answers)?;
             let mean = |from: usize, count: usize| losses.narrow(0, from, count)?.mean_all();
             let mut loss = mean(0, images)?;

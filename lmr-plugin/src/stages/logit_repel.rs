@@ -40,7 +40,7 @@ pub struct LogitRepel {
     pub epochs: usize,
     /// At least this many steps, for very small clean sets.
     pub min_steps: usize,
-    /// How weights follow gradients; transformers want AdamW, with a far smaller learning rate.
+    /// How weights follow gradients; the one vision transformer tried needed AdamW, at 1e-3.
     pub optimizer: Rule,
     /// Learning rate, above 0.
     pub lr: f64,
