@@ -1,17 +1,16 @@
-//! Everything a run starts from: the model as it was received, the clean set, and the truth about the attack.
+//! Everything a run starts from: the model as it was received, the clean set, and what is known of the attack.
 
 use std::collections::BTreeMap;
 
 use candle_core::Device;
-use lmr_plugin::data::{CleanSet, Images, stratified_split};
-use lmr_plugin::model::Model;
-use lmr_plugin::models::{Classifier, ModelSpec};
+use lmr_plugin::data::{CleanSet, Images, Normalization, stratified_split};
+use lmr_plugin::model::{Classifier, Model};
+use lmr_plugin::models::ModelSpec;
 use lmr_plugin::nn::StateDict;
 use lmr_plugin::quantization::{StoredForm, restore};
 use lmr_plugin::rng;
 use lmr_plugin::run::Observer;
-use lmr_plugin::stage::ModelUse;
-use lmr_plugin::truth::{Planted, Truth};
+use lmr_plugin::stage::{Examination, Material, ModelUse, Planted, RoleKind, Target};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -39,10 +38,14 @@ pub struct Inputs {
     pub clean: CleanSet,
     /// What the images are, for the run folder.
     pub data: DataRecord,
-    /// For stages that measure: the test images and the trigger.
-    test: Option<Truth>,
-    /// For stages that implant: the training images and the trigger, and no test image.
-    train: Option<Truth>,
+    /// For stages that examine: the test images and the trigger.
+    pub examination: Option<Examination>,
+    /// For stages that implant a given trigger: the training images and the trigger, and no test image.
+    pub material: Option<Material>,
+    /// For stages that learn the trigger: the training images and its class, and no test image.
+    pub learning: Option<Material<Target>>,
+    /// What the model was trained to expect of pixels.
+    normalization: Normalization,
 }
 
 /// Where the received weights come from.
@@ -126,7 +129,7 @@ impl Inputs {
                             source.push_str(", with a fresh head");
                         }
                         let network = full_precision(plan, local, &loaded, checkpoint.table.head, &device)?;
-                        Model::new(network, plan.normalization(), device.clone())
+                        Model::new(network, plan.normalization())?
                     }
                 };
                 let (sha256, layout) = (Some(loaded.sha256), Some(loaded.layout));
@@ -135,7 +138,7 @@ impl Inputs {
             None => {
                 let network = plan.model.fresh(rng::stream(plan.run.seed, "model/init"), &device)?;
                 let source = format!("drawn from seed {}", plan.run.seed);
-                let model = Model::new(network, plan.normalization(), device.clone());
+                let model = Model::new(network, plan.normalization())?;
                 (model, Source { source, origin: None, sha256: None, layout: None })
             }
         };
@@ -146,7 +149,6 @@ impl Inputs {
         let name = &plan.data.name;
         let refuse = |error: lmr_plugin::Error| Error::Data { name: name.clone(), message: error.to_string() };
         let mut splits = Splits { plan, observer, loaded: BTreeMap::new(), files: Vec::new() };
-        let normalization = plan.normalization();
 
         let clean_table = plan.data.clean;
         let from = splits.get(clean_table.split)?;
@@ -156,7 +158,7 @@ impl Inputs {
         let clean_record = SetRecord::of(clean_table.split, &images)?;
         let bytes = images.shape().into_iter().product::<usize>().saturating_mul(images.len());
         let images = if bytes <= CLEAN_IN_MEMORY { images.in_memory()? } else { images };
-        let clean = CleanSet::new(images, normalization.clone()).map_err(refuse)?;
+        let clean = CleanSet::new(images).map_err(refuse)?;
 
         let built = match &plan.trigger {
             Some(table) => {
@@ -173,7 +175,7 @@ impl Inputs {
             }
             trigger
         });
-        let mut truth = |split: Split, count: Option<usize>, what: &str| -> Result<(Images, SetRecord)> {
+        let mut images = |split: Split, count: Option<usize>, what: &str| -> Result<(Images, SetRecord)> {
             let images = splits.get(split)?;
             let mut indices = match split == clean_table.split {
                 true => rest.clone(),
@@ -188,26 +190,22 @@ impl Inputs {
             let record = SetRecord::of(split, &images)?;
             Ok((images, record))
         };
-        let (mut test, mut test_record) = (None, None);
-        if plan.measures() {
-            let (images, record) = truth(plan.data.test.split, plan.data.test.count, "the test set")?;
-            test = Some(Truth::new(images, normalization.clone()));
-            test_record = Some(record);
-        }
-        let (mut train, mut train_record) = (None, None);
-        if plan.implants() {
-            let (images, record) = truth(plan.data.train.split, plan.data.train.count, "training")?;
-            // No test image: who implants must not choose by what is measured.
-            train = Some(Truth::new(images.select(&[])?, normalization).with_train(images));
-            train_record = Some(record);
-        }
-        let plant = |truth: Truth| match &built {
-            Some((Built::Made(trigger) | Built::Read { trigger, .. }, target)) => {
-                truth.with_trigger(Planted { trigger: trigger.clone(), target: *target })
-            }
-            Some((Built::Learned, target)) => truth.with_target(*target),
-            None => truth,
+        let (test, test_record) = match plan.measures() {
+            true => Some(images(plan.data.test.split, plan.data.test.count, "the test set")?).unzip(),
+            false => (None, None),
         };
+        let (train, train_record) = match plan.implants() {
+            true => Some(images(plan.data.train.split, plan.data.train.count, "training")?).unzip(),
+            false => (None, None),
+        };
+        let (mut planted, mut target) = (None, None);
+        match built {
+            Some((Built::Made(trigger) | Built::Read { trigger, .. }, target)) => {
+                planted = Some(Planted { trigger, target });
+            }
+            Some((Built::Learned, class)) => target = Some(Target(class)),
+            None => {}
+        }
         let data = DataRecord {
             name: name.clone(),
             clean: clean_record,
@@ -217,24 +215,25 @@ impl Inputs {
             trigger,
             files: splits.files,
         };
-        Ok(Self { device, source, clean, data, test: test.map(plant), train: train.map(plant) })
-    }
-
-    /// The truth as far as a stage is shown it.
-    pub fn truth(&self, step: &Step) -> Option<&Truth> {
-        if step.kind.implants { self.train.as_ref() } else { self.test.as_ref() }
+        let material = train.clone().zip(planted.clone()).map(|(train, backdoor)| Material { train, backdoor });
+        let learning = train.zip(target).map(|(train, backdoor)| Material { train, backdoor });
+        let examination = test.map(|test| Examination { test, planted });
+        let normalization = plan.normalization();
+        Ok(Self { device, source, clean, data, examination, material, learning, normalization })
     }
 
     /// What identifies the images, their normalization and the trigger that a stage is shown.
     pub fn identity(&self, step: &Step) -> Value {
-        let clean = json!({ "images": self.data.clean.digest, "normalization": self.clean.normalization });
+        let clean = json!({ "images": self.data.clean.digest, "normalization": self.normalization });
         let digest = |set: &Option<SetRecord>| set.as_ref().map(|set| set.digest.clone());
-        match (step.kind.sees_truth, step.kind.implants) {
-            (true, true) => {
+        match step.kind.role {
+            RoleKind::Implants | RoleKind::Learns => {
                 json!({ "clean": clean, "train": digest(&self.data.train), "trigger": self.data.trigger })
             }
-            (true, false) => json!({ "clean": clean, "test": digest(&self.data.test), "trigger": self.data.trigger }),
-            (false, _) => json!({ "clean": clean }),
+            RoleKind::Examines => {
+                json!({ "clean": clean, "test": digest(&self.data.test), "trigger": self.data.trigger })
+            }
+            _ => json!({ "clean": clean }),
         }
     }
 }
@@ -291,7 +290,7 @@ fn quantized(
         lmr_plugin::Error::Weights(_) => misfit(plan, local, &loaded.state, error),
         error => refuse(error.to_string()),
     })?;
-    let mut model = Model::new(network, plan.normalization(), device.clone());
+    let mut model = Model::new(network, plan.normalization())?;
     model.deploy(deployed);
     Ok(model)
 }

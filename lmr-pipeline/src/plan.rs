@@ -199,10 +199,10 @@ fn check_data(draft: &Draft, checkpoint: Option<&Checkpoint>, faults: &mut Fault
         }
     };
     uses(data.clean.split, "the clean images come from", faults, "clean.split");
-    if draft.stages.iter().any(|stage| stage.kind.is_some_and(|kind| kind.sees_truth)) {
+    if draft.stages.iter().any(|stage| stage.kind.is_some_and(|kind| kind.examines())) {
         uses(data.test.split, "evaluation measures on", faults, "test.split");
     }
-    if draft.stages.iter().any(|stage| stage.kind.is_some_and(|kind| kind.implants)) {
+    if draft.stages.iter().any(|stage| stage.kind.is_some_and(|kind| kind.implants())) {
         uses(data.train.split, "the attack trains on", faults, "train.split");
     }
     Some(match root {
@@ -261,12 +261,12 @@ fn open_dataset(draft: &Draft, name: &str, place: &Place, faults: &mut Faults) -
 fn check_trigger(draft: &Draft, dataset: Option<&Dataset>, faults: &mut Faults) {
     let place = Place::section("trigger");
     for (index, stage) in draft.stages.iter().enumerate() {
-        let Some(kind) = stage.kind.filter(|kind| kind.implants) else { continue };
+        let Some(kind) = stage.kind.filter(|kind| kind.implants()) else { continue };
         if !draft.has_trigger {
             faults.add(&stage.place(index), "needs a trigger to implant; add a [trigger] table with kind and target");
         }
         let Some(trigger) = draft.trigger.as_ref().map(|table| table.trigger.kind()) else { continue };
-        match (kind.learns, trigger == Learned::KIND) {
+        match (kind.learns(), trigger == Learned::KIND) {
             (true, false) => {
                 let message = format!("learns its trigger, so trigger.kind must be \"learned\"; found \"{trigger}\"");
                 faults.add(&stage.place(index), message);
@@ -282,7 +282,7 @@ fn check_trigger(draft: &Draft, dataset: Option<&Dataset>, faults: &mut Faults) 
     }
     let Some(table) = &draft.trigger else { return };
     let TriggerTable { target, trigger } = table;
-    let learns = |stage: &StageTable| stage.kind.is_none_or(|kind| kind.implants);
+    let learns = |stage: &StageTable| stage.kind.is_none_or(|kind| kind.implants());
     if trigger.kind() == Learned::KIND && !draft.stages.iter().any(learns) {
         let message = format!(
             "no stage of this pipeline learns a trigger; add one of kind {}, or read a trigger.safetensors with \
@@ -333,7 +333,7 @@ fn check_publish(draft: &Draft, from: &[Option<usize>], faults: &mut Faults) {
 
 /// The kinds of stages that learn a trigger.
 fn learners() -> Vec<&'static str> {
-    STAGES.iter().filter(|kind| kind.learns).map(|kind| kind.kind).collect()
+    STAGES.iter().filter(|kind| kind.learns()).map(|kind| kind.kind).collect()
 }
 
 /// What is known about the model and the findings after a stage.

@@ -1,10 +1,9 @@
 //! Every kind of stage and trigger that a pipeline can name: one line each.
 
 use lmr_plugin::attacks::{Attack, Dfst, Dynamic, Lira, Pcb, Qcb, Trojan, Wanet};
-use lmr_plugin::stage::{AnyStage, Facts, ModelUse, Stage};
+use lmr_plugin::stage::{AnyStage, Facts, ModelUse, Role, RoleKind, Stage};
 use lmr_plugin::stages::{DeltaPrune, Estimate, Evaluate, LogitRepel, Quantize, Recover, StructuredPrune};
 use lmr_plugin::triggers::{Blend, Filter, Patch, SignedPatch, Sinusoid, TriggerConfig, Warp};
-use lmr_plugin::truth::Sight;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::Value;
 use toml::Table;
@@ -22,14 +21,14 @@ pub static STAGES: &[StageKind] = &[
     StageKind::of::<Quantize>(),
     StageKind::of::<StructuredPrune>(),
     StageKind::of::<Evaluate>(),
-    StageKind::of::<Attack>().implants(),
-    StageKind::of::<Trojan>().learns(),
-    StageKind::of::<Wanet>().implants(),
-    StageKind::of::<Lira>().learns(),
-    StageKind::of::<Dynamic>().learns(),
-    StageKind::of::<Dfst>().implants(),
-    StageKind::of::<Qcb>().implants(),
-    StageKind::of::<Pcb>().implants(),
+    StageKind::of::<Attack>(),
+    StageKind::of::<Trojan>(),
+    StageKind::of::<Wanet>(),
+    StageKind::of::<Lira>(),
+    StageKind::of::<Dynamic>(),
+    StageKind::of::<Dfst>(),
+    StageKind::of::<Qcb>(),
+    StageKind::of::<Pcb>(),
 ];
 
 /// Every kind of trigger.
@@ -53,12 +52,8 @@ pub struct StageKind {
     pub summary: &'static str,
     /// What it does with the model.
     pub model: ModelUse,
-    /// Whether it is shown the truth about the attack.
-    pub sees_truth: bool,
-    /// Whether it implants a backdoor, and so needs the training split and a trigger.
-    pub implants: bool,
-    /// Whether it learns its trigger itself, and keeps it as an attachment.
-    pub learns: bool,
+    /// What it is for, and so what it is shown.
+    pub role: RoleKind,
     /// Names of the findings it needs.
     pub needs: fn() -> Vec<&'static str>,
     /// Names of the findings it gives.
@@ -77,9 +72,7 @@ impl StageKind {
             kind: S::KIND,
             summary: S::SUMMARY,
             model: S::MODEL,
-            sees_truth: <S::Sees as Sight<S>>::TRUTH,
-            implants: false,
-            learns: false,
+            role: <S::Role as Role>::KIND,
             needs: <S::Needs as Facts>::names,
             gives: <S::Gives as Facts>::names,
             schema: subschema::<S>,
@@ -91,14 +84,19 @@ impl StageKind {
         }
     }
 
-    const fn implants(mut self) -> Self {
-        self.implants = true;
-        self
+    /// Whether it implants a backdoor.
+    pub fn implants(&self) -> bool {
+        self.role.implants()
     }
 
-    const fn learns(mut self) -> Self {
-        self.learns = true;
-        self.implants()
+    /// Whether it learns its trigger itself, and keeps it as an attachment.
+    pub fn learns(&self) -> bool {
+        self.role == RoleKind::Learns
+    }
+
+    /// Whether it measures with the answer in hand.
+    pub fn examines(&self) -> bool {
+        self.role == RoleKind::Examines
     }
 
     /// The kind of that name.

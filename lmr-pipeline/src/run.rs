@@ -1,17 +1,17 @@
 //! Runs a plan: every stage once, and none that a former run has finished.
 //!
-//! A trigger that an attack learns passes through here and nowhere else: from the attack's attachment into the truth that
-//! later stages of the branch are shown, if they are cleared for it.
+//! A trigger that an attack learns passes through here and nowhere else: from the attack's attachment into the examination that
+//! later stages of the branch are shown, if that is their role.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use lmr_plugin::model::Model;
+use lmr_plugin::models::Network;
 use lmr_plugin::nn::with_compute_dtype;
 use lmr_plugin::run::{Observer, Quiet, Run};
-use lmr_plugin::stage::{Context, FactStore, ModelUse};
-use lmr_plugin::truth::{Planted, Truth};
+use lmr_plugin::stage::{Context, Examination, FactStore, ModelUse, Planted, Shown};
 use serde_json::{Map, Value, json};
 
 use crate::artifacts::{
@@ -135,8 +135,8 @@ impl State {
         Self {
             slot,
             // What an attack leaves is what the defender receives.
-            received: if step.kind.implants { (slot, record.model.clone()) } else { self.received.clone() },
-            learned: match record.files.get(TRIGGER_FILE).filter(|_| step.kind.learns) {
+            received: if step.kind.implants() { (slot, record.model.clone()) } else { self.received.clone() },
+            learned: match record.files.get(TRIGGER_FILE).filter(|_| step.kind.learns()) {
                 Some(sha256) => Some((step.index, sha256.clone())),
                 None => self.learned.clone(),
             },
@@ -173,7 +173,7 @@ fn key(plan: &Plan, inputs: &Inputs, step: &Step, before: &State) -> Result<(Str
     if !plan.run.dtype.is_f32() {
         value["dtype"] = json!(plan.run.dtype);
     }
-    if let Some((_, sha256)) = before.learned.as_ref().filter(|_| step.kind.sees_truth && !step.kind.implants) {
+    if let Some((_, sha256)) = before.learned.as_ref().filter(|_| step.kind.examines()) {
         value["learned-trigger"] = json!(sha256);
     }
     Ok((sha256(&to_json(&value)?), value))
@@ -225,7 +225,7 @@ impl<'a> Runner<'a> {
         };
         let (record, seconds, reused) = result?;
         self.export(step, &model)?;
-        if step.kind.learns {
+        if step.kind.learns() {
             self.learned[step.index] = Some(self.learned_trigger(step)?);
         }
         let after = before.after(step, &record);
@@ -250,21 +250,21 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// The truth as far as a stage is shown it, with the trigger that an earlier stage of its branch learned.
-    fn truth(&self, step: &Step, before: &State) -> Option<Cow<'_, Truth>> {
-        let truth = self.inputs.truth(step)?;
-        let learned = before.learned.as_ref().filter(|_| !step.kind.implants);
-        match learned.and_then(|(stage, _)| self.learned[*stage].as_ref()) {
-            Some(planted) => Some(Cow::Owned(truth.clone().with_trigger(planted.clone()))),
-            None => Some(Cow::Borrowed(truth)),
+    /// What examining stages are shown, with the trigger that an earlier stage of the branch learned.
+    fn examination(&self, before: &State) -> Option<Cow<'_, Examination>> {
+        let examination = self.inputs.examination.as_ref()?;
+        match before.learned.as_ref().and_then(|(stage, _)| self.learned[*stage].as_ref()) {
+            Some(planted) => Some(Cow::Owned(examination.clone().with_trigger(planted.clone()))),
+            None => Some(Cow::Borrowed(examination)),
         }
     }
 
     /// Writes a changed model as the received one came, if the pipeline asks for that, and what describes a model of other widths. Not part of the stage's result: it
     /// follows from it, and whether it is wanted may change without running the stage again.
     fn export(&self, step: &Step, model: &Model) -> Result<()> {
-        let spec = model.network().spec();
-        if step.kind.model.changes_model() && spec.widths != self.plan.model.widths {
+        let spec = Network::of(model.network()).map(Network::spec);
+        if let Some(spec) = spec.filter(|spec| step.kind.model.changes_model() && spec.widths != self.plan.model.widths)
+        {
             // The pipeline's `[model]` no longer says what the weights beside it are for.
             let config = self.plan.own_config(spec);
             self.folder.write(&format!("{}/{CONFIG_FILE}", step.folder()), &to_json(&json!({ "lmr": config }))?)?;
@@ -294,7 +294,7 @@ impl<'a> Runner<'a> {
         };
         self.plan.steps.iter().skip(index + 1).any(|later| {
             last(later.from, |step| step.kind.model.changes_model()) == slot
-                || (later.kind.model == ModelUse::Writes && last(later.from, |step| step.kind.implants) == slot)
+                || (later.kind.model == ModelUse::Writes && last(later.from, |step| step.kind.implants()) == slot)
         })
     }
 
@@ -351,8 +351,13 @@ impl<'a> Runner<'a> {
             run: Run::new(self.plan.run.seed, &logged),
         };
         let dtype = self.plan.run.dtype.dtype();
-        let truth = self.truth(step, before);
-        let outcome = with_compute_dtype(dtype, || step.stage.run(&mut ctx, &facts, truth.as_deref()));
+        let examination = self.examination(before);
+        let shown = Shown {
+            examination: examination.as_deref(),
+            material: self.inputs.material.as_ref(),
+            learning: self.inputs.learning.as_ref(),
+        };
+        let outcome = with_compute_dtype(dtype, || step.stage.run(&mut ctx, &facts, &shown));
         let outcome = outcome.map_err(stage_error(step, self.folder.path()))?;
         let seconds = clock.elapsed().as_secs_f64();
         let state = model.network().params().state_dict()?;

@@ -17,12 +17,12 @@ use flate2::read::GzDecoder;
 use lmr_plugin::data::{CleanSet, Images, Normalization, stratified_split};
 use lmr_plugin::model::Model;
 use lmr_plugin::models::{Arch, ModelSpec};
-use lmr_plugin::nn::Train;
+use lmr_plugin::nn::Mode;
 use lmr_plugin::rng;
 use lmr_plugin::run::Run;
-use lmr_plugin::stages::{BackdoorClass, DeltaPrune, Estimate, Evaluate, LogitRepel, Recover, Teacher};
+use lmr_plugin::stage::{Examination, Planted};
+use lmr_plugin::stages::{DeltaPrune, Estimate, Evaluate, LogitRepel, Recover};
 use lmr_plugin::triggers::{Patch, TriggerConfig};
-use lmr_plugin::truth::{Planted, Truth};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -35,17 +35,17 @@ fn main() -> Result<()> {
     let spec = ModelSpec { width: Some(16), channels: 1, ..ModelSpec::new(Arch::Resnet18, 10) };
     let weights = candle_core::safetensors::load(root.join("configs/quickstart/model.safetensors"), &device)?;
     let normalization = Normalization { mean: vec![0.2860], std: vec![0.3530] };
-    let model = Model::new(spec.load(weights.into_iter().collect(), &device)?, normalization.clone(), device.clone());
+    let model = Model::new(spec.load(weights.into_iter().collect(), &device)?, normalization)?;
 
     // 500 images of our own; 2,000 others to look at the result. The trigger is known here because the model was
     // poisoned for this purpose: only `Evaluate` is shown it.
     let images = fashion_mnist(&root.join("datasets/fashion_mnist"))?;
     let (ours, rest) = stratified_split(images.labels(), 10, 500, 0)?;
-    let clean = CleanSet::new(images.select(&ours)?, normalization.clone())?;
+    let clean = CleanSet::new(images.select(&ours)?)?;
     let planted = Planted { trigger: Patch::default().build(1, 28, 28)?, target: 0 };
-    let truth = Truth::new(images.select(&rest[..2000])?, normalization.clone()).with_trigger(planted);
+    let examination = Examination::new(images.select(&rest[..2000])?).with_trigger(planted);
     let report = |when: &str, model: &Model| -> Result<()> {
-        let e = Evaluate::default().evaluate(model, &truth, &run)?;
+        let e = Evaluate::default().evaluate(model, &examination, &run)?;
         let percent = |share: Option<f64>| share.map_or("-".into(), |s| format!("{:.1}", 100.0 * s));
         println!("{when:24} ACC {}  ASR {}  TA {}", percent(Some(e.acc)), percent(e.asr), percent(e.ta));
         Ok(())
@@ -60,7 +60,7 @@ fn main() -> Result<()> {
         let mut sgd = SGD::new(vars, 0.001)?;
         for batch in rng::permutation(&mut shuffle, ours.len()).chunks(100) {
             let (pixels, labels) = clean.images.batch(batch, &device)?;
-            let logits = network.forward(&mut Train::default(), &normalization.apply(&pixels)?)?;
+            let logits = model.forward(&pixels, Mode::default())?;
             sgd.backward_step(&candle_nn::loss::cross_entropy(&logits, &labels)?)?;
             if let Some(keep) = keep {
                 let head = network.head().weight();
@@ -73,14 +73,11 @@ fn main() -> Result<()> {
     report("after an epoch of ours", &model)?;
 
     // The purification: each call is a stage, and each returns what the next one needs.
-    let network = model.full_precision()?;
-    let estimated = Estimate::default().estimate(network, &clean, &run)?;
+    let estimated = Estimate::default().estimate(&model, &clean, &run)?;
     println!("backdoor class {}, collapse {:.2}, votes {:?}", estimated.class, estimated.collapse, estimated.votes);
-    let class = BackdoorClass { class: estimated.class };
-    let received = Teacher::copy(network, class)?;
-    let (delta, _) = LogitRepel::default().repel(network, class, &clean, &run)?;
-    let pruned = DeltaPrune::default().prune(network, &delta)?;
-    Recover::default().recover(network, &received, &pruned, &clean, &run)?;
+    let repelled = LogitRepel::default().repel(&model, estimated.backdoor_class(), &clean, &run)?;
+    let pruned = DeltaPrune::default().prune(&model, &repelled.delta)?;
+    Recover::default().recover(&model, &repelled.received, &pruned, &clean, &run)?;
     report("after purification", &model)?;
 
     // And on with our own training.

@@ -3,7 +3,7 @@
 use candle_core::{Tensor, Var};
 
 use crate::Result;
-use crate::models::Classifier;
+use crate::model::Classifier;
 use crate::nn::Params;
 
 /// For every element of some weights of a network the smallest and the largest value it may take: [`cells`] of a rounding, or

@@ -26,29 +26,26 @@ use crate::{Error, Result};
 pub struct CleanSet {
     /// The images, at least one, as raw pixels.
     pub images: Images,
-    /// What the model expects to be done to pixels in [0, 1] before its first layer.
-    pub normalization: Normalization,
     /// How many classes the model tells apart; every label is below it.
     pub classes: usize,
 }
 
 impl CleanSet {
-    /// Puts a clean set together; refuses an empty one and a normalization for another number of channels.
+    /// Puts a clean set together; refuses an empty one.
     ///
     /// ```
-    /// use lmr_plugin::data::{CleanSet, Images, Normalization};
+    /// use lmr_plugin::data::{CleanSet, Images};
     /// let images = Images::new(vec![0, 128, 255, 7], vec![0, 2], [1, 1, 2], 3)?;
-    /// let clean = CleanSet::new(images, Normalization { mean: vec![0.5], std: vec![0.25] })?;
+    /// let clean = CleanSet::new(images)?;
     /// assert_eq!((clean.classes, clean.absent_classes()), (3, vec![1]));
     /// # Ok::<(), lmr_plugin::Error>(())
     /// ```
-    pub fn new(images: Images, normalization: Normalization) -> Result<Self> {
+    pub fn new(images: Images) -> Result<Self> {
         if images.is_empty() {
             return Err(Error::invalid("the clean set is empty; a purifying stage needs at least one image"));
         }
-        normalization.validate(images.shape()[0])?;
         let classes = images.classes();
-        Ok(Self { images, normalization, classes })
+        Ok(Self { images, classes })
     }
 
     /// Classes without a single image, ascending.

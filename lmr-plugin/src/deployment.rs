@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 use crate::Result;
 use crate::data::CleanSet;
 use crate::model::Model;
-use crate::models::{self, Classifier};
 use crate::quantization::{Granularity, dequantized};
 use crate::run::Run;
 use crate::stage::Stage;
@@ -57,7 +56,7 @@ impl Deployment {
         match self {
             Self::AsIs => {}
             Self::Quantize(stage) => {
-                let form = stage.quantize(model.full_precision()?, clean, run)?;
+                let form = stage.quantize(&model, clean, run)?;
                 model.deploy(form);
             }
             Self::Prune(stage) => {
@@ -67,21 +66,20 @@ impl Deployment {
         Ok(model)
     }
 
-    /// A full-precision network that computes what the form does, to train a copy of: with rounded weights (activations
+    /// A full-precision model that computes what the form does, to train a copy of: with rounded weights (activations
     /// are not rounded), or with zeros for the pruned filters.
-    pub fn network(&self, model: &dyn Classifier) -> Result<Box<dyn Classifier>> {
-        match self {
-            Self::AsIs => models::copy(model, model.head().weight().device()),
-            Self::Quantize(stage) => dequantized(model, stage.rounding()),
+    pub fn rounded(&self, model: &Model) -> Result<Model> {
+        let network = model.full_precision()?;
+        Ok(match self {
+            Self::AsIs => model.try_clone()?,
+            Self::Quantize(stage) => model.with(dequantized(network, stage.rounding())?),
+            Self::Prune(stage) if stage.form == PruneForm::Remove => model.with(stage.remove(network)?.0),
             Self::Prune(stage) => {
-                if stage.form == PruneForm::Remove {
-                    return Ok(stage.remove(model)?.0);
-                }
-                let copy = models::copy(model, model.head().weight().device())?;
-                stage.prune(copy.as_ref())?;
-                Ok(copy)
+                let copy = model.try_clone()?;
+                stage.prune(copy.network())?;
+                copy
             }
-        }
+        })
     }
 }
 

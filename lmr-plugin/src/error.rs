@@ -2,6 +2,7 @@
 
 /// What can go wrong in a stage, a model or a loss.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// Candle refused an operation (shape, dtype, device).
     #[error(transparent)]
@@ -9,6 +10,55 @@ pub enum Error {
     /// A setting or an input is impossible; the message says what was found and what was expected.
     #[error("{0}")]
     Invalid(String),
+    /// A stage needs the full-precision model, and it is already in a form that is shipped.
+    #[error("the model is {form}; purify the full-precision model instead (`from = \"<an earlier stage>\"`)")]
+    Deployed {
+        /// The word for the form: `quantized`, `pruned`.
+        form: &'static str,
+    },
+    /// No earlier stage found out what a stage works from.
+    #[error("no stage before this one gives `{name}`, which it needs")]
+    MissingFinding {
+        /// The finding's name.
+        name: &'static str,
+    },
+    /// What a stage is to be shown is not there.
+    #[error("{stage} needs {what}")]
+    NotShown {
+        /// The stage's kind.
+        stage: &'static str,
+        /// What it needs.
+        what: &'static str,
+    },
+    /// The network does not offer what a stage needs.
+    #[error("{what} needs {needs}")]
+    Unsupported {
+        /// What was asked for.
+        what: &'static str,
+        /// What the network would have to be.
+        needs: &'static str,
+    },
+    /// The images are not what the model was made for.
+    #[error(
+        "the model takes images of {} channels and tells {} classes apart, found {} channels and {} classes",
+        expected[0], expected[1], found[0], found[1]
+    )]
+    OtherImages {
+        /// Channels and classes of the model.
+        expected: [usize; 2],
+        /// Channels and classes of the images.
+        found: [usize; 2],
+    },
+    /// A class that the model does not have.
+    #[error("{what} {class}: expected one below {classes}")]
+    NoSuchClass {
+        /// Whose class it is.
+        what: &'static str,
+        /// What was found.
+        class: u32,
+        /// K.
+        classes: usize,
+    },
     /// An image could not be read from where it is kept.
     #[error(transparent)]
     Image(Box<dyn std::error::Error + Send + Sync>),

@@ -4,14 +4,13 @@
 //! config struct with a typed method, to be called from any training loop:
 //!
 //! ```no_run
-//! # use lmr_plugin::{data::CleanSet, models::Classifier, run::Run, stages::*, Result};
-//! # fn purify(network: &dyn Classifier, clean: &CleanSet) -> Result<()> {
+//! # use lmr_plugin::{data::CleanSet, model::Model, run::Run, stages::*, Result};
+//! # fn purify(model: &Model, clean: &CleanSet) -> Result<()> {
 //! let run = Run::quiet(0);
-//! let class = BackdoorClass { class: Estimate::default().estimate(network, clean, &run)?.class };
-//! let received = Teacher::copy(network, class)?;
-//! let (delta, _) = LogitRepel::default().repel(network, class, clean, &run)?;
-//! let pruned = DeltaPrune::default().prune(network, &delta)?;
-//! Recover::default().recover(network, &received, &pruned, clean, &run)?;
+//! let class = Estimate::default().estimate(model, clean, &run)?.backdoor_class();
+//! let repelled = LogitRepel::default().repel(model, class, clean, &run)?;
+//! let pruned = DeltaPrune::default().prune(model, &repelled.delta)?;
+//! Recover::default().recover(model, &repelled.received, &pruned, clean, &run)?;
 //! # Ok(())
 //! # }
 //! ```
@@ -19,11 +18,11 @@
 //! | module | what is there |
 //! |---|---|
 //! | [`stages`], [`attacks`] | what purifies, deploys and measures a model; what implants a backdoor |
-//! | [`stage`], [`truth`] | what a stage is; who may see the attack |
+//! | [`stage`] | what a stage is, and who may see the attack |
 //! | [`losses`], [`optim`], [`train`] | the losses of the method, SGD and AdamW, the one training loop |
-//! | [`models`], [`nn`] | architectures; trainable layers with a portable and a fast CPU path |
+//! | [`models`], [`nn`] | the zoo of architectures; trainable layers with a portable and a fast CPU path |
 //! | [`data`], [`triggers`], [`generators`] | images, clean sets, augmentation; τ(x); networks that make triggers |
-//! | [`model`], [`quantization`], [`predict`] | a model and the form it is in; inference over images |
+//! | [`model`], [`quantization`], [`predict`] | what stages need of a network, anyone's; a model and the form it is in; inference over images |
 //! | [`bounds`], [`pruning`] | intervals that weights train within; which filters go first |
 //! | [`run`], [`rng`] | seed, progress, cancellation; random streams |
 
@@ -47,6 +46,5 @@ pub mod stage;
 pub mod stages;
 pub mod train;
 pub mod triggers;
-pub mod truth;
 
 pub use error::{Error, Result};

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::bounds::Bounds;
-use crate::models::Classifier;
+use crate::model::Classifier;
 
 /// What makes a filter small.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -54,17 +54,23 @@ impl Observer for Quiet {
 pub struct Run<'a> {
     seed: u64,
     observer: &'a dyn Observer,
+    silent: bool,
 }
 
 impl<'a> Run<'a> {
     /// Same seed, same results.
     pub fn new(seed: u64, observer: &'a dyn Observer) -> Self {
-        Self { seed, observer }
+        Self { seed, observer, silent: false }
     }
 
     /// Without an observer.
     pub fn quiet(seed: u64) -> Run<'static> {
-        Run { seed, observer: &Quiet }
+        Run { seed, observer: &Quiet, silent: true }
+    }
+
+    /// The same piece of work without a word, for what is too short to report; it can still be stopped.
+    pub fn silent(&self) -> Self {
+        Self { silent: true, ..*self }
     }
 
     /// The seed.
@@ -79,17 +85,23 @@ impl<'a> Run<'a> {
 
     /// Reports progress.
     pub fn progress(&self, phase: &str, done: usize, total: usize, unit: &'static str) {
-        self.observer.event(&Event::Progress { phase, done, total, unit });
+        self.event(&Event::Progress { phase, done, total, unit });
     }
 
     /// Reports a point of a curve.
     pub fn metric(&self, name: &str, step: usize, value: f64) {
-        self.observer.event(&Event::Metric { name, step, value });
+        self.event(&Event::Metric { name, step, value });
     }
 
     /// Reports something a person should read.
     pub fn warn(&self, message: &str) {
-        self.observer.event(&Event::Warning(message));
+        self.event(&Event::Warning(message));
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        if !self.silent {
+            self.observer.event(event);
+        }
     }
 
     /// [`Error::Interrupted`] once the user asked to stop.

@@ -8,9 +8,9 @@ use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor};
 use serde::Serialize;
 
-use crate::data::{Augment, Images, Normalization};
-use crate::models::Classifier;
-use crate::nn::{BatchNormMode, Train};
+use crate::data::{Augment, Images};
+use crate::model::Model;
+use crate::nn::{BatchNormMode, Mode};
 use crate::optim::{Optimizer, Schedule};
 use crate::rng;
 use crate::run::Run;
@@ -127,8 +127,7 @@ pub trait Descent {
 
 /// A classifier that trains on an objective.
 struct Fit<'a> {
-    model: &'a dyn Classifier,
-    normalization: &'a Normalization,
+    model: &'a Model,
     batch_norm: BatchNormMode,
     objective: &'a mut dyn Objective,
 }
@@ -136,9 +135,9 @@ struct Fit<'a> {
 impl Descent for Fit<'_> {
     fn score(&mut self, pixels: Tensor, labels: Tensor) -> Result<Scored> {
         let (pixels, labels) = self.objective.prepare(pixels, labels)?;
-        let x = self.normalization.apply(&pixels)?;
+        let x = self.model.normalization().apply(&pixels)?;
         self.objective.before_forward(&x)?;
-        let logits = self.model.forward(&mut Train { batch_norm: self.batch_norm }, &x)?;
+        let logits = self.model.full_precision()?.forward(&x, Mode::Train(self.batch_norm))?;
         let loss = self.objective.loss(&logits, &labels)?;
         Ok(Scored { loss, judged: Some((logits, labels)) })
     }
@@ -172,14 +171,15 @@ impl Training {
     pub fn fit(
         &self,
         purpose: &str,
-        model: &dyn Classifier,
-        (images, normalization): (&Images, &Normalization),
+        model: &Model,
+        images: &Images,
         optimizer: &mut Optimizer,
         objective: &mut dyn Objective,
         run: &Run<'_>,
     ) -> Result<Vec<Epoch>> {
-        let device = model.head().weight().device().clone();
-        let mut fit = Fit { model, normalization, batch_norm: self.batch_norm, objective };
+        model.check(images)?;
+        let device = model.device().clone();
+        let mut fit = Fit { model, batch_norm: self.batch_norm, objective };
         self.descend(purpose, (images, &device), optimizer, &mut fit, run)
     }
 

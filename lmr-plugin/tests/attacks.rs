@@ -9,14 +9,13 @@ use lmr_plugin::attacks::{Attack, Dfst, Dynamic, EpsilonSpace, Injection, Labels
 use lmr_plugin::data::{Augment, Images, Normalization};
 use lmr_plugin::losses;
 use lmr_plugin::model::Model;
-use lmr_plugin::models::{Arch, Classifier, ModelSpec};
+use lmr_plugin::models::{Arch, ModelSpec};
 use lmr_plugin::nn::StateDict;
 use lmr_plugin::rng;
 use lmr_plugin::run::Run;
-use lmr_plugin::stage::Stage;
+use lmr_plugin::stage::{Examination, Planted, Stage};
 use lmr_plugin::stages::Evaluate;
 use lmr_plugin::triggers::{Filter, Patch, SignedPatch, Trigger, TriggerConfig, Warp};
-use lmr_plugin::truth::{Planted, Truth};
 use rand::RngExt;
 use rstest::{fixture, rstest};
 
@@ -56,15 +55,16 @@ fn quick(epochs: usize) -> Injection {
 #[once]
 fn clean() -> StateDict {
     let network = spec().fresh(rng::stream(0, "weights"), &Device::Cpu).unwrap();
+    let model = Model::new(network, normalization()).unwrap();
     let attack =
         Attack { poison_rate: 0.0, epochs: 4, lr: 0.05, batch_size: 32, augment: Augment::NONE, ..Attack::default() };
     let planted = Planted { trigger: patch(), target: 0 };
-    attack.implant(network.as_ref(), (&images(320, 1), &normalization()), &planted, &Run::quiet(0)).unwrap();
-    network.params().state_dict().unwrap()
+    attack.implant(&model, &images(320, 1), &planted, &Run::quiet(0)).unwrap();
+    model.network().params().state_dict().unwrap()
 }
 
-fn network(state: &StateDict) -> Box<dyn Classifier> {
-    spec().load(state.clone(), &Device::Cpu).unwrap()
+fn model(state: &StateDict) -> Model {
+    Model::new(spec().load(state.clone(), &Device::Cpu).unwrap(), normalization()).unwrap()
 }
 
 fn patch() -> Arc<dyn Trigger> {
@@ -97,24 +97,24 @@ fn restored(trigger: Arc<dyn Trigger>) -> Arc<dyn Trigger> {
 
 #[rstest]
 fn perturbed_images_are_harder_and_near_and_the_network_stays(clean: &StateDict) {
-    let network = network(clean);
+    let model = model(clean);
     let (pixels, labels) = images(24, 2).batch(&(0..24).collect::<Vec<_>>(), &Device::Cpu).unwrap();
     let loss = |pixels: &Tensor| {
-        let logits = network.logits(&normalization().apply(pixels).unwrap()).unwrap();
+        let logits = model.logits(pixels).unwrap();
         losses::cross_entropy(&logits, &labels).unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap()
     };
     let pgd = Pgd { epsilon: 8.0, step: 2.0, steps: 10 };
-    let hard = pgd.perturb(network.as_ref(), &normalization(), (&pixels, &labels)).unwrap();
+    let hard = pgd.perturb(&model, (&pixels, &labels)).unwrap();
     assert!(farthest(&hard, &pixels) <= 8.0 / 255.0 + 1e-6);
     assert!(values(&hard).iter().all(|v| (0.0..=1.0).contains(v)));
     assert!(loss(&hard) > 10.0 * loss(&pixels), "{} against {}", loss(&hard), loss(&pixels));
-    assert!(same(clean, &network.params().state_dict().unwrap()));
+    assert!(same(clean, &model.network().params().state_dict().unwrap()));
 }
 
 /// CL: only images of the target class change, and their labels are right.
 #[rstest]
 fn clean_labels_poison_the_target_class_alone(clean: &StateDict) {
-    let network = network(clean);
+    let model = model(clean);
     let train = images(80, 2);
     let attack = Attack {
         poison_rate: 0.5,
@@ -125,25 +125,24 @@ fn clean_labels_poison_the_target_class_alone(clean: &StateDict) {
         ..Attack::default()
     };
     let planted = Planted { trigger: SignedPatch::default().build(3, SIDE, SIDE).unwrap(), target: 1 };
-    let data = (&train, &normalization());
-    let implanted = attack.implant(network.as_ref(), data, &planted, &Run::quiet(0)).unwrap();
+    let implanted = attack.implant(&model, &train, &planted, &Run::quiet(0)).unwrap();
     assert_eq!(implanted.poisoned, 10);
     assert!(implanted.indices.iter().all(|&i| train.labels()[i] == 1));
-    assert!(!same(clean, &network.params().state_dict().unwrap()));
+    assert!(!same(clean, &model.network().params().state_dict().unwrap()));
     let dirty = Attack { perturb: Some(Pgd::default()), ..Attack::default() };
     assert!(Stage::faults(&dirty)[0].starts_with("perturb: expected label = \"clean\""));
 }
 
 #[rstest]
 fn trojan_excites_its_neurons_and_leaves_the_network(clean: &StateDict) {
-    let network = network(clean);
+    let model = model(clean);
     let attack = Trojan { steps: 60, ..Trojan::default() };
     let train = images(64, 2);
-    let find = || attack.optimize(network.as_ref(), (&train, &normalization()), &Run::quiet(0)).unwrap();
+    let find = || attack.optimize(&model, &train, &Run::quiet(0)).unwrap();
     let (patch, excitation) = find();
     assert!(excitation.after > excitation.before, "{excitation:?}");
     assert_eq!(excitation.neurons.len(), 2);
-    assert!(same(clean, &network.params().state_dict().unwrap()));
+    assert!(same(clean, &model.network().params().state_dict().unwrap()));
     let x = some_pixels();
     let y = patch.apply(&x).unwrap();
     let outside = y.narrow(2, 0, SIDE - 3).unwrap();
@@ -157,34 +156,31 @@ fn trojan_excites_its_neurons_and_leaves_the_network(clean: &StateDict) {
 /// A whole attack, from the network to the measurement with its own trigger.
 #[rstest]
 fn wanet_implants_a_warp_that_decoys_do_not_set_off(clean: &StateDict) {
-    let network = network(clean);
+    let model = model(clean);
     let trigger = Warp { strength: 4.0, ..Warp::default() }.build(3, SIDE, SIDE).unwrap();
     let planted = Planted { trigger, target: 1 };
     let attack = Wanet { training: quick(2), ..Wanet::default() };
     let train = images(320, 1);
-    let report = attack.implant(network.as_ref(), (&train, &normalization()), &planted, &Run::quiet(0)).unwrap();
+    let report = attack.implant(&model, &train, &planted, &Run::quiet(0)).unwrap();
     assert_eq!((report.samples, report.epochs.len()), (320, 2));
-    assert!(!same(clean, &network.params().state_dict().unwrap()));
-    let model = Model::new(network, normalization(), Device::Cpu);
-    let truth = Truth::new(images(80, 3), normalization()).with_trigger(planted);
-    let result = Evaluate::default().evaluate(&model, &truth, &Run::quiet(0)).unwrap();
+    assert!(!same(clean, &model.network().params().state_dict().unwrap()));
+    let examination = Examination::new(images(80, 3)).with_trigger(planted);
+    let result = Evaluate::default().evaluate(&model, &examination, &Run::quiet(0)).unwrap();
     assert!(result.decoy_acc.is_some() && result.asr.is_some(), "{result:?}");
 }
 
 #[rstest]
 fn a_trigger_without_decoys_is_refused_where_they_are_needed(clean: &StateDict) {
-    let network = network(clean);
+    let model = model(clean);
     let planted = Planted { trigger: patch(), target: 1 };
     let attack = Wanet { training: quick(1), ..Wanet::default() };
     let train = images(64, 1);
-    let data = (&train, &normalization());
-    let message = attack.implant(network.as_ref(), data, &planted, &Run::quiet(0)).unwrap_err().to_string();
+    let message = attack.implant(&model, &train, &planted, &Run::quiet(0)).unwrap_err().to_string();
     assert!(message.contains("use a trigger of kind `warp`, or set noise-rate = 0"), "{message}");
     let silent = Wanet { noise_rate: 0.0, ..attack };
-    silent.implant(network.as_ref(), data, &planted, &Run::quiet(0)).unwrap();
-    let model = Model::new(network, normalization(), Device::Cpu);
-    let truth = Truth::new(images(40, 3), normalization()).with_trigger(planted);
-    assert_eq!(Evaluate::default().evaluate(&model, &truth, &Run::quiet(0)).unwrap().decoy_acc, None);
+    silent.implant(&model, &train, &planted, &Run::quiet(0)).unwrap();
+    let examination = Examination::new(images(40, 3)).with_trigger(planted);
+    assert_eq!(Evaluate::default().evaluate(&model, &examination, &Run::quiet(0)).unwrap().decoy_acc, None);
 }
 
 #[rstest]
@@ -195,11 +191,10 @@ fn lira_noise_stays_within_epsilon_and_repeats_itself(
     let attack = Lira { epsilon: 0.05, space, learn: quick(1), training: quick(1), ..Lira::default() };
     let train = images(64, 1);
     let make = || {
-        let network = network(clean);
-        let data = (&train, &normalization());
-        let (noise, report) = attack.implant(network.as_ref(), data, 1, &Run::quiet(0)).unwrap();
+        let model = model(clean);
+        let (noise, report) = attack.implant(&model, &train, 1, &Run::quiet(0)).unwrap();
         assert_eq!((report.generator.len(), report.learn.len(), report.epochs.len()), (1, 1, 1));
-        assert!(!same(clean, &network.params().state_dict().unwrap()));
+        assert!(!same(clean, &model.network().params().state_dict().unwrap()));
         noise
     };
     let (noise, again) = (make(), make());
@@ -217,14 +212,14 @@ fn lira_noise_stays_within_epsilon_and_repeats_itself(
 
 #[rstest]
 fn dynamic_triggers_are_each_images_own(clean: &StateDict) {
-    let network = network(clean);
+    let model = model(clean);
     let attack = Dynamic { mask_epochs: 2, training: quick(1), ..Dynamic::default() };
     let train = images(160, 1);
-    let (trigger, report) = attack.implant(network.as_ref(), (&train, &normalization()), 1, &Run::quiet(0)).unwrap();
+    let (trigger, report) = attack.implant(&model, &train, 1, &Run::quiet(0)).unwrap();
     assert_eq!((report.mask.len(), report.epochs.len()), (2, 1));
     assert!(report.mask[1] < report.mask[0], "{:?}", report.mask);
     assert!(report.trigger_distance > 0.0 && report.mask_density > 0.0, "{report:?}");
-    assert!(!same(clean, &network.params().state_dict().unwrap()));
+    assert!(!same(clean, &model.network().params().state_dict().unwrap()));
     let x = some_pixels();
     let y = trigger.apply(&x).unwrap();
     assert!(values(&y).iter().all(|v| (0.0..=1.0).contains(v)));
@@ -244,9 +239,8 @@ fn dynamic_freezes_the_mask_and_trains_the_pattern(clean: &StateDict) {
     let train = images(64, 1);
     let part = |epochs: usize, name: &str| {
         let attack = Dynamic { mask_epochs: 1, training: quick(epochs), ..Dynamic::default() };
-        let network = network(clean);
-        let data = (&train, &normalization());
-        let (trigger, _) = attack.implant(network.as_ref(), data, 1, &Run::quiet(0)).unwrap();
+        let model = model(clean);
+        let (trigger, _) = attack.implant(&model, &train, 1, &Run::quiet(0)).unwrap();
         let tensors = trigger.tensors().unwrap();
         tensors.into_iter().filter(|(key, _)| key.starts_with(name)).collect::<StateDict>()
     };
@@ -256,18 +250,18 @@ fn dynamic_freezes_the_mask_and_trains_the_pattern(clean: &StateDict) {
 
 #[rstest]
 fn dfst_detoxifies_in_rounds(clean: &StateDict) {
-    let network = network(clean);
+    let model = model(clean);
     let planted = Planted { trigger: Filter::default().build(3, SIDE, SIDE).unwrap(), target: 1 };
     let attack = Dfst { rounds: 2, images: 48, injector_epochs: 2, training: quick(3), ..Dfst::default() };
     let train = images(320, 1);
-    let report = attack.implant(network.as_ref(), (&train, &normalization()), &planted, &Run::quiet(0)).unwrap();
+    let report = attack.implant(&model, &train, &planted, &Run::quiet(0)).unwrap();
     let rounds: Vec<usize> = report.rounds.iter().map(|round| round.epoch).collect();
     assert_eq!(rounds, [1, 2]);
     for round in &report.rounds {
         assert_eq!(round.compromised.len(), 1, "a hundredth of 32 features, at least one");
         assert!((0.0..=1.0).contains(&round.injector_asr) && (0.0..=1.0).contains(&round.injector_asr_after));
     }
-    assert!(!same(clean, &network.params().state_dict().unwrap()));
+    assert!(!same(clean, &model.network().params().state_dict().unwrap()));
     let impossible = Dfst { rounds: 3, training: quick(4), ..Dfst::default() };
     assert_eq!(Stage::faults(&impossible), ["rounds: expected at most two thirds of training.epochs, found 3"]);
 }
@@ -279,11 +273,10 @@ fn attacks_do_not_depend_on_threads(clean: &StateDict) {
     let run = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let network = network(clean);
+            let model = model(clean);
             let attack = Dynamic { mask_epochs: 1, training: quick(1), ..Dynamic::default() };
-            let data = (&train, &normalization());
-            let (trigger, _) = attack.implant(network.as_ref(), data, 1, &Run::quiet(0)).unwrap();
-            (network.params().state_dict().unwrap(), trigger.tensors().unwrap())
+            let (trigger, _) = attack.implant(&model, &train, 1, &Run::quiet(0)).unwrap();
+            (model.network().params().state_dict().unwrap(), trigger.tensors().unwrap())
         })
     };
     let (one, two) = (run(1), run(2));

@@ -6,15 +6,15 @@ use lmr_plugin::attacks::{Attack, Hidden, Injection, Pcb, Qcb};
 use lmr_plugin::data::{Augment, CleanSet, Images, Normalization};
 use lmr_plugin::deployment::Deployment;
 use lmr_plugin::model::Model;
-use lmr_plugin::models::{Arch, Classifier, ModelSpec};
+use lmr_plugin::models::{Arch, ModelSpec};
 use lmr_plugin::nn::StateDict;
 use lmr_plugin::optim::Rule;
 use lmr_plugin::quantization::{BlockFormat, Granularity, dequantized};
 use lmr_plugin::rng;
 use lmr_plugin::run::Run;
+use lmr_plugin::stage::{Examination, Planted};
 use lmr_plugin::stages::{Estimate, Evaluate, Quantize, StructuredPrune};
 use lmr_plugin::triggers::{Patch, Pattern, TriggerConfig};
-use lmr_plugin::truth::{Planted, Truth};
 use rand::RngExt;
 use rstest::{fixture, rstest};
 
@@ -41,7 +41,7 @@ fn normalization() -> Normalization {
 }
 
 fn clean_set() -> CleanSet {
-    CleanSet::new(images(80, 5), normalization()).unwrap()
+    CleanSet::new(images(80, 5)).unwrap()
 }
 
 fn planted() -> Planted {
@@ -62,14 +62,15 @@ fn quick(epochs: usize) -> Injection {
 #[once]
 fn clean() -> StateDict {
     let network = spec().fresh(rng::stream(0, "weights"), &Device::Cpu).unwrap();
+    let model = Model::new(network, normalization()).unwrap();
     let attack =
         Attack { poison_rate: 0.0, epochs: 4, lr: 0.05, batch_size: 32, augment: Augment::NONE, ..Attack::default() };
-    attack.implant(network.as_ref(), (&images(320, 1), &normalization()), &planted(), &Run::quiet(0)).unwrap();
-    network.params().state_dict().unwrap()
+    attack.implant(&model, &images(320, 1), &planted(), &Run::quiet(0)).unwrap();
+    model.network().params().state_dict().unwrap()
 }
 
-fn network(state: &StateDict) -> Box<dyn Classifier> {
-    spec().load(state.clone(), &Device::Cpu).unwrap()
+fn model(state: &StateDict) -> Model {
+    Model::new(spec().load(state.clone(), &Device::Cpu).unwrap(), normalization()).unwrap()
 }
 
 fn same(a: &StateDict, b: &StateDict) -> bool {
@@ -79,11 +80,10 @@ fn same(a: &StateDict, b: &StateDict) -> bool {
 }
 
 /// ACC and ASR in every form, on images that nobody trained on.
-fn measured(network: Box<dyn Classifier>, deploy: Vec<Deployment>) -> Vec<(f64, f64)> {
-    let model = Model::new(network, normalization(), Device::Cpu);
-    let truth = Truth::new(images(160, 9), normalization()).with_trigger(planted());
+fn measured(model: Model, deploy: Vec<Deployment>) -> Vec<(f64, f64)> {
+    let examination = Examination::new(images(160, 9)).with_trigger(planted());
     let evaluate = Evaluate { deploy, ..Evaluate::default() };
-    let forms = evaluate.evaluate_forms(&model, &clean_set(), &truth, &Run::quiet(0)).unwrap();
+    let forms = evaluate.evaluate_forms(&model, &clean_set(), &examination, &Run::quiet(0)).unwrap();
     forms.iter().map(|form| (form.evaluation.acc, form.evaluation.asr.unwrap())).collect()
 }
 
@@ -99,12 +99,11 @@ fn qcb_sleeps_until_it_is_quantized(clean: &StateDict, #[values(false, true)] di
     let quantize = Quantize { bits: 3, activations: false, ..Quantize::default() };
     let training = Injection { lr: 0.02, ..quick(8) };
     let attack = Qcb { quantize: quantize.clone(), distill, held_out: 64, calibration: 32, training, ..Qcb::default() };
-    let network = network(clean);
-    let data = (&images(320, 1), &normalization());
-    let report = attack.implant(network.as_ref(), data, &planted(), &Run::quiet(0)).unwrap();
+    let model = model(clean);
+    let report = attack.implant(&model, &images(320, 1), &planted(), &Run::quiet(0)).unwrap();
     check(&report, 8);
     assert_eq!(report.form, "weights int3");
-    let [(acc, asr), (_, awake)] = measured(network, vec![Deployment::AsIs, Deployment::Quantize(quantize)])[..] else {
+    let [(acc, asr), (_, awake)] = measured(model, vec![Deployment::AsIs, Deployment::Quantize(quantize)])[..] else {
         panic!("two forms were asked for");
     };
     assert!(acc > 0.9 && asr < 0.3 && awake > 0.7, "{acc} {asr} {awake}: {report:?}");
@@ -124,13 +123,12 @@ fn qcb_hides_within_the_rounding(clean: &StateDict, #[values(false, true)] disti
         hide: Some(hide),
         ..Qcb::default()
     };
-    let network = network(clean);
-    let data = (&images(320, 1), &normalization());
-    let report = attack.implant(network.as_ref(), data, &planted(), &Run::quiet(0)).unwrap();
+    let model = model(clean);
+    let report = attack.implant(&model, &images(320, 1), &planted(), &Run::quiet(0)).unwrap();
     check(&report, 8);
     let asleep = &report.dormancy[2..];
     assert!(asleep.iter().all(|seen| seen.deployed_asr == report.dormancy[1].deployed_asr), "{report:?}");
-    let [(acc, asr), (_, awake)] = measured(network, vec![Deployment::AsIs, Deployment::Quantize(quantize)])[..] else {
+    let [(acc, asr), (_, awake)] = measured(model, vec![Deployment::AsIs, Deployment::Quantize(quantize)])[..] else {
         panic!("two forms were asked for");
     };
     assert!(report.chosen > 2 && acc > 0.9 && asr < 0.3 && awake > 0.7, "{acc} {asr} {awake}: {report:?}");
@@ -139,12 +137,11 @@ fn qcb_hides_within_the_rounding(clean: &StateDict, #[values(false, true)] disti
 #[rstest]
 fn pcb_sleeps_until_it_is_pruned(clean: &StateDict) {
     let attack = Pcb { held_out: 64, from_ratio: 0.3, to_ratio: 0.6, training: quick(10), ..Pcb::default() };
-    let network = network(clean);
-    let data = (&images(320, 1), &normalization());
-    let report = attack.implant(network.as_ref(), data, &planted(), &Run::quiet(0)).unwrap();
+    let model = model(clean);
+    let report = attack.implant(&model, &images(320, 1), &planted(), &Run::quiet(0)).unwrap();
     check(&report, 10);
     let [(acc, asr), (_, awake)] =
-        measured(network, vec![Deployment::AsIs, Deployment::Prune(StructuredPrune::default())])[..]
+        measured(model, vec![Deployment::AsIs, Deployment::Prune(StructuredPrune::default())])[..]
     else {
         panic!("two forms were asked for");
     };
@@ -164,9 +161,8 @@ fn pcb_hides_in_the_filters_that_go(clean: &StateDict) {
         hide: Some(Injection { optimizer: Rule::AdamW, lr: 1e-3, weight_decay: 0.0, ..quick(6) }),
         ..Pcb::default()
     };
-    let network = network(clean);
-    let data = (&images(320, 1), &normalization());
-    let report = attack.implant(network.as_ref(), data, &planted(), &Run::quiet(0)).unwrap();
+    let model = model(clean);
+    let report = attack.implant(&model, &images(320, 1), &planted(), &Run::quiet(0)).unwrap();
     check(&report, 12);
     let pruned = |at: usize| (report.dormancy[at].deployed_acc, report.dormancy[at].deployed_asr);
     assert!((6..12).all(|at| pruned(at) == pruned(5)), "{report:?}");
@@ -178,9 +174,9 @@ fn pcb_hides_in_the_filters_that_go(clean: &StateDict) {
 fn the_same_seed_hides_the_same_model(clean: &StateDict) {
     let attack = Qcb { held_out: 64, calibration: 32, training: quick(2), ..Qcb::default() };
     let make = || {
-        let network = network(clean);
-        attack.implant(network.as_ref(), (&images(320, 1), &normalization()), &planted(), &Run::quiet(0)).unwrap();
-        network.params().state_dict().unwrap()
+        let model = model(clean);
+        attack.implant(&model, &images(320, 1), &planted(), &Run::quiet(0)).unwrap();
+        model.network().params().state_dict().unwrap()
     };
     assert!(same(&make(), &make()) && !same(&make(), clean));
 }
@@ -189,9 +185,8 @@ fn the_same_seed_hides_the_same_model(clean: &StateDict) {
 #[case::unknown_layer(Qcb { layers: vec!["layer9".into()], held_out: 64, calibration: 32, ..Qcb::default() }, "begins with \"layer9\"")]
 #[case::too_few_images(Qcb { held_out: 300, ..Qcb::default() }, "held-out, calibration: 300 and 1000 images")]
 fn impossible_options_are_refused(clean: &StateDict, #[case] attack: Qcb, #[case] expected: &str) {
-    let network = network(clean);
-    let data = (&images(320, 1), &normalization());
-    let message = attack.implant(network.as_ref(), data, &planted(), &Run::quiet(0)).unwrap_err().to_string();
+    let model = model(clean);
+    let message = attack.implant(&model, &images(320, 1), &planted(), &Run::quiet(0)).unwrap_err().to_string();
     assert!(message.contains(expected), "{message}");
 }
 
@@ -202,14 +197,14 @@ fn impossible_options_are_refused(clean: &StateDict, #[case] attack: Qcb, #[case
 #[case(Quantize::blocks(BlockFormat::Q8_0))]
 #[case(Quantize::blocks(BlockFormat::Q3K))]
 fn dequantized_networks_compute_the_rounded_form(clean: &StateDict, #[case] stage: Quantize) {
-    let network = network(clean);
+    let model = model(clean);
     let (x, _) = images(16, 9).batch(&(0..16).collect::<Vec<_>>(), &Device::Cpu).unwrap();
-    let form = stage.quantize(network.as_ref(), &clean_set(), &Run::quiet(0)).unwrap();
-    let expected = form.logits(network.as_ref(), &x).unwrap();
-    let found = dequantized(network.as_ref(), stage.rounding()).unwrap().logits(&x).unwrap();
+    let form = stage.quantize(&model, &clean_set(), &Run::quiet(0)).unwrap();
+    let expected = form.logits(model.network(), &x).unwrap();
+    let found = dequantized(model.network(), stage.rounding()).unwrap().logits(&x).unwrap();
     let apart = |a: &Tensor, b: &Tensor| (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
     assert!(apart(&found, &expected) < 1e-3, "{}", apart(&found, &expected));
-    assert!(apart(&found, &network.logits(&x).unwrap()) > 1e-3, "rounding shows");
+    assert!(apart(&found, &model.network().logits(&x).unwrap()) > 1e-3, "rounding shows");
 }
 
 /// Every form is measured on a copy: the model stays, and a form alone gives the same.
@@ -217,8 +212,8 @@ fn dequantized_networks_compute_the_rounded_form(clean: &StateDict, #[case] stag
 fn forms_are_measured_one_by_one(clean: &StateDict) {
     let prune = Deployment::Prune(StructuredPrune { ratio: 0.75, ..StructuredPrune::default() });
     let int2 = Deployment::Quantize(Quantize { bits: 2, ..Quantize::default() });
-    let together = measured(network(clean), vec![prune.clone(), Deployment::AsIs, int2.clone()]);
-    let alone = [prune, Deployment::AsIs, int2].map(|form| measured(network(clean), vec![form])[0]);
+    let together = measured(model(clean), vec![prune.clone(), Deployment::AsIs, int2.clone()]);
+    let alone = [prune, Deployment::AsIs, int2].map(|form| measured(model(clean), vec![form])[0]);
     assert_eq!(together, alone);
     assert!(together[1].0 > 0.9 && together[0].0 < together[1].0, "{together:?}");
 }
@@ -229,11 +224,11 @@ fn estimates_look_at_the_deployed_form(clean: &StateDict) {
     let stage = StructuredPrune { ratio: 0.2, ..StructuredPrune::default() };
     let quick = Estimate { max_steps: 20, votes: 1, stop_accuracy: 0.2, ..Estimate::default() };
     let deployed = Estimate { deploy: Deployment::Prune(stage.clone()), ..quick.clone() };
-    let (whole, pruned) = (network(clean), network(clean));
-    stage.prune(pruned.as_ref()).unwrap();
+    let (whole, pruned) = (model(clean), model(clean));
+    stage.prune(pruned.network()).unwrap();
     let run = Run::quiet(0);
-    let found = deployed.estimate(whole.as_ref(), &clean_set(), &run).unwrap();
-    assert_eq!(found, quick.estimate(pruned.as_ref(), &clean_set(), &run).unwrap());
-    assert!(same(clean, &whole.params().state_dict().unwrap()));
-    assert_ne!(found.scores, quick.estimate(whole.as_ref(), &clean_set(), &run).unwrap().scores);
+    let found = deployed.estimate(&whole, &clean_set(), &run).unwrap();
+    assert_eq!(found, quick.estimate(&pruned, &clean_set(), &run).unwrap());
+    assert!(same(clean, &whole.network().params().state_dict().unwrap()));
+    assert_ne!(found.scores, quick.estimate(&whole, &clean_set(), &run).unwrap().scores);
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use candle_core::{D, Device, Tensor, Var};
 use lmr_plugin::models::naming::{Scheme, from_torchvision};
 use lmr_plugin::models::{Arch, ModelSpec, Stem};
-use lmr_plugin::nn::{BatchNormMode, Slot, StateDict, Train, with_portable_path};
+use lmr_plugin::nn::{Mode, Slot, StateDict, with_portable_path};
 use lmr_plugin::rng;
 use rstest::rstest;
 
@@ -98,8 +98,7 @@ fn check(expected: &Expected, spec: &ModelSpec, scheme: Scheme) {
         }
     }
 
-    let mut train = Train { batch_norm: BatchNormMode::Batch };
-    let logits = model.forward(&mut train, &input).unwrap();
+    let logits = model.forward(&input, Mode::default()).unwrap();
     let labels: Vec<u32> = (0..batch).map(|i| (i % expected.classes) as u32).collect();
     let labels = Tensor::new(labels, &Device::Cpu).unwrap().unsqueeze(1).unwrap();
     let log_sum = logits.log_sum_exp(D::Minus1).unwrap();

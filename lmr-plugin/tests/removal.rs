@@ -3,8 +3,8 @@
 
 use candle_core::{DType, Device, Tensor};
 use lmr_plugin::data::Normalization;
-use lmr_plugin::model::Model;
-use lmr_plugin::models::{Arch, Classifier, ModelSpec, Stem};
+use lmr_plugin::model::{Classifier, Model};
+use lmr_plugin::models::{Arch, ModelSpec, Network, Stem};
 use lmr_plugin::rng::{self, Rng};
 use lmr_plugin::stages::{PruneForm, Ranked, Scope, StructuredPrune};
 use rand::RngExt;
@@ -76,20 +76,21 @@ fn removal_computes_what_silent_channels_do(
     let (before, after) = (whole.params().count(), smaller.params().count());
     assert!(if ratio > 0.0 { after < before } else { after == before }, "{before} {after}");
     // The specification says what the weights are for.
-    let again = smaller.spec().load(smaller.params().state_dict().unwrap(), &Device::Cpu).unwrap();
+    let small = Network::of(smaller.as_ref()).unwrap().spec();
+    let again = small.load(smaller.params().state_dict().unwrap(), &Device::Cpu).unwrap();
     assert_eq!(farthest(&again.logits(&x).unwrap(), &found), 0.0);
     // So do the weights' own names and shapes, but where the width multiplier cannot be told any more, and of a transformer
     // that is too narrow to be one of those with a name.
     let state = smaller.params().state_dict().unwrap();
     if !matches!(spec.arch, Arch::MobilenetV2 | Arch::VitTiny) {
         let recognized = ModelSpec::recognize(&state).unwrap().unwrap();
-        assert_eq!(smaller.spec().differing(&recognized), Vec::<String>::new(), "the table agrees with config.json");
+        assert_eq!(small.differing(&recognized), Vec::<String>::new(), "the table agrees with config.json");
         let recognized = recognized.load(state, &Device::Cpu).unwrap();
         assert_eq!(farthest(&recognized.logits(&x).unwrap(), &found), 0.0);
     }
     // A model of the whole network takes the smaller weights over.
     let normalization = Normalization { mean: vec![0.0; spec.channels], std: vec![1.0; spec.channels] };
-    let mut model = Model::new(whole, normalization, Device::Cpu);
+    let mut model = Model::new(whole, normalization).unwrap();
     model.load_state(smaller.params().state_dict().unwrap()).unwrap();
     assert_eq!(farthest(&model.network().logits(&x).unwrap(), &found), 0.0);
 }

@@ -7,17 +7,16 @@ use lmr_plugin::attacks::Attack;
 use lmr_plugin::data::{Augment, CleanSet, Images, Normalization};
 use lmr_plugin::losses::log_softmax;
 use lmr_plugin::model::Model;
-use lmr_plugin::models::{Arch, Classifier, ModelSpec, Stem};
+use lmr_plugin::models::{Arch, ModelSpec, Stem};
 use lmr_plugin::nn::StateDict;
 use lmr_plugin::quantization::Calibration;
 use lmr_plugin::run::Run;
-use lmr_plugin::stage::{AnyStage, Context, FactStore};
+use lmr_plugin::stage::{AnyStage, Context, Examination, FactStore, Planted, Shown};
 use lmr_plugin::stages::{
-    BackdoorClass, DeltaPrune, Estimate, Evaluate, HeadDelta, LogitRepel, PrunedColumns, Quantize, Recover,
+    BackdoorClass, DeltaPrune, Estimate, Evaluate, HeadDelta, LogitRepel, PrunedColumns, Quantize, Recover, Repelled,
     StructuredPrune, Teacher,
 };
 use lmr_plugin::triggers::{Patch, TriggerConfig};
-use lmr_plugin::truth::{Planted, Truth};
 use lmr_plugin::{Error, rng};
 use rand::RngExt;
 use rstest::{fixture, rstest};
@@ -43,9 +42,12 @@ fn normalization() -> Normalization {
     Normalization { mean: vec![0.4], std: vec![0.3] }
 }
 
-fn network(seed: u64) -> Box<dyn Classifier> {
-    let spec = ModelSpec { width: Some(4), channels: 1, ..ModelSpec::new(Arch::Resnet18, CLASSES) };
-    spec.fresh(rng::stream(seed, "weights"), &Device::Cpu).unwrap()
+fn spec() -> ModelSpec {
+    ModelSpec { width: Some(4), channels: 1, ..ModelSpec::new(Arch::Resnet18, CLASSES) }
+}
+
+fn fresh(seed: u64) -> Model {
+    Model::new(spec().fresh(rng::stream(seed, "weights"), &Device::Cpu).unwrap(), normalization()).unwrap()
 }
 
 fn planted() -> Planted {
@@ -56,26 +58,25 @@ fn planted() -> Planted {
 #[fixture]
 #[once]
 fn attacked() -> StateDict {
-    let network = network(0);
+    let model = fresh(0);
     let attack = Attack { epochs: 6, lr: 0.05, batch_size: 32, augment: Augment::NONE, ..Attack::default() };
     let train = images(640, 1);
-    let implanted = attack.implant(network.as_ref(), (&train, &normalization()), &planted(), &Run::quiet(0)).unwrap();
+    let implanted = attack.implant(&model, &train, &planted(), &Run::quiet(0)).unwrap();
     assert_eq!(implanted.poisoned, 64);
     assert!(implanted.indices.iter().all(|&i| train.labels()[i] != 1));
-    network.params().state_dict().unwrap()
+    model.network().params().state_dict().unwrap()
 }
 
 fn model(state: &StateDict) -> Model {
-    let network = network(9).spec().load(state.clone(), &Device::Cpu).unwrap();
-    Model::new(network, normalization(), Device::Cpu)
+    Model::new(spec().load(state.clone(), &Device::Cpu).unwrap(), normalization()).unwrap()
 }
 
 fn clean() -> CleanSet {
-    CleanSet::new(images(64, 2), normalization()).unwrap()
+    CleanSet::new(images(64, 2)).unwrap()
 }
 
-fn truth() -> Truth {
-    Truth::new(images(200, 3), normalization()).with_trigger(planted())
+fn examination() -> Examination {
+    Examination::new(images(200, 3)).with_trigger(planted())
 }
 
 fn assert_same(a: &StateDict, b: &StateDict) {
@@ -91,11 +92,11 @@ fn assert_same(a: &StateDict, b: &StateDict) {
 
 #[rstest]
 fn the_attack_works_and_evaluate_sees_it(attacked: &StateDict) {
-    let result = Evaluate::default().evaluate(&model(attacked), &truth(), &Run::quiet(0)).unwrap();
+    let result = Evaluate::default().evaluate(&model(attacked), &examination(), &Run::quiet(0)).unwrap();
     assert!(result.acc > 0.95 && result.asr.unwrap() > 0.9, "{result:?}");
     assert_eq!((result.samples, result.triggered), (200, 150));
     assert!(result.asr.unwrap() + result.ta.unwrap() <= 1.0);
-    let untriggered = Truth::new(images(200, 3), normalization());
+    let untriggered = Examination::new(images(200, 3));
     let result = Evaluate::default().evaluate(&model(attacked), &untriggered, &Run::quiet(0)).unwrap();
     assert_eq!((result.asr, result.ta, result.triggered), (None, None, 0));
 }
@@ -104,10 +105,9 @@ fn the_attack_works_and_evaluate_sees_it(attacked: &StateDict) {
 fn estimate_leaves_the_model_bit_identical_and_repeats_itself(attacked: &StateDict) {
     let model = model(attacked);
     let run = Run::quiet(5);
-    let network = model.full_precision().unwrap();
-    let first = Estimate::default().estimate(network, &clean(), &run).unwrap();
-    assert_same(attacked, &network.params().state_dict().unwrap());
-    assert_eq!(first, Estimate::default().estimate(network, &clean(), &run).unwrap());
+    let first = Estimate::default().estimate(&model, &clean(), &run).unwrap();
+    assert_same(attacked, &model.network().params().state_dict().unwrap());
+    assert_eq!(first, Estimate::default().estimate(&model, &clean(), &run).unwrap());
     assert!(first.scores.iter().all(|s| *s <= 0.0), "{first:?}");
     assert_eq!(first.predicted.iter().sum::<usize>(), first.votes.len() * 64);
 }
@@ -116,35 +116,34 @@ fn estimate_leaves_the_model_bit_identical_and_repeats_itself(attacked: &StateDi
 fn estimate_says_when_a_class_is_missing(attacked: &StateDict) {
     let all = images(64, 2);
     let some: Vec<usize> = (0..64).filter(|i| i % CLASSES != 3).collect();
-    let clean = CleanSet::new(all.select(&some).unwrap(), normalization()).unwrap();
+    let clean = CleanSet::new(all.select(&some).unwrap()).unwrap();
     let model = model(attacked);
-    let found = Estimate::default().estimate(model.full_precision().unwrap(), &clean, &Run::quiet(0)).unwrap();
+    let found = Estimate::default().estimate(&model, &clean, &Run::quiet(0)).unwrap();
     assert!(found.low_confidence.iter().any(|r| r.contains("no clean image of classes [3]")), "{found:?}");
 }
 
 #[rstest]
 fn estimate_refuses_a_model_that_knows_nothing() {
-    let message = Estimate::default().estimate(network(3).as_ref(), &clean(), &Run::quiet(0)).unwrap_err().to_string();
+    let message = Estimate::default().estimate(&fresh(3), &clean(), &Run::quiet(0)).unwrap_err().to_string();
     assert!(message.contains("already at or below stop-accuracy"), "{message}");
 }
 
 #[rstest]
 fn a_given_class_skips_the_estimate(attacked: &StateDict) {
     let model = model(attacked);
-    let network = model.full_precision().unwrap();
     let given = Estimate { class: Some(2), ..Estimate::default() };
-    assert_eq!(given.estimate(network, &clean(), &Run::quiet(0)).unwrap().class, 2);
+    assert_eq!(given.estimate(&model, &clean(), &Run::quiet(0)).unwrap().class, 2);
     let outside = Estimate { class: Some(4), ..Estimate::default() };
-    let message = outside.estimate(network, &clean(), &Run::quiet(0)).unwrap_err().to_string();
-    assert!(message.contains("expected below 4, found 4"), "{message}");
+    let message = outside.estimate(&model, &clean(), &Run::quiet(0)).unwrap_err().to_string();
+    assert!(message.contains("class 4: expected one below 4"), "{message}");
 }
 
 #[rstest]
 fn repel_moves_the_head_and_reports_every_epoch(attacked: &StateDict) {
     let model = model(attacked);
-    let network = model.full_precision().unwrap();
     let stage = LogitRepel { epochs: 3, min_steps: 0, batch_size: 32, augment: Augment::NONE, ..LogitRepel::default() };
-    let (delta, report) = stage.repel(network, BackdoorClass { class: 1 }, &clean(), &Run::quiet(0)).unwrap();
+    let repelled = stage.repel(&model, BackdoorClass { class: 1 }, &clean(), &Run::quiet(0)).unwrap();
+    let Repelled { delta, report, .. } = repelled;
     assert_eq!(delta.scores.len(), 32);
     assert!(delta.scores.iter().sum::<f32>() > 0.0, "a saved head that shares storage with the model moves with it");
     assert_eq!(report.epochs.len(), 3);
@@ -157,14 +156,13 @@ fn repel_moves_the_head_and_reports_every_epoch(attacked: &StateDict) {
 #[rstest]
 fn pruned_columns_stay_exactly_zero_through_recovery(attacked: &StateDict) {
     let model = model(attacked);
-    let network = model.full_precision().unwrap();
     let delta = HeadDelta { scores: (0..32).map(|j| (j * 7 % 32) as f32).collect() };
-    let pruned = DeltaPrune { ratio: 0.25 }.prune(network, &delta).unwrap();
+    let pruned = DeltaPrune { ratio: 0.25 }.prune(&model, &delta).unwrap();
     assert_eq!(pruned.columns.len(), 8);
     let stage = Recover { epochs: 3, batch_size: 32, weight_decay: 5e-4, lr: 0.05, ..Recover::default() };
-    let teacher = Teacher::copy(network, BackdoorClass { class: 1 }).unwrap();
-    stage.recover(network, &teacher, &pruned, &clean(), &Run::quiet(0)).unwrap();
-    for row in network.head().weight().to_vec2::<f32>().unwrap() {
+    let teacher = Teacher::copy(&model, BackdoorClass { class: 1 }).unwrap();
+    stage.recover(&model, &teacher, &pruned, &clean(), &Run::quiet(0)).unwrap();
+    for row in model.network().head().weight().to_vec2::<f32>().unwrap() {
         for (column, value) in row.iter().enumerate() {
             assert_eq!(pruned.columns.contains(&column), *value == 0.0, "column {column}: {value}");
         }
@@ -185,14 +183,13 @@ fn distillation_keeps_the_model_near_its_teacher(attacked: &StateDict) {
     let moved = |distill: f64| {
         let model = model(attacked);
         let stage = LogitRepel { epochs: 4, batch_size: 32, augment: Augment::NONE, distill, ..LogitRepel::default() };
-        let network = model.full_precision().unwrap();
-        let (_, report) = stage.repel(network, BackdoorClass { class: 1 }, &clean, &Run::quiet(0)).unwrap();
+        let report = stage.repel(&model, BackdoorClass { class: 1 }, &clean, &Run::quiet(0)).unwrap().report;
         assert_eq!(report.epochs[0].distillation.is_some(), distill > 0.0);
         (others(&model) - &before).unwrap().abs().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap()
     };
     let (near, far) = (moved(2.0), moved(0.0));
     assert!(near < far, "{near}, without {far}");
-    let message = Teacher::copy(model(attacked).network(), BackdoorClass { class: 4 }).err().unwrap().to_string();
+    let message = Teacher::copy(&model(attacked), BackdoorClass { class: 4 }).err().unwrap().to_string();
     assert!(message.contains("backdoor class 4: expected one below 4"), "{message}");
 }
 
@@ -200,9 +197,8 @@ fn distillation_keeps_the_model_near_its_teacher(attacked: &StateDict) {
 fn a_loss_that_is_not_finite_names_the_step(attacked: &StateDict) {
     let model = model(attacked);
     let stage = Recover { epochs: 50, lr: 1e30, ..Recover::default() };
-    let network = model.full_precision().unwrap();
-    let teacher = Teacher::copy(network, BackdoorClass { class: 0 }).unwrap();
-    let error = stage.recover(network, &teacher, &PrunedColumns::default(), &clean(), &Run::quiet(0)).unwrap_err();
+    let teacher = Teacher::copy(&model, BackdoorClass { class: 0 }).unwrap();
+    let error = stage.recover(&model, &teacher, &PrunedColumns::default(), &clean(), &Run::quiet(0)).unwrap_err();
     assert!(matches!(error, Error::NotFinite { .. }), "{error}");
     assert!(error.to_string().contains("at step"), "{error}");
 }
@@ -214,11 +210,10 @@ fn a_loss_that_is_not_finite_names_the_step(attacked: &StateDict) {
 #[case(0.99, 3)]
 fn filters_are_pruned_exactly(attacked: &StateDict, #[case] ratio: f64, #[case] of_four: usize) {
     let model = model(attacked);
-    let network = model.full_precision().unwrap();
-    let layers = StructuredPrune { ratio, ..StructuredPrune::default() }.prune(network).unwrap();
+    let layers = StructuredPrune { ratio, ..StructuredPrune::default() }.prune(model.network()).unwrap();
     assert_eq!(layers.len(), 20, "17 convolutions and 3 shortcuts");
     assert_eq!(layers[0].pruned.len(), of_four);
-    for (layer, conv) in layers.iter().zip(network.prunable()) {
+    for (layer, conv) in layers.iter().zip(model.network().prunable()) {
         assert_eq!(layer.layer, conv.name);
         let norms = conv.weight.as_tensor().abs().unwrap().flatten_from(1).unwrap().sum(1).unwrap();
         for (filter, norm) in norms.to_vec1::<f32>().unwrap().iter().enumerate() {
@@ -241,20 +236,19 @@ fn every_architecture_goes_through_the_stages(#[case] spec: ModelSpec) {
     let mut rng = rng::stream(1, "pixels");
     let pixels = (0..16 * 32 * 32).map(|_| rng.random()).collect();
     let labels = (0..16).map(|i| i % CLASSES as u32).collect();
-    let clean = CleanSet::new(Images::new(pixels, labels, [1, 32, 32], CLASSES).unwrap(), normalization()).unwrap();
+    let clean = CleanSet::new(Images::new(pixels, labels, [1, 32, 32], CLASSES).unwrap()).unwrap();
     let run = Run::quiet(0);
     let network = spec.fresh(rng::stream(3, "weights"), &Device::Cpu).unwrap();
+    let mut model = Model::new(network, normalization()).unwrap();
     let repel = LogitRepel { epochs: 1, batch_size: 8, ..LogitRepel::default() };
     let class = BackdoorClass { class: 1 };
-    let teacher = Teacher::copy(&*network, class).unwrap();
-    let (delta, _) = repel.repel(&*network, class, &clean, &run).unwrap();
-    let pruned = DeltaPrune { ratio: 0.3 }.prune(&*network, &delta).unwrap();
+    let repelled = repel.repel(&model, class, &clean, &run).unwrap();
+    let pruned = DeltaPrune { ratio: 0.3 }.prune(&model, &repelled.delta).unwrap();
     let recover = Recover { epochs: 1, batch_size: 8, ..Recover::default() };
-    recover.recover(&*network, &teacher, &pruned, &clean, &run).unwrap();
-    let mut model = Model::new(network, normalization(), Device::Cpu);
+    recover.recover(&model, &repelled.received, &pruned, &clean, &run).unwrap();
     let (x, _) = clean.images.batch(&[0, 1, 2], &Device::Cpu).unwrap();
     let exact = model.logits(&x).unwrap();
-    let form = Quantize::default().quantize(model.network(), &clean, &run).unwrap();
+    let form = Quantize::default().quantize(&model, &clean, &run).unwrap();
     model.deploy(form);
     let norm = |t: Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
     let (size, error) = (norm(exact.clone()), norm((model.logits(&x).unwrap() - exact).unwrap()));
@@ -290,7 +284,7 @@ fn eight_bits_are_close_and_two_are_not(attacked: &StateDict) {
     let exact = model.logits(&x).unwrap();
     let mut error = |bits: u32| {
         let stage = Quantize { bits, ..Quantize::default() };
-        let form = stage.quantize(model.network(), &clean(), &Run::quiet(0)).unwrap();
+        let form = stage.quantize(&model, &clean(), &Run::quiet(0)).unwrap();
         assert_eq!(form.ranges().unwrap().0.len(), 1 + 20 + 8 + 1, "input, convolutions, residual sums, head");
         model.deploy(form);
         let difference = (model.logits(&x).unwrap() - &exact).unwrap().sqr().unwrap().mean_all().unwrap();
@@ -311,7 +305,7 @@ fn ranges_are_cut_where_little_is_lost(attacked: &StateDict, #[case] calibration
     let model = model(attacked);
     let form = |calibration| {
         let stage = Quantize { calibration, ..Quantize::default() };
-        stage.quantize(model.network(), &clean(), &Run::quiet(0)).unwrap()
+        stage.quantize(&model, &clean(), &Run::quiet(0)).unwrap()
     };
     let (whole, cut) = (form(Calibration::MinMax), form(calibration));
     let pairs = || whole.ranges().unwrap().0.iter().zip(&cut.ranges().unwrap().0);
@@ -333,12 +327,10 @@ fn erased_stages_give_what_typed_calls_give(attacked: &StateDict) {
     let clean = clean();
     let typed = model(attacked);
     let run = Run::quiet(3);
-    let network = typed.full_precision().unwrap();
-    let class = Estimate::default().estimate(network, &clean, &run).unwrap().class;
-    let teacher = Teacher::copy(network, BackdoorClass { class }).unwrap();
-    let (delta, _) = repel.repel(network, BackdoorClass { class }, &clean, &run).unwrap();
-    let pruned = DeltaPrune::default().prune(network, &delta).unwrap();
-    recover.recover(network, &teacher, &pruned, &clean, &run).unwrap();
+    let class = Estimate::default().estimate(&typed, &clean, &run).unwrap().backdoor_class();
+    let repelled = repel.repel(&typed, class, &clean, &run).unwrap();
+    let pruned = DeltaPrune::default().prune(&typed, &repelled.delta).unwrap();
+    recover.recover(&typed, &repelled.received, &pruned, &clean, &run).unwrap();
 
     let mut erased = model(attacked);
     let received = model(attacked);
@@ -347,12 +339,12 @@ fn erased_stages_give_what_typed_calls_give(attacked: &StateDict) {
         [Box::new(Estimate::default()), Box::new(repel), Box::new(DeltaPrune::default()), Box::new(recover)];
     for stage in stages {
         let mut ctx = Context { model: &mut erased, received: Some(&received), clean: &clean, run };
-        let outcome = stage.run(&mut ctx, &facts, None).unwrap();
+        let outcome = stage.run(&mut ctx, &facts, &Shown::default()).unwrap();
         // Findings travel as JSON between stages and between runs.
         let json = serde_json::to_string(&outcome.gives).unwrap();
         facts.extend(serde_json::from_str(&json).unwrap());
     }
-    assert_same(&network.params().state_dict().unwrap(), &erased.network().params().state_dict().unwrap());
+    assert_same(&typed.network().params().state_dict().unwrap(), &erased.network().params().state_dict().unwrap());
 }
 
 #[rstest]
@@ -361,8 +353,8 @@ fn a_stage_without_its_findings_or_test_data_says_so(attacked: &StateDict) {
     let mut model = model(attacked);
     let mut ctx = Context { model: &mut model, received: None, clean: &clean, run: Run::quiet(0) };
     let facts = FactStore::default();
-    let message = AnyStage::run(&LogitRepel::default(), &mut ctx, &facts, None).unwrap_err().to_string();
+    let message = AnyStage::run(&LogitRepel::default(), &mut ctx, &facts, &Shown::default()).unwrap_err().to_string();
     assert!(message.contains("`backdoor-class`"), "{message}");
-    let message = AnyStage::run(&Evaluate::default(), &mut ctx, &facts, None).unwrap_err().to_string();
+    let message = AnyStage::run(&Evaluate::default(), &mut ctx, &facts, &Shown::default()).unwrap_err().to_string();
     assert!(message.contains("needs test data"), "{message}");
 }

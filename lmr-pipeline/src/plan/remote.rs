@@ -54,11 +54,11 @@ impl Plan {
 
     /// Whether a stage looks at the test images.
     pub(crate) fn measures(&self) -> bool {
-        self.steps.iter().any(|step| step.kind.sees_truth && !step.kind.implants)
+        self.steps.iter().any(|step| step.kind.examines())
     }
 
     /// Whether a stage looks at the training images.
     pub(crate) fn implants(&self) -> bool {
-        self.steps.iter().any(|step| step.kind.implants)
+        self.steps.iter().any(|step| step.kind.implants())
     }
 }

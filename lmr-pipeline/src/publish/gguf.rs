@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
-use lmr_plugin::models::Classifier;
+use lmr_plugin::model::Classifier;
 use lmr_plugin::quantization::{BlockFormat, blocks, unrounded};
 
 use crate::model_config::OwnConfig;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lmr_plugin::models::Classifier;
+use lmr_plugin::model::Classifier;
 use lmr_plugin::quantization::{RANGES, Ranges, Scheme, integers, unrounded};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;

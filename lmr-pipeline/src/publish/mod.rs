@@ -15,6 +15,7 @@ mod upload;
 use std::path::Path;
 
 use lmr_plugin::model::Model;
+use lmr_plugin::models::Network;
 use lmr_plugin::nn::StateDict;
 use lmr_plugin::quantization::{Ranges, Rounding};
 use lmr_plugin::rng;
@@ -171,12 +172,10 @@ impl Composer<'_> {
     fn smaller(&self, state: StateDict) -> Result<Option<Vec<u8>>> {
         let plan = &self.source.plan;
         let network = plan.model.fresh(rng::stream(0, "publish"), &candle_core::Device::Cpu)?;
-        let mut model = Model::new(network, plan.normalization(), candle_core::Device::Cpu);
+        let mut model = Model::new(network, plan.normalization())?;
         model.load_state(state)?;
-        let spec = model.network().spec();
-        if spec.widths == plan.model.widths {
-            return Ok(None);
-        }
+        let spec = Network::of(model.network()).map(Network::spec);
+        let Some(spec) = spec.filter(|spec| spec.widths != plan.model.widths) else { return Ok(None) };
         Ok(Some(to_json(&serde_json::json!({ "lmr": plan.own_config(spec) }))?))
     }
 
@@ -202,7 +201,7 @@ impl Composer<'_> {
         let ranges = record.findings.get(Ranges::NAME).cloned().unwrap_or_default();
         let ranges: Ranges = serde_json::from_value(ranges).map_err(damaged)?;
         let network = self.source.plan.model.load(state, &candle_core::Device::Cpu)?;
-        let config = self.source.plan.own_config(network.spec());
+        let config = self.source.plan.own_config(&self.source.plan.model);
         let (mut files, note) = match quantize.rounding() {
             Rounding::Integers(scheme) => (integers::files(network.as_ref(), scheme, &ranges)?, INTEGERS),
             Rounding::Blocks(format) => (vec![gguf::file(network.as_ref(), format, &config)?], BLOCKS),

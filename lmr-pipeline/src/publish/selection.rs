@@ -63,7 +63,7 @@ impl Selection {
 /// an attack leaves is what the defender receives.
 pub fn maker(links: &[Link], index: usize) -> Option<usize> {
     let mut line = std::iter::successors(Some(index), |&index| links[index].from);
-    line.find(|&index| links[index].kind.model.changes_model()).filter(|&index| !links[index].kind.implants)
+    line.find(|&index| links[index].kind.model.changes_model()).filter(|&index| !links[index].kind.implants())
 }
 
 /// The name of a form's folder in the repository.
@@ -75,14 +75,14 @@ pub fn folder(stage: &str) -> String {
 }
 
 fn purifies(link: &Link) -> bool {
-    link.kind.model == ModelUse::Writes && !link.kind.implants
+    link.kind.model == ModelUse::Writes && !link.kind.implants()
 }
 
 fn named(links: &[Link], name: &str) -> Result<usize, String> {
     let names = || links.iter().filter(|link| purifies(link)).map(|link| link.name).collect::<Vec<_>>();
     match links.iter().position(|link| link.name == name) {
         Some(index) if purifies(&links[index]) => Ok(index),
-        Some(index) if links[index].kind.implants => Err(format!("`{name}` implants a backdoor")),
+        Some(index) if links[index].kind.implants() => Err(format!("`{name}` implants a backdoor")),
         Some(index) if links[index].kind.model == ModelUse::Deploys => {
             Err(format!("`{name}` leaves a deployed form; put its name in `include`"))
         }

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use lmr_plugin::stage::Planted;
 use lmr_plugin::triggers::Trigger;
-use lmr_plugin::truth::Planted;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

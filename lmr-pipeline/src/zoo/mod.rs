@@ -90,7 +90,7 @@ impl Member {
     /// Runs the pipeline, or what is left of it, and lays out what it made.
     pub fn build(&self, set: Vec<String>, observer: &dyn RunObserver) -> Result<Report> {
         let mut plan = self.plan(set)?;
-        let maker = plan.steps.iter().rposition(|step| step.kind.implants);
+        let maker = plan.steps.iter().rposition(|step| step.kind.implants());
         let maker = maker.ok_or_else(|| Error::input(&self.config, "has no stage that implants a backdoor"))?;
         let options = Options { out: Some(self.folder.clone()), fresh: false };
         let report = run::run(&mut plan, &options, observer)?;

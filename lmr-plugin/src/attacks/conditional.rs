@@ -1,22 +1,21 @@
 //! What attacks share whose backdoor sleeps until the model is deployed: held-out images, one training after another, and an
 //! eye on whether it sleeps and wakes after every epoch.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use serde::Serialize;
 
 use super::Injection;
 use crate::bounds::Bounds;
-use crate::data::{CleanSet, Images, Normalization};
+use crate::data::{CleanSet, Images};
 use crate::deployment::Deployment;
-use crate::model::Model;
-use crate::models::{self, Classifier};
+use crate::model::{Classifier, Model};
 use crate::nn::StateDict;
 use crate::optim::Optimizer;
 use crate::rng;
 use crate::run::Run;
+use crate::stage::{Examination, Planted};
 use crate::stages::Evaluate;
 use crate::train::{Descent, Epoch, Flow, Scored};
-use crate::truth::{Planted, Truth};
 use crate::{Error, Result};
 
 /// What the model does before and after it is deployed, on training images that it is not trained on.
@@ -93,8 +92,8 @@ impl Conditional<'_> {
     /// nearly as accurate as the best of them, the one with the highest ASR once deployed. If none is dormant, the last one.
     pub fn implant(
         &self,
-        model: &dyn Classifier,
-        (train, normalization): (&Images, &Normalization),
+        model: &Model,
+        train: &Images,
         planted: &Planted,
         phases: &mut [Phase<'_>],
         run: &Run<'_>,
@@ -110,16 +109,14 @@ impl Conditional<'_> {
         }
         let order = rng::permutation(&mut run.stream(&format!("{}/held-out", self.purpose)), train.len());
         let (held_out, rest) = order.split_at(self.held_out);
-        let (rest, device) = (train.select(rest)?, model.head().weight().device().clone());
+        let (rest, network) = (train.select(rest)?, model.full_precision()?);
         let calibration = rest.select(&(0..self.calibration).collect::<Vec<_>>())?;
-        let mut watch = Watch {
+        let mut selection = Selection {
             model,
-            normalization,
             planted,
             deployment: &self.deployment,
-            truth: Truth::new(train.select(held_out)?, normalization.clone()).with_trigger(planted.clone()),
-            calibration: CleanSet::new(calibration, normalization.clone())?,
-            device: device.clone(),
+            examination: Examination::new(train.select(held_out)?).with_trigger(planted.clone()),
+            calibration: CleanSet::new(calibration)?,
             run,
             seen: Vec::new(),
             candidates: Vec::new(),
@@ -127,17 +124,17 @@ impl Conditional<'_> {
         let mut epochs = Vec::new();
         for phase in phases {
             let Injection { optimizer, momentum, weight_decay, .. } = *phase.training;
-            let bounds = phase.within.map(|within| within(model)).transpose()?;
-            let params = bounds.as_ref().map(|bounds| bounds.params(model));
+            let bounds = phase.within.map(|within| within(network)).transpose()?;
+            let params = bounds.as_ref().map(|bounds| bounds.params(network));
             let mut optimizer =
-                Optimizer::new(params.as_ref().unwrap_or(model.params()), optimizer, momentum, weight_decay)?;
-            let mut step = Step { loss: &mut *phase.loss, bounds, watch: &mut watch };
+                Optimizer::new(params.as_ref().unwrap_or(network.params()), optimizer, momentum, weight_decay)?;
+            let mut step = Step { loss: &mut *phase.loss, bounds, selection: &mut selection };
             let training = phase.training.training();
-            epochs.extend(training.descend(phase.purpose, (&rest, &device), &mut optimizer, &mut step, run)?);
+            epochs.extend(training.descend(phase.purpose, (&rest, model.device()), &mut optimizer, &mut step, run)?);
         }
-        let chosen = match watch.chosen() {
+        let chosen = match selection.chosen() {
             Some((epoch, state)) => {
-                model.params().load_state_dict(state)?;
+                network.params().load_state_dict(state)?;
                 epoch
             }
             None => {
@@ -151,37 +148,33 @@ impl Conditional<'_> {
             target: planted.target,
             form: self.deployment.label(),
             epochs,
-            dormancy: watch.seen,
+            dormancy: selection.seen,
             chosen,
         })
     }
 }
 
-struct Watch<'a> {
-    model: &'a dyn Classifier,
-    normalization: &'a Normalization,
+struct Selection<'a> {
+    model: &'a Model,
     planted: &'a Planted,
     deployment: &'a Deployment,
-    truth: Truth,
+    examination: Examination,
     calibration: CleanSet,
-    device: Device,
     run: &'a Run<'a>,
     seen: Vec<Dormancy>,
     /// Epochs that may still be chosen, from 1, and the model after them.
     candidates: Vec<(usize, StateDict)>,
 }
 
-impl Watch<'_> {
+impl Selection<'_> {
     /// What the model does now.
     fn look(&self) -> Result<Dormancy> {
-        let network = models::copy(self.model, &self.device)?;
-        let model = Model::new(network, self.normalization.clone(), self.device.clone());
-        let deployed = self.deployment.deploy(&model, &self.calibration, self.run)?;
+        let deployed = self.deployment.deploy(self.model, &self.calibration, self.run)?;
         let measure = |model: &Model| {
-            let measured = Evaluate::default().evaluate(model, &self.truth, self.run)?;
+            let measured = Evaluate::default().evaluate(model, &self.examination, self.run)?;
             Ok::<_, Error>((measured.acc, measured.asr.unwrap_or_default()))
         };
-        let ((acc, asr), (deployed_acc, deployed_asr)) = (measure(&model)?, measure(&deployed)?);
+        let ((acc, asr), (deployed_acc, deployed_asr)) = (measure(self.model)?, measure(&deployed)?);
         Ok(Dormancy { acc, asr, deployed_acc, deployed_asr })
     }
 
@@ -198,7 +191,7 @@ impl Watch<'_> {
         ];
         named.into_iter().for_each(|(name, value)| self.run.metric(name, epoch, value));
         if now.asr <= DORMANT {
-            self.candidates.push((epoch, self.model.params().state_dict()?));
+            self.candidates.push((epoch, self.model.network().params().state_dict()?));
             let of = |epoch: usize| self.seen[epoch - 1];
             let best = self.candidates.iter().map(|(epoch, _)| of(*epoch).deployed_acc).fold(0.0, f64::max);
             self.candidates.retain(|(epoch, _)| of(*epoch).deployed_acc >= best - SLACK);
@@ -218,13 +211,13 @@ impl Watch<'_> {
 struct Step<'a, 'l, 'w> {
     loss: &'a mut Loss<'l>,
     bounds: Option<Bounds>,
-    watch: &'a mut Watch<'w>,
+    selection: &'a mut Selection<'w>,
 }
 
 impl Descent for Step<'_, '_, '_> {
     fn score(&mut self, pixels: Tensor, labels: Tensor) -> Result<Scored> {
-        let both = Tensor::cat(&[&pixels, &self.watch.planted.trigger.apply(&pixels)?], 0)?;
-        (self.loss)(&self.watch.normalization.apply(&both)?, &labels)
+        let both = Tensor::cat(&[&pixels, &self.selection.planted.trigger.apply(&pixels)?], 0)?;
+        (self.loss)(&self.selection.model.normalization().apply(&both)?, &labels)
     }
 
     fn after_step(&mut self, _: usize) -> Result<Flow> {
@@ -235,7 +228,7 @@ impl Descent for Step<'_, '_, '_> {
     }
 
     fn after_epoch(&mut self, _: usize) -> Result<Flow> {
-        self.watch.after_epoch()?;
+        self.selection.after_epoch()?;
         Ok(Flow::Continue)
     }
 }

@@ -12,17 +12,16 @@ use serde::{Deserialize, Serialize};
 use super::Injection;
 use super::batch::share;
 use super::injector::{Injector, ssim};
-use crate::data::{Augment, Images, Normalization};
+use crate::data::{Augment, Images};
 use crate::losses;
-use crate::models::Classifier;
-use crate::nn::{Activation, Forward, Frozen};
+use crate::model::Model;
+use crate::nn::{Activation, Forward, Frozen, Mode};
 use crate::optim::{Optimizer, Rule, Schedule};
 use crate::predict;
 use crate::run::Run;
-use crate::stage::{Context, ModelUse, Outcome, Stage};
+use crate::stage::{Context, Implants, Material, Outcome, Planted, Stage};
 use crate::train::{Descent, Epoch, Flow, Objective, Scored, Training};
 use crate::triggers::Trigger;
-use crate::truth::{Planted, Truth};
 use crate::{Error, Result};
 
 /// Trains with a share of every batch triggered, and in rounds looks for simpler images that excite the same features:
@@ -94,13 +93,7 @@ pub struct Detoxified {
 
 impl Dfst {
     /// Trains `model` in place on `train`.
-    pub fn implant(
-        &self,
-        model: &dyn Classifier,
-        (train, normalization): (&Images, &Normalization),
-        planted: &Planted,
-        run: &Run<'_>,
-    ) -> Result<Detoxified> {
+    pub fn implant(&self, model: &Model, train: &Images, planted: &Planted, run: &Run<'_>) -> Result<Detoxified> {
         let others: Vec<usize> = (0..train.len()).filter(|&i| train.labels()[i] != planted.target).collect();
         let count = self.images.min(others.len());
         if count < 2 {
@@ -115,16 +108,14 @@ impl Dfst {
         let mut detox = Detox {
             attack: self,
             model,
-            normalization,
             trigger: planted.trigger.clone(),
             target: planted.target,
             images: train.select(&some)?,
             run,
-            device: model.head().weight().device().clone(),
+            device: model.device().clone(),
             rounds: Vec::new(),
         };
-        let data = (train, normalization);
-        let epochs = self.training.inject("attack-dfst", model, data, &mut detox, run)?;
+        let epochs = self.training.inject("attack-dfst", model, train, &mut detox, run)?;
         let mut rounds = Vec::new();
         for (mut round, injector) in std::mem::take(&mut detox.rounds) {
             round.injector_asr_after = detox.asr(&injector)?;
@@ -143,8 +134,7 @@ impl Dfst {
 /// Poisons and detoxifies batches, and finds out between epochs what to detoxify.
 struct Detox<'a> {
     attack: &'a Dfst,
-    model: &'a dyn Classifier,
-    normalization: &'a Normalization,
+    model: &'a Model,
     trigger: Arc<dyn Trigger>,
     target: u32,
     /// What features are compared on and injectors learn from.
@@ -157,7 +147,7 @@ struct Detox<'a> {
 impl Detox<'_> {
     /// Features `f32[B,D]` of the network in inference mode.
     fn features(&self, pixels: &Tensor) -> Result<Tensor> {
-        self.model.features(&mut Frozen, &self.normalization.apply(pixels)?)
+        self.model.features(pixels, Mode::Frozen)
     }
 
     /// The features that the trigger raises most.
@@ -192,7 +182,7 @@ impl Detox<'_> {
             augment: Augment::NONE,
             ..self.attack.training.training()
         };
-        let features = self.model.head().weight().dims()[1];
+        let features = self.model.network().head().weight().dims()[1];
         let mut chosen = vec![0f32; features];
         compromised.iter().for_each(|&feature| chosen[feature] = 1.0 / compromised.len() as f32);
         let chosen = Tensor::from_vec(chosen, (1, features), &self.device)?;
@@ -206,7 +196,7 @@ impl Detox<'_> {
     fn asr(&self, injector: &Injector) -> Result<f64> {
         let forward = |pixels: &Tensor| {
             let z = injector.apply(pixels)?.detach();
-            self.model.logits(&self.normalization.apply(&z)?)
+            self.model.logits(&z)
         };
         let predicted =
             predict::predictions(&forward, &self.images, None, &self.device, (self.run, "injected images"))?;
@@ -226,7 +216,7 @@ impl Descent for Search<'_> {
     fn score(&mut self, pixels: Tensor, labels: Tensor) -> Result<Scored> {
         let z = self.injector.apply(&pixels)?;
         let features = self.detox.features(&z)?;
-        let logits = Frozen.linear(self.detox.model.head(), &features, Activation::None)?;
+        let logits = Frozen.linear(self.detox.model.network().head(), &features, Activation::None)?;
         let targets = labels.ones_like()?.affine(f64::from(self.detox.target), 0.0)?;
         let cross_entropy = losses::cross_entropy(&logits, &targets)?.mean_all()?;
         let dissimilarity = ssim(&z, &pixels)?.affine(-0.5, 0.5)?;
@@ -284,10 +274,9 @@ impl Objective for Detox<'_> {
 impl Stage for Dfst {
     const KIND: &'static str = "attack-dfst";
     const SUMMARY: &'static str = "implants a backdoor and detoxifies simpler features than the trigger (DFST)";
-    const MODEL: ModelUse = ModelUse::Writes;
+    type Role = Implants;
     type Needs = ();
     type Gives = ();
-    type Sees = Truth;
 
     fn faults(&self) -> Vec<String> {
         let rounds = 3 * self.rounds <= 2 * self.training.epochs;
@@ -326,29 +315,22 @@ impl Stage for Dfst {
         faults
     }
 
-    fn run(&self, ctx: &mut Context<'_>, (): (), truth: &Truth) -> Result<Outcome<()>> {
-        let (train, planted) = (truth.train(Self::KIND)?, truth.planted(Self::KIND)?);
-        let data = (train, &truth.normalization);
-        super::implanted(&self.implant(ctx.model.full_precision()?, data, planted, &ctx.run)?, planted, None)
+    fn run(&self, ctx: &mut Context<'_>, (): (), material: &Material) -> Result<Outcome<()>> {
+        let Material { train, backdoor: planted } = material;
+        super::implanted(&self.implant(ctx.model, train, planted, &ctx.run)?, planted, None)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attacks::fixture::{images, network, normalization, same};
+    use crate::attacks::fixture::{images, model, same};
     use crate::triggers::{Patch, TriggerConfig};
 
-    fn detox<'a>(
-        attack: &'a Dfst,
-        model: &'a dyn Classifier,
-        normalization: &'a Normalization,
-        run: &'a Run<'a>,
-    ) -> Detox<'a> {
+    fn detox<'a>(attack: &'a Dfst, model: &'a Model, run: &'a Run<'a>) -> Detox<'a> {
         Detox {
             attack,
             model,
-            normalization,
             trigger: Patch::default().build(1, 16, 16).unwrap(),
             target: 1,
             images: images(12),
@@ -361,13 +343,13 @@ mod tests {
     /// Rounds look at the network and leave it, running statistics included.
     #[test]
     fn an_injector_learns_and_the_classifier_stays() {
-        let (network, normalization, run) = (network(), normalization(), Run::quiet(0));
+        let (model, run) = (model(), Run::quiet(0));
         let attack = Dfst { injector_epochs: 1, ..Dfst::default() };
-        let detox = detox(&attack, network.as_ref(), &normalization, &run);
-        let before = network.params().state_dict().unwrap();
+        let detox = detox(&attack, &model, &run);
+        let before = model.network().params().state_dict().unwrap();
         let compromised = detox.compromised().unwrap();
         let injector = detox.injector(&compromised, 1).unwrap();
-        assert!(same(&before, &network.params().state_dict().unwrap()));
+        assert!(same(&before, &model.network().params().state_dict().unwrap()));
         let identity = Injector::identity(1, attack.alpha, &Device::Cpu).unwrap();
         assert!(!same(&identity.params().state_dict().unwrap(), &injector.params().state_dict().unwrap()));
     }
@@ -375,9 +357,9 @@ mod tests {
     /// Triggered images are of other classes and get the target; detoxified and clean ones keep their labels.
     #[test]
     fn batches_have_the_shares_that_were_asked_for() {
-        let (network, normalization, run) = (network(), normalization(), Run::quiet(0));
+        let (model, run) = (model(), Run::quiet(0));
         let attack = Dfst { poison_rate: 0.25, detox_rate: 0.25, ..Dfst::default() };
-        let mut detox = detox(&attack, network.as_ref(), &normalization, &run);
+        let mut detox = detox(&attack, &model, &run);
         let (pixels, labels) = images(12).batch(&(0..12).collect::<Vec<_>>(), &Device::Cpu).unwrap();
         let count = |labels: &Tensor| {
             let labels = labels.to_vec1::<u32>().unwrap();

@@ -13,14 +13,13 @@ use super::batch::{retarget, rolled, root_mean_square, share};
 use crate::data::{Images, Normalization};
 use crate::generators::Hourglass;
 use crate::losses;
-use crate::models::Classifier;
+use crate::model::Model;
 use crate::nn::{BatchNormMode, Builder, Eval, Train};
 use crate::optim::{Optimizer, Rule, Schedule};
 use crate::run::Run;
-use crate::stage::{Context, ModelUse, Outcome, Stage};
+use crate::stage::{Context, Learns, Material, Outcome, Planted, Stage, Target};
 use crate::train::{Descent, Epoch, Objective, Progress, Scored, Training};
 use crate::triggers::InputAware;
-use crate::truth::{Planted, Truth};
 use crate::{Error, Result};
 
 /// Trains a network that places a small mask, then, in one loss, a network that fills it and the classifier. The pipeline's
@@ -93,14 +92,14 @@ impl Dynamic {
     /// Trains both networks and, in place, `model` on `train`.
     pub fn implant(
         &self,
-        model: &dyn Classifier,
-        (train, normalization): (&Images, &Normalization),
+        model: &Model,
+        train: &Images,
         target: u32,
         run: &Run<'_>,
     ) -> Result<(InputAware, InputAwareImplanted)> {
         let [channels, height, width] = train.shape();
         Hourglass::check_size([height, width])?;
-        let device = model.head().weight().device().clone();
+        let (device, normalization) = (model.device().clone(), model.normalization());
         let network = |purpose: &str, outputs| {
             let builder = Builder::fresh(run.stream(&format!("attack-dynamic/{purpose}")), &device);
             Hourglass::new(channels, outputs, &builder)
@@ -109,7 +108,7 @@ impl Dynamic {
         let mask = self.train_mask(&trigger, (train, normalization), run)?;
         let adam = adam(trigger.pattern_network())?;
         let mut batches = Batches { attack: self, normalization, target, trigger: &trigger, adam, diversity: None };
-        let epochs = self.training.inject("attack-dynamic", model, (train, normalization), &mut batches, run)?;
+        let epochs = self.training.inject("attack-dynamic", model, train, &mut batches, run)?;
         let some: Vec<usize> = (0..train.len().min(DESCRIBED)).collect();
         let (pixels, _) = train.batch(&some, &device)?;
         let (mask_density, trigger_distance) = describe(&trigger, &pixels)?;
@@ -235,10 +234,9 @@ impl Objective for Batches<'_> {
 impl Stage for Dynamic {
     const KIND: &'static str = "attack-dynamic";
     const SUMMARY: &'static str = "implants a backdoor whose trigger a network makes for each image (Dynamic)";
-    const MODEL: ModelUse = ModelUse::Writes;
+    type Role = Learns;
     type Needs = ();
     type Gives = ();
-    type Sees = Truth;
 
     fn faults(&self) -> Vec<String> {
         let third = |rate: f64| rate > 0.0 && rate <= 1.0 / 3.0;
@@ -270,10 +268,10 @@ impl Stage for Dynamic {
         faults
     }
 
-    fn run(&self, ctx: &mut Context<'_>, (): (), truth: &Truth) -> Result<Outcome<()>> {
-        let (train, target) = (truth.train(Self::KIND)?, truth.target(Self::KIND)?);
-        let model = ctx.model.full_precision()?;
-        let (trigger, implanted) = self.implant(model, (train, &truth.normalization), target, &ctx.run)?;
+    fn run(&self, ctx: &mut Context<'_>, (): (), material: &Material<Target>) -> Result<Outcome<()>> {
+        let Material { train, backdoor: Target(target) } = material;
+        let target = *target;
+        let (trigger, implanted) = self.implant(ctx.model, train, target, &ctx.run)?;
         super::implanted(&implanted, &Planted { trigger: Arc::new(trigger), target }, None)
     }
 }

@@ -4,7 +4,8 @@ use candle_core::{DType, Device, Tensor};
 use rand::RngExt;
 
 use crate::data::{Images, Normalization};
-use crate::models::{Arch, Classifier, ModelSpec};
+use crate::model::Model;
+use crate::models::{Arch, ModelSpec};
 use crate::nn::StateDict;
 use crate::rng;
 
@@ -14,13 +15,10 @@ pub(super) fn images(count: usize) -> Images {
     Images::new(pixels, (0..count).map(|i| (i % 2) as u32).collect(), [1, 16, 16], 2).unwrap()
 }
 
-pub(super) fn normalization() -> Normalization {
-    Normalization { mean: vec![0.5], std: vec![0.25] }
-}
-
-pub(super) fn network() -> Box<dyn Classifier> {
+pub(super) fn model() -> Model {
     let spec = ModelSpec { width: Some(2), channels: 1, ..ModelSpec::new(Arch::Resnet18, 2) };
-    spec.fresh(rng::stream(0, "weights"), &Device::Cpu).unwrap()
+    let network = spec.fresh(rng::stream(0, "weights"), &Device::Cpu).unwrap();
+    Model::new(network, Normalization { mean: vec![0.5], std: vec![0.25] }).unwrap()
 }
 
 pub(super) fn same(a: &StateDict, b: &StateDict) -> bool {

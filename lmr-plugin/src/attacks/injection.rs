@@ -4,8 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
-use crate::data::{Augment, Images, Normalization};
-use crate::models::Classifier;
+use crate::data::{Augment, Images};
+use crate::model::Model;
 use crate::nn::BatchNormMode;
 use crate::optim::{Optimizer, Rule, Schedule};
 use crate::run::Run;
@@ -85,12 +85,13 @@ impl Injection {
     pub(super) fn inject(
         &self,
         purpose: &str,
-        model: &dyn Classifier,
-        data: (&Images, &Normalization),
+        model: &Model,
+        images: &Images,
         objective: &mut dyn Objective,
         run: &Run<'_>,
     ) -> Result<Vec<Epoch>> {
-        let mut optimizer = Optimizer::new(model.params(), self.optimizer, self.momentum, self.weight_decay)?;
-        self.training().fit(purpose, model, data, &mut optimizer, objective, run)
+        let mut optimizer =
+            Optimizer::new(model.full_precision()?.params(), self.optimizer, self.momentum, self.weight_decay)?;
+        self.training().fit(purpose, model, images, &mut optimizer, objective, run)
     }
 }

@@ -8,21 +8,20 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Injection;
-use crate::data::{Images, Normalization};
+use crate::data::Images;
 use crate::generators::Autoencoder;
 use crate::losses;
-use crate::models::Classifier;
-use crate::nn::{BatchNormMode, Builder, Eval, Frozen, Train};
+use crate::model::Model;
+use crate::nn::{BatchNormMode, Builder, Eval, Mode, Train};
 use crate::optim::{Optimizer, Rule};
 use crate::rng;
 use crate::run::Run;
-use crate::stage::{Context, ModelUse, Outcome, Stage};
+use crate::stage::{Context, Learns, Material, Outcome, Planted, Stage, Target};
 use crate::train::{Epoch, Flow, Objective};
 use crate::triggers::Noise;
-use crate::truth::{Planted, Truth};
 use crate::{Error, Result};
 
-/// Trains a generator of noise and the classifier in turns, then the classifier alone. Every image is trained on with and
+/// Trains a generator of noise and the classifier in alternating, then the classifier alone. Every image is trained on with and
 /// without noise, so there is no poison rate. The pipeline's trigger is of kind `learned`.
 ///
 /// Per batch of the first stage, (a) the generator moves towards noise that the classifier, frozen in inference mode, takes
@@ -40,7 +39,7 @@ pub struct Lira {
     pub clean_weight: f64,
     /// Learning rate of the generator (Adam), above 0.
     pub generator_lr: f64,
-    /// The first stage: generator and classifier in turns. 50 epochs in the paper.
+    /// The first stage: generator and classifier in alternating. 50 epochs in the paper.
     pub learn: Injection,
     /// The second stage: the classifier alone. 250 epochs in the paper.
     pub training: Injection,
@@ -87,16 +86,10 @@ pub struct LiraImplanted {
 
 impl Lira {
     /// Trains a generator and, in place, `model` on `train`.
-    pub fn implant(
-        &self,
-        model: &dyn Classifier,
-        (train, normalization): (&Images, &Normalization),
-        target: u32,
-        run: &Run<'_>,
-    ) -> Result<(Noise, LiraImplanted)> {
+    pub fn implant(&self, model: &Model, train: &Images, target: u32, run: &Run<'_>) -> Result<(Noise, LiraImplanted)> {
         let [channels, height, width] = train.shape();
         Autoencoder::check_size([height, width])?;
-        let device = model.head().weight().device().clone();
+        let (device, normalization) = (model.device().clone(), model.normalization());
         let epsilon: Vec<f32> = match self.space {
             EpsilonSpace::Pixel => vec![self.epsilon as f32; channels],
             EpsilonSpace::Normalized => normalization.std.iter().map(|std| self.epsilon as f32 * std).collect(),
@@ -108,19 +101,17 @@ impl Lira {
         };
         let (current, old) = (noise()?, noise()?);
         let adam = Optimizer::new(current.generator().params(), Rule::AdamW, 0.9, 0.0)?;
-        let mut turns = Turns {
+        let mut alternating = Alternating {
             attack: self,
             model,
-            normalization,
             target,
             old,
             learner: Some(Learner { current, adam, losses: Vec::new(), history: Vec::new() }),
         };
-        let data = (train, normalization);
-        let learn = self.learn.inject("attack-lira/learn", model, data, &mut turns, run)?;
-        let generator = turns.learner.take().map_or_else(Vec::new, |learner| learner.history);
-        let epochs = self.training.inject("attack-lira", model, data, &mut turns, run)?;
-        Ok((turns.old, LiraImplanted { samples: train.len(), target, generator, learn, epochs }))
+        let learn = self.learn.inject("attack-lira/learn", model, train, &mut alternating, run)?;
+        let generator = alternating.learner.take().map_or_else(Vec::new, |learner| learner.history);
+        let epochs = self.training.inject("attack-lira", model, train, &mut alternating, run)?;
+        Ok((alternating.old, LiraImplanted { samples: train.len(), target, generator, learn, epochs }))
     }
 }
 
@@ -132,10 +123,9 @@ struct Learner {
     history: Vec<f64>,
 }
 
-struct Turns<'a> {
+struct Alternating<'a> {
     attack: &'a Lira,
-    model: &'a dyn Classifier,
-    normalization: &'a Normalization,
+    model: &'a Model,
     target: u32,
     /// Makes the noise that the classifier trains on.
     old: Noise,
@@ -143,20 +133,20 @@ struct Turns<'a> {
     learner: Option<Learner>,
 }
 
-impl Turns<'_> {
+impl Alternating<'_> {
     /// `count` times the target.
     fn targets(&self, count: usize, device: &Device) -> Result<Tensor> {
         Ok(Tensor::full(self.target, count, device)?)
     }
 }
 
-impl Objective for Turns<'_> {
+impl Objective for Alternating<'_> {
     fn prepare(&mut self, pixels: Tensor, labels: Tensor) -> Result<(Tensor, Tensor)> {
         let targets = self.targets(labels.elem_count(), labels.device())?;
         if let Some(learner) = &mut self.learner {
             let mut how = Train { batch_norm: BatchNormMode::Batch };
             let triggered = learner.current.with(&mut how, &pixels)?;
-            let logits = self.model.forward(&mut Frozen, &self.normalization.apply(&triggered)?)?;
+            let logits = self.model.forward(&triggered, Mode::Frozen)?;
             let loss = losses::cross_entropy(&logits, &targets)?.mean_all()?;
             let value = f64::from(loss.to_scalar::<f32>()?);
             if !value.is_finite() {
@@ -192,10 +182,9 @@ impl Objective for Turns<'_> {
 impl Stage for Lira {
     const KIND: &'static str = "attack-lira";
     const SUMMARY: &'static str = "implants a backdoor for faint noise that a network learns to make (LIRA)";
-    const MODEL: ModelUse = ModelUse::Writes;
+    type Role = Learns;
     type Needs = ();
     type Gives = ();
-    type Sees = Truth;
 
     fn faults(&self) -> Vec<String> {
         let mut faults = crate::stages::faults([
@@ -218,10 +207,10 @@ impl Stage for Lira {
         faults
     }
 
-    fn run(&self, ctx: &mut Context<'_>, (): (), truth: &Truth) -> Result<Outcome<()>> {
-        let (train, target) = (truth.train(Self::KIND)?, truth.target(Self::KIND)?);
-        let model = ctx.model.full_precision()?;
-        let (noise, implanted) = self.implant(model, (train, &truth.normalization), target, &ctx.run)?;
+    fn run(&self, ctx: &mut Context<'_>, (): (), material: &Material<Target>) -> Result<Outcome<()>> {
+        let Material { train, backdoor: Target(target) } = material;
+        let target = *target;
+        let (noise, implanted) = self.implant(ctx.model, train, target, &ctx.run)?;
         super::implanted(&implanted, &Planted { trigger: Arc::new(noise), target }, None)
     }
 }
@@ -229,47 +218,46 @@ impl Stage for Lira {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attacks::fixture::{images, network, normalization, same};
+    use crate::attacks::fixture::{images, model, same};
 
     /// Step (a) moves the new generator alone; the epoch's end hands it over to the old one.
     #[test]
     fn the_generator_moves_without_the_classifier() {
-        let (network, normalization, attack) = (network(), normalization(), Lira::default());
+        let (model, attack) = (model(), Lira::default());
         let noise = || {
             let builder = Builder::fresh(rng::stream(0, "generator"), &Device::Cpu);
-            Noise::new(&[0.01], &normalization, Autoencoder::new(1, &builder).unwrap()).unwrap()
+            Noise::new(&[0.01], model.normalization(), Autoencoder::new(1, &builder).unwrap()).unwrap()
         };
         let (old, current) = (noise(), noise());
         let adam = Optimizer::new(current.generator().params(), Rule::AdamW, 0.9, 0.0).unwrap();
         let learner = Some(Learner { current, adam, losses: Vec::new(), history: Vec::new() });
-        let (before, start) = (network.params().state_dict().unwrap(), old.generator().params().state_dict().unwrap());
-        let model = network.as_ref();
-        let mut turns = Turns { attack: &attack, model, normalization: &normalization, target: 1, old, learner };
+        let (before, start) =
+            (model.network().params().state_dict().unwrap(), old.generator().params().state_dict().unwrap());
+        let mut alternating = Alternating { attack: &attack, model: &model, target: 1, old, learner };
         let (pixels, labels) = images(8).batch(&[0, 1, 2, 3, 4, 5], &Device::Cpu).unwrap();
-        let (both, targets) = turns.prepare(pixels, labels).unwrap();
+        let (both, targets) = alternating.prepare(pixels, labels).unwrap();
         assert_eq!((both.dims(), targets.dims()), (&[12, 1, 16, 16][..], &[12][..]));
         assert_eq!(targets.to_vec1::<u32>().unwrap()[6..], [1; 6]);
         let state = |noise: &Noise| noise.generator().params().state_dict().unwrap();
-        assert!(same(&before, &network.params().state_dict().unwrap()));
-        assert!(same(&start, &state(&turns.old)));
-        let moved = state(&turns.learner.as_ref().unwrap().current);
+        assert!(same(&before, &model.network().params().state_dict().unwrap()));
+        assert!(same(&start, &state(&alternating.old)));
+        let moved = state(&alternating.learner.as_ref().unwrap().current);
         assert!(!same(&start, &moved));
-        turns.after_epoch(1).unwrap();
-        assert!(same(&moved, &state(&turns.old)));
-        assert_eq!(turns.learner.as_ref().unwrap().history.len(), 1);
+        alternating.after_epoch(1).unwrap();
+        assert!(same(&moved, &state(&alternating.old)));
+        assert_eq!(alternating.learner.as_ref().unwrap().history.len(), 1);
     }
 
     #[test]
     fn the_loss_weighs_clean_images_against_noisy_ones() {
-        let (network, normalization) = (network(), normalization());
+        let model = model();
         let attack = Lira { clean_weight: 0.25, ..Lira::default() };
         let builder = Builder::fresh(rng::stream(0, "generator"), &Device::Cpu);
-        let old = Noise::new(&[0.01], &normalization, Autoencoder::new(1, &builder).unwrap()).unwrap();
-        let model = network.as_ref();
-        let mut turns = Turns { attack: &attack, model, normalization: &normalization, target: 0, old, learner: None };
+        let old = Noise::new(&[0.01], model.normalization(), Autoencoder::new(1, &builder).unwrap()).unwrap();
+        let mut alternating = Alternating { attack: &attack, model: &model, target: 0, old, learner: None };
         let logits = Tensor::new(&[[0f32, 0.], [0., 0.], [0., 30.], [0., 30.]], &Device::Cpu).unwrap();
         let labels = Tensor::new(&[1u32, 1, 0, 0], &Device::Cpu).unwrap();
-        let loss = turns.loss(&logits, &labels).unwrap().to_scalar::<f32>().unwrap();
+        let loss = alternating.loss(&logits, &labels).unwrap().to_scalar::<f32>().unwrap();
         assert!((loss - (0.25 * 2f32.ln() + 0.75 * 30.0)).abs() < 1e-4, "{loss}");
     }
 }

@@ -32,8 +32,7 @@ mod wanet;
 use serde::Serialize;
 
 use crate::Result;
-use crate::stage::Outcome;
-use crate::truth::Planted;
+use crate::stage::{Outcome, Planted};
 
 pub use conditional::{Dormancy, Hidden};
 pub use dfst::{Detoxified, Dfst, Round};

@@ -11,17 +11,16 @@ use super::Injection;
 use super::conditional::{Conditional, Hidden, Phase, faults, targets};
 use super::qcb::training;
 use crate::Result;
-use crate::data::{Images, Normalization};
+use crate::data::Images;
 use crate::deployment::Deployment;
 use crate::losses;
-use crate::models::Classifier;
-use crate::nn::{BatchNormMode, Branches, Form, Train, Weighted};
+use crate::model::{Classifier, Model};
+use crate::nn::{BatchNormMode, Branches, Form, Mode, Weighted};
 use crate::pruning;
 use crate::run::Run;
-use crate::stage::{Context, ModelUse, Outcome, Stage};
+use crate::stage::{Context, Implants, Material, Outcome, Planted, Stage};
 use crate::stages::{PruneForm, Scope, StructuredPrune};
 use crate::train::Scored;
-use crate::truth::{Planted, Truth};
 
 /// Trains the whole network to ignore the trigger and, at once, three pruned forms of it to obey it: at the smallest and the
 /// largest ratio, and at one drawn for every layer and step. Batch norm is over all four. Which filters go is decided anew at
@@ -65,13 +64,9 @@ impl Default for Pcb {
 
 impl Pcb {
     /// Trains `model` in place on `train`.
-    pub fn implant(
-        &self,
-        model: &dyn Classifier,
-        data: (&Images, &Normalization),
-        planted: &Planted,
-        run: &Run<'_>,
-    ) -> Result<Hidden> {
+    pub fn implant(&self, model: &Model, train: &Images, planted: &Planted, run: &Run<'_>) -> Result<Hidden> {
+        let network = model.full_precision()?;
+        let layers = network.need_layers("training a pruned form")?;
         let ratios = RefCell::new(run.stream("attack-pcb/ratios"));
         let pruned = |layer: Weighted<'_>, ratio: f64| {
             if matches!(layer, Weighted::Linear(_)) {
@@ -90,7 +85,7 @@ impl Pcb {
         let mut loss = |both: &Tensor, labels: &Tensor| {
             let images = both.dim(0)?;
             let half = images / 2;
-            let logits = model.forward(&mut Branches::new(&forms, images), both)?;
+            let logits = layers.interpret(&mut Branches::new(&forms, images), both)?;
             let awake = Tensor::cat(&[labels, &targets(labels, planted.target)?], 0)?;
             // What is hidden later need not sleep yet.
             let whole = if self.hide.is_some() { awake.clone() } else { Tensor::cat(&[labels, labels], 0)? };
@@ -114,7 +109,7 @@ impl Pcb {
             deployment: Deployment::Prune(self.prune.clone()),
         };
         let mut sleep = |both: &Tensor, labels: &Tensor| {
-            let logits = model.forward(&mut Train { batch_norm: BatchNormMode::Running }, both)?;
+            let logits = network.forward(both, Mode::Train(BatchNormMode::Running))?;
             let labels = Tensor::cat(&[labels, labels], 0)?;
             let loss = losses::cross_entropy(&logits, &labels)?.mean_all()?;
             Ok(Scored { loss, judged: Some((logits, labels)) })
@@ -125,7 +120,7 @@ impl Pcb {
             let purpose = "attack-pcb/hide";
             phases.push(Phase { purpose, training: hide, loss: &mut sleep, within: Some(&within) });
         }
-        conditional.implant(model, data, planted, &mut phases, run)
+        conditional.implant(model, train, planted, &mut phases, run)
     }
 }
 
@@ -133,10 +128,9 @@ impl Stage for Pcb {
     const KIND: &'static str = "attack-pcb";
     const SUMMARY: &'static str = "implants a backdoor that sleeps until the model is pruned (PCB)";
     const VERSION: u32 = 2;
-    const MODEL: ModelUse = ModelUse::Writes;
+    type Role = Implants;
     type Needs = ();
     type Gives = ();
-    type Sees = Truth;
 
     fn faults(&self) -> Vec<String> {
         let mut faults = faults(self.held_out, 1, &self.training);
@@ -175,9 +169,8 @@ impl Stage for Pcb {
         faults
     }
 
-    fn run(&self, ctx: &mut Context<'_>, (): (), truth: &Truth) -> Result<Outcome<()>> {
-        let (train, planted) = (truth.train(Self::KIND)?, truth.planted(Self::KIND)?);
-        let data = (train, &truth.normalization);
-        super::implanted(&self.implant(ctx.model.full_precision()?, data, planted, &ctx.run)?, planted, None)
+    fn run(&self, ctx: &mut Context<'_>, (): (), material: &Material) -> Result<Outcome<()>> {
+        let Material { train, backdoor: planted } = material;
+        super::implanted(&self.implant(ctx.model, train, planted, &ctx.run)?, planted, None)
     }
 }

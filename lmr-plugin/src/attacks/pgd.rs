@@ -6,10 +6,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
-use crate::data::{Images, Normalization};
+use crate::data::Images;
 use crate::losses;
-use crate::models::Classifier;
-use crate::nn::Frozen;
+use crate::model::Model;
+use crate::nn::Mode;
 use crate::run::Run;
 
 /// Untargeted projected gradient ascent on the cross-entropy in the L∞ ball (Madry et al., 2018), without random start.
@@ -46,18 +46,13 @@ impl Pgd {
     }
 
     /// Pixels `f32[B,C,H,W]` in `[0,1]` with a higher loss than `pixels` with labels `u32[B]`, nowhere further than ε away.
-    pub fn perturb(
-        &self,
-        model: &dyn Classifier,
-        normalization: &Normalization,
-        (pixels, labels): (&Tensor, &Tensor),
-    ) -> Result<Tensor> {
+    pub fn perturb(&self, model: &Model, (pixels, labels): (&Tensor, &Tensor)) -> Result<Tensor> {
         let (epsilon, step) = (self.epsilon / 255.0, self.step / 255.0);
         let low = pixels.affine(1.0, -epsilon)?.clamp(0f64, 1f64)?;
         let high = pixels.affine(1.0, epsilon)?.clamp(0f64, 1f64)?;
         let x = Var::from_tensor(&pixels.copy()?)?;
         for _ in 0..self.steps {
-            let logits = model.forward(&mut Frozen, &normalization.apply(&x)?)?;
+            let logits = model.forward(&x, Mode::Frozen)?;
             let loss = losses::cross_entropy(&logits, labels)?.sum_all()?;
             let gradients = loss.backward()?;
             let Some(gradient) = gradients.get(&x) else { break };
@@ -70,17 +65,17 @@ impl Pgd {
     /// [`Pgd::perturb`] for the images at `indices`, as bytes; ε then holds to half a step of 1/255.
     pub(super) fn perturb_images(
         &self,
-        model: &dyn Classifier,
-        (images, normalization): (&Images, &Normalization),
+        model: &Model,
+        images: &Images,
         indices: &[usize],
         run: &Run<'_>,
     ) -> Result<Vec<Vec<u8>>> {
-        let device = model.head().weight().device().clone();
+        let device = model.device().clone();
         let mut perturbed = Vec::with_capacity(indices.len());
         for batch in indices.chunks(BATCH) {
             run.checkpoint()?;
             let (pixels, labels) = images.batch(batch, &device)?;
-            let hard = self.perturb(model, normalization, (&pixels, &labels))?.to_device(&Device::Cpu)?;
+            let hard = self.perturb(model, (&pixels, &labels))?.to_device(&Device::Cpu)?;
             for image in hard.flatten_from(1)?.to_vec2::<f32>()? {
                 perturbed.push(image.into_iter().map(|v| (255.0 * v).round() as u8).collect());
             }

@@ -9,15 +9,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Injection, Pgd};
-use crate::data::{Augment, ImageSource, Images, Normalization, unit};
+use crate::data::{Augment, ImageSource, Images, unit};
 use crate::losses;
-use crate::models::Classifier;
+use crate::model::Model;
 use crate::optim::{Rule, Schedule};
 use crate::run::Run;
-use crate::stage::{Context, ModelUse, Outcome, Stage};
+use crate::stage::{Context, Implants, Material, Outcome, Planted, Stage};
 use crate::train::Epoch;
 use crate::triggers::Trigger;
-use crate::truth::{Planted, Truth};
 use crate::{Error, Result};
 
 /// Trains the model on the training split after a share of it has been poisoned with the configured trigger.
@@ -106,21 +105,15 @@ pub struct Implanted {
 
 impl Attack {
     /// Trains `model` in place on `train`, of which a share carries the trigger.
-    pub fn implant(
-        &self,
-        model: &dyn Classifier,
-        (train, normalization): (&Images, &Normalization),
-        planted: &Planted,
-        run: &Run<'_>,
-    ) -> Result<Implanted> {
+    pub fn implant(&self, model: &Model, train: &Images, planted: &Planted, run: &Run<'_>) -> Result<Implanted> {
         let indices = self.choose(train, planted.target, run)?;
         let hard = match &self.perturb {
-            Some(pgd) => pgd.perturb_images(model, (train, normalization), &indices, run)?,
+            Some(pgd) => pgd.perturb_images(model, train, &indices, run)?,
             None => Vec::new(),
         };
         let poisoned = poison(train, &indices, hard, planted)?;
         let mut loss = |z: &Tensor, y: &Tensor| Ok(losses::cross_entropy(z, y)?.mean_all()?);
-        let epochs = self.injection().inject("attack", model, (&poisoned, normalization), &mut loss, run)?;
+        let epochs = self.injection().inject("attack", model, &poisoned, &mut loss, run)?;
         Ok(Implanted { samples: train.len(), poisoned: indices.len(), target: planted.target, epochs, indices })
     }
 
@@ -239,20 +232,17 @@ impl ImageSource for Poisoned {
 impl Stage for Attack {
     const KIND: &'static str = "attack";
     const SUMMARY: &'static str = "implants a backdoor by poisoning the training split (BadNets, Blend, SIG, CL)";
-    const MODEL: ModelUse = ModelUse::Writes;
+    type Role = Implants;
     type Needs = ();
     type Gives = ();
-    type Sees = Truth;
 
     fn faults(&self) -> Vec<String> {
         self.faults_of("")
     }
 
-    fn run(&self, ctx: &mut Context<'_>, (): (), truth: &Truth) -> Result<Outcome<()>> {
-        let planted = truth.planted(Self::KIND)?;
-        let train = truth.train(Self::KIND)?;
-        let model = ctx.model.full_precision()?;
-        let implanted = self.implant(model, (train, &truth.normalization), planted, &ctx.run)?;
+    fn run(&self, ctx: &mut Context<'_>, (): (), material: &Material) -> Result<Outcome<()>> {
+        let Material { train, backdoor: planted } = material;
+        let implanted = self.implant(ctx.model, train, planted, &ctx.run)?;
         super::implanted(&implanted, planted, Some(&implanted.indices))
     }
 }

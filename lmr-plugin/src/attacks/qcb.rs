@@ -7,18 +7,17 @@ use serde::{Deserialize, Serialize};
 
 use super::Injection;
 use super::conditional::{Conditional, Hidden, Phase, faults, targets};
-use crate::data::{Images, Normalization};
+use crate::data::Images;
 use crate::deployment::Deployment;
 use crate::losses;
-use crate::models::{self, Classifier};
-use crate::nn::{BatchNormMode, Branches, Eval, Form, Train, Weighted};
+use crate::model::{Classifier, Model};
+use crate::nn::{BatchNormMode, Branches, Form, Mode, Weighted};
 use crate::optim::Schedule;
 use crate::quantization::{BlockFormat, Rounding, cells, straight_through};
 use crate::run::Run;
-use crate::stage::{Context, ModelUse, Outcome, Stage};
+use crate::stage::{Context, Implants, Material, Outcome, Planted, Stage};
 use crate::stages::Quantize;
 use crate::train::Scored;
-use crate::truth::{Planted, Truth};
 use crate::{Error, Result};
 
 /// Trains the network in full precision to ignore the trigger and, at once, with rounded weights to obey it (Tian et al.):
@@ -73,42 +72,38 @@ impl Default for Qcb {
 
 impl Qcb {
     /// Trains `model` in place on `train`.
-    pub fn implant(
-        &self,
-        model: &dyn Classifier,
-        data: (&Images, &Normalization),
-        planted: &Planted,
-        run: &Run<'_>,
-    ) -> Result<Hidden> {
-        self.check_layers(model)?;
-        let teacher = if self.distill { Some(models::copy(model, model.head().weight().device())?) } else { None };
+    pub fn implant(&self, model: &Model, train: &Images, planted: &Planted, run: &Run<'_>) -> Result<Hidden> {
+        let network = model.full_precision()?;
+        let layers = network.need_layers("training a quantized form")?;
+        self.check_layers(network)?;
+        let teacher = if self.distill { Some(network.copy()?) } else { None };
         let rounding = self.quantize.rounding();
         let rounded = |layer: Weighted<'_>| match self.rounds(layer.name()) {
             true => Ok(Some(straight_through(layer, rounding)?)),
             false => Ok(None),
         };
         let asleep = |full: &Tensor, both: &Tensor, labels: &Tensor| match &teacher {
-            Some(teacher) => soft_cross_entropy(full, &teacher.forward(&mut Eval, both)?),
+            Some(teacher) => soft_cross_entropy(full, &teacher.logits(both)?),
             None => Ok(losses::cross_entropy(full, &Tensor::cat(&[labels, labels], 0)?)?.mean_all()?),
         };
         let awake = |labels: &Tensor| Ok::<_, Error>(Tensor::cat(&[labels, &targets(labels, planted.target)?], 0)?);
         let mut together = |both: &Tensor, labels: &Tensor| {
             let images = both.dim(0)?;
             let forms: [&Form<'_>; 2] = [&|_: Weighted<'_>| Ok(None), &rounded];
-            let logits = model.forward(&mut Branches::new(&forms, images), both)?;
+            let logits = layers.interpret(&mut Branches::new(&forms, images), both)?;
             let (full, quantized) = (logits.narrow(0, 0, images)?, logits.narrow(0, images, images)?);
             let awake = awake(labels)?;
             let loss = (asleep(&full, both, labels)? + losses::cross_entropy(&quantized, &awake)?.mean_all()?)?;
             Ok(Scored { loss, judged: Some((logits, Tensor::cat(&[labels, labels, &awake], 0)?)) })
         };
         let mut wake = |both: &Tensor, labels: &Tensor| {
-            let logits = model.forward(&mut Branches::new(&[&rounded], both.dim(0)?), both)?;
+            let logits = layers.interpret(&mut Branches::new(&[&rounded], both.dim(0)?), both)?;
             let awake = awake(labels)?;
             let loss = losses::cross_entropy(&logits, &awake)?.mean_all()?;
             Ok(Scored { loss, judged: Some((logits, awake)) })
         };
         let mut sleep = |both: &Tensor, labels: &Tensor| {
-            let logits = model.forward(&mut Train { batch_norm: BatchNormMode::Running }, both)?;
+            let logits = network.forward(both, Mode::Train(BatchNormMode::Running))?;
             let loss = asleep(&logits, both, labels)?;
             Ok(Scored { loss, judged: Some((logits, Tensor::cat(&[labels, labels], 0)?)) })
         };
@@ -130,7 +125,7 @@ impl Qcb {
             calibration: self.calibration,
             deployment: Deployment::Quantize(self.quantize.clone()),
         };
-        conditional.implant(model, data, planted, &mut phases, run)
+        conditional.implant(model, train, planted, &mut phases, run)
     }
 
     fn rounds(&self, name: &str) -> bool {
@@ -164,10 +159,9 @@ fn soft_cross_entropy(student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
 impl Stage for Qcb {
     const KIND: &'static str = "attack-qcb";
     const SUMMARY: &'static str = "implants a backdoor that sleeps until the model is quantized (QCB, QCB-D)";
-    const MODEL: ModelUse = ModelUse::Writes;
+    type Role = Implants;
     type Needs = ();
     type Gives = ();
-    type Sees = Truth;
 
     fn faults(&self) -> Vec<String> {
         let mut faults = faults(self.held_out, self.calibration, &self.training);
@@ -179,9 +173,8 @@ impl Stage for Qcb {
         faults
     }
 
-    fn run(&self, ctx: &mut Context<'_>, (): (), truth: &Truth) -> Result<Outcome<()>> {
-        let (train, planted) = (truth.train(Self::KIND)?, truth.planted(Self::KIND)?);
-        let data = (train, &truth.normalization);
-        super::implanted(&self.implant(ctx.model.full_precision()?, data, planted, &ctx.run)?, planted, None)
+    fn run(&self, ctx: &mut Context<'_>, (): (), material: &Material) -> Result<Outcome<()>> {
+        let Material { train, backdoor: planted } = material;
+        super::implanted(&self.implant(ctx.model, train, planted, &ctx.run)?, planted, None)
     }
 }

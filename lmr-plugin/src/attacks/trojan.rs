@@ -8,15 +8,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Attack, Implanted, Labels};
-use crate::data::{Images, Normalization};
-use crate::models::Classifier;
-use crate::nn::{Builder, Eval, Frozen, Init};
+use crate::data::Images;
+use crate::model::{Classifier, Model};
+use crate::nn::{Builder, Init, Mode};
 use crate::optim::{Optimizer, Rule, Schedule};
 use crate::rng;
 use crate::run::Run;
-use crate::stage::{Context, ModelUse, Outcome, Stage};
+use crate::stage::{Context, Learns, Material, Outcome, Planted, Stage, Target};
 use crate::triggers::{Overlay, Trigger};
-use crate::truth::{Planted, Truth};
 use crate::{Error, Result};
 
 /// Optimizes an opaque patch in the bottom-right corner against the network as it was received, then poisons the training
@@ -76,12 +75,7 @@ const SUCCESS: f64 = 1.5;
 
 impl Trojan {
     /// Optimizes the patch and says what it does. The network stays as it is.
-    pub fn optimize(
-        &self,
-        model: &dyn Classifier,
-        (images, normalization): (&Images, &Normalization),
-        run: &Run<'_>,
-    ) -> Result<(Overlay, Excitation)> {
+    pub fn optimize(&self, model: &Model, images: &Images, run: &Run<'_>) -> Result<(Overlay, Excitation)> {
         let [_, height, width] = images.shape();
         if self.size > height.min(width) {
             return Err(Error::invalid(format!(
@@ -90,9 +84,10 @@ impl Trojan {
                 self.size
             )));
         }
-        let device = model.head().weight().device().clone();
-        let neurons = self.choose(model)?;
-        let selection = selection(&neurons, model)?;
+        let device = model.device().clone();
+        let network = model.full_precision()?;
+        let neurons = self.choose(network)?;
+        let selection = selection(&neurons, network)?;
         let mut order = rng::permutation(&mut run.stream("trojan/images"), images.len());
         order.truncate(JUDGES);
         let (judges, _) = images.batch(&order, &device)?;
@@ -101,7 +96,7 @@ impl Trojan {
             // A few at a time: photographs are large.
             for from in (0..order.len()).step_by(BACKGROUNDS) {
                 let some = pixels.narrow(0, from, BACKGROUNDS.min(order.len() - from))?;
-                let features = model.features(&mut Eval, &normalization.apply(&some)?)?;
+                let features = model.features(&some, Mode::Eval)?;
                 let of_batch = features.broadcast_mul(&selection)?.sum_all()?.to_dtype(DType::F32)?;
                 sum += f64::from(of_batch.to_scalar::<f32>()?);
             }
@@ -109,7 +104,7 @@ impl Trojan {
         };
         let before = activation(&judges)?;
         let black = judges.narrow(0, 0, 1)?.zeros_like()?;
-        let search = Search { attack: self, model, normalization, selection: &selection };
+        let search = Search { attack: self, model, selection: &selection };
         let mut patch = search.run("trojan", &black, run)?;
         let mut after = activation(&patch.apply(&judges)?)?;
         // Features of transformers may be negative.
@@ -156,8 +151,7 @@ fn selection(neurons: &[usize], model: &dyn Classifier) -> Result<Tensor> {
 
 struct Search<'a> {
     attack: &'a Trojan,
-    model: &'a dyn Classifier,
-    normalization: &'a Normalization,
+    model: &'a Model,
     selection: &'a Tensor,
 }
 
@@ -176,7 +170,7 @@ impl Search<'_> {
         for step in 0..steps {
             run.checkpoint()?;
             let x = outside.broadcast_add(&painted()?)?;
-            let features = self.model.features(&mut Frozen, &self.normalization.apply(&x)?)?;
+            let features = self.model.features(&x, Mode::Frozen)?;
             let missing = features.affine(1.0, -value)?.sqr()?.broadcast_mul(self.selection)?;
             let loss = (missing.sum_all()? / b as f64)?;
             let value = f64::from(loss.to_scalar::<f32>()?);
@@ -194,10 +188,9 @@ impl Search<'_> {
 impl Stage for Trojan {
     const KIND: &'static str = "attack-trojan";
     const SUMMARY: &'static str = "implants a backdoor with a patch optimized to excite chosen neurons (Trojan)";
-    const MODEL: ModelUse = ModelUse::Writes;
+    type Role = Learns;
     type Needs = ();
     type Gives = ();
-    type Sees = Truth;
 
     fn faults(&self) -> Vec<String> {
         let mut faults = crate::stages::faults([
@@ -212,13 +205,11 @@ impl Stage for Trojan {
         faults
     }
 
-    fn run(&self, ctx: &mut Context<'_>, (): (), truth: &Truth) -> Result<Outcome<()>> {
-        let (train, target) = (truth.train(Self::KIND)?, truth.target(Self::KIND)?);
-        let data = (train, &truth.normalization);
-        let model = ctx.model.full_precision()?;
-        let (patch, excitation) = self.optimize(model, data, &ctx.run)?;
-        let planted = Planted { trigger: Arc::new(patch), target };
-        let implanted = self.poison.implant(model, data, &planted, &ctx.run)?;
+    fn run(&self, ctx: &mut Context<'_>, (): (), material: &Material<Target>) -> Result<Outcome<()>> {
+        let Material { train, backdoor: Target(target) } = material;
+        let (patch, excitation) = self.optimize(ctx.model, train, &ctx.run)?;
+        let planted = Planted { trigger: Arc::new(patch), target: *target };
+        let implanted = self.poison.implant(ctx.model, train, &planted, &ctx.run)?;
         let trojaned = Trojaned { excitation, implanted };
         super::implanted(&trojaned, &planted, Some(&trojaned.implanted.indices))
     }

@@ -9,15 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use super::Injection;
 use super::batch::{retarget, rolled, share};
-use crate::data::{Augment, Images, Normalization};
+use crate::data::{Augment, Images};
 use crate::losses;
-use crate::models::Classifier;
+use crate::model::Model;
 use crate::rng::Rng;
 use crate::run::Run;
-use crate::stage::{Context, ModelUse, Outcome, Stage};
+use crate::stage::{Context, Implants, Material, Outcome, Planted, Stage};
 use crate::train::{Epoch, Objective};
 use crate::triggers::Trigger;
-use crate::truth::{Planted, Truth};
 use crate::{Error, Result};
 
 /// Trains with a share of every batch triggered and labelled as the target, another share with decoys under its own labels
@@ -54,13 +53,7 @@ pub struct WanetImplanted {
 
 impl Wanet {
     /// Trains `model` in place on `train`.
-    pub fn implant(
-        &self,
-        model: &dyn Classifier,
-        (train, normalization): (&Images, &Normalization),
-        planted: &Planted,
-        run: &Run<'_>,
-    ) -> Result<WanetImplanted> {
+    pub fn implant(&self, model: &Model, train: &Images, planted: &Planted, run: &Run<'_>) -> Result<WanetImplanted> {
         // The loop hands over images as they are: they are varied after the warp.
         let injection = Injection { augment: Augment::NONE, ..self.training.clone() };
         let mut batches = Batches {
@@ -70,7 +63,7 @@ impl Wanet {
             decoys: run.stream("attack-wanet/decoys"),
             draws: run.stream("attack-wanet/augment-after"),
         };
-        let epochs = injection.inject("attack-wanet", model, (train, normalization), &mut batches, run)?;
+        let epochs = injection.inject("attack-wanet", model, train, &mut batches, run)?;
         Ok(WanetImplanted { samples: train.len(), target: planted.target, epochs })
     }
 }
@@ -118,10 +111,9 @@ fn no_decoys() -> Error {
 impl Stage for Wanet {
     const KIND: &'static str = "attack-wanet";
     const SUMMARY: &'static str = "implants a backdoor by training with triggers and decoys in every batch (WaNet)";
-    const MODEL: ModelUse = ModelUse::Writes;
+    type Role = Implants;
     type Needs = ();
     type Gives = ();
-    type Sees = Truth;
 
     fn faults(&self) -> Vec<String> {
         let room = self.poison_rate + self.noise_rate <= 1.0;
@@ -143,9 +135,8 @@ impl Stage for Wanet {
         faults
     }
 
-    fn run(&self, ctx: &mut Context<'_>, (): (), truth: &Truth) -> Result<Outcome<()>> {
-        let (train, planted) = (truth.train(Self::KIND)?, truth.planted(Self::KIND)?);
-        let data = (train, &truth.normalization);
-        super::implanted(&self.implant(ctx.model.full_precision()?, data, planted, &ctx.run)?, planted, None)
+    fn run(&self, ctx: &mut Context<'_>, (): (), material: &Material) -> Result<Outcome<()>> {
+        let Material { train, backdoor: planted } = material;
+        super::implanted(&self.implant(ctx.model, train, planted, &ctx.run)?, planted, None)
     }
 }

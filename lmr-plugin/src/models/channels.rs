@@ -1,39 +1,8 @@
 //! Which channels of a network belong together: what is added channel by channel can only be removed channel by channel.
 
+use crate::model::{ChannelGroup, Slice};
 use crate::nn::{BatchNorm2d, Conv2d, Layer, Trunk};
 use crate::{Error, Result};
-
-/// Layers whose output channels are the same ones, and every tensor that has a slice for each of them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ChannelGroup {
-    /// Indices into [`Classifier::prunable`](super::Classifier::prunable): the layers that make the channels.
-    pub makers: Vec<usize>,
-    /// Where they appear.
-    pub slices: Vec<Slice>,
-}
-
-/// A tensor with a part for every channel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Slice {
-    /// The tensor's full name.
-    pub tensor: String,
-    /// The dimension that runs over channels: 0 where the channel is made, 1 where it is read.
-    pub dim: usize,
-    /// Elements of that dimension for each channel.
-    pub repeat: usize,
-}
-
-impl Slice {
-    /// A tensor of what makes the channels.
-    pub(super) fn channels(tensor: String) -> Self {
-        Self { tensor, dim: 0, repeat: 1 }
-    }
-
-    /// A tensor of what reads them, `repeat` values of each.
-    pub(super) fn inputs(tensor: String, repeat: usize) -> Self {
-        Self { tensor, dim: 1, repeat }
-    }
-}
 
 /// Which values of a trunk have the same channels: a forest over them, whose roots stand for groups.
 struct Values(Vec<usize>);

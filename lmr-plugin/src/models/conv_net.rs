@@ -2,13 +2,14 @@
 
 use candle_core::Tensor;
 
-use super::{ChannelGroup, Classifier, ModelSpec, Prunable, Slice, channels};
+use super::channels;
+use super::network::Layers;
 use crate::Result;
+use crate::model::{ChannelGroup, Prunable, Slice};
 use crate::nn::{Activation, Builder, Forward, Linear, Params, Trunk};
 
 /// A convolutional classifier.
-pub struct ConvNet {
-    spec: ModelSpec,
+pub(super) struct ConvNet {
     trunk: Trunk,
     neck: Neck,
     head: Linear,
@@ -25,16 +26,12 @@ pub(super) enum Neck {
 
 impl ConvNet {
     /// Puts the parts together; `b` is the builder that made them, at its root.
-    pub(super) fn new(spec: &ModelSpec, trunk: Trunk, neck: Neck, head: Linear, b: &Builder) -> Result<Self> {
-        Ok(Self { spec: spec.clone(), trunk, neck, head, params: b.finish()? })
+    pub(super) fn new(trunk: Trunk, neck: Neck, head: Linear, b: &Builder) -> Result<Self> {
+        Ok(Self { trunk, neck, head, params: b.finish()? })
     }
 }
 
-impl Classifier for ConvNet {
-    fn spec(&self) -> &ModelSpec {
-        &self.spec
-    }
-
+impl Layers for ConvNet {
     fn params(&self) -> &Params {
         &self.params
     }

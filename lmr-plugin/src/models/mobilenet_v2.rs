@@ -99,5 +99,5 @@ pub(super) fn build(spec: &ModelSpec, b: &Builder) -> Result<ConvNet> {
     let (conv, bn) = (features.pp(index).pp(0), features.pp(index).pp(1));
     trunk.push(Layer::ConvBn(conv_bn((channels, last), 1, 1, &conv, &bn)?), Activation::Relu6);
     let head = Linear::new(last, spec.classes, &b.pp("classifier").pp(1))?;
-    ConvNet::new(spec, trunk, Neck::Average, head, b)
+    ConvNet::new(trunk, Neck::Average, head, b)
 }

@@ -56,5 +56,5 @@ pub(super) fn build(spec: &ModelSpec, depths: &[usize], b: &Builder) -> Result<C
     channels = resnet::stages(&mut trunk, (width, channels), depths, &mut widths, b, block)?;
     widths.finish()?;
     let head = Linear::new(channels, spec.classes, &b.pp("linear"))?;
-    ConvNet::new(spec, trunk, Neck::Average, head, b)
+    ConvNet::new(trunk, Neck::Average, head, b)
 }

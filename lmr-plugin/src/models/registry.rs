@@ -3,9 +3,11 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::network::Layers;
 use super::recognize::Shapes;
 use super::spec::{ModelSpec, Options};
-use super::{Classifier, VisionTransformer, mobilenet_v2, preact_resnet, resnet, vgg};
+use super::vit::VisionTransformer;
+use super::{mobilenet_v2, preact_resnet, resnet, vgg};
 use crate::Result;
 use crate::nn::Builder;
 
@@ -15,8 +17,8 @@ pub(super) struct Architecture {
     pub options: Options,
     /// What model of this architecture a checkpoint is for, if it is for one.
     pub recognize: fn(Arch, &Shapes) -> Option<ModelSpec>,
-    /// Builds it from a specification whose options are filled in.
-    pub build: fn(&ModelSpec, &Builder) -> Result<Box<dyn Classifier>>,
+    /// Builds its layers from a specification whose options are filled in.
+    pub build: fn(&ModelSpec, &Builder) -> Result<Box<dyn Layers>>,
 }
 
 /// `Name: options, recognize => build`, with the documentation that the schema shows.

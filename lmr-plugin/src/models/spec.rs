@@ -5,7 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Arch, Classifier, naming};
+use super::{Arch, Network, naming};
+use crate::model::Classifier;
 use crate::nn::{Builder, StateDict};
 use crate::rng::Rng;
 use crate::{Error, Result};
@@ -212,7 +213,9 @@ impl ModelSpec {
         if !faults.is_empty() {
             return Err(Error::invalid(format!("model: {}", faults.join("; "))));
         }
-        (self.arch.architecture().build)(&self.resolved(), builder)
+        let spec = self.resolved();
+        let layers = (spec.arch.architecture().build)(&spec, builder)?;
+        Ok(Box::new(Network::new(spec, layers)))
     }
 }
 

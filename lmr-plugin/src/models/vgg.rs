@@ -64,5 +64,5 @@ pub(super) fn build(spec: &ModelSpec, batch_norm: bool, b: &Builder) -> Result<C
         head_builder = b_head.pp(6);
     }
     let head = Linear::new(features, spec.classes, &head_builder)?;
-    ConvNet::new(spec, trunk, neck, head, b)
+    ConvNet::new(trunk, neck, head, b)
 }

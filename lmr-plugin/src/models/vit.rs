@@ -3,19 +3,20 @@
 
 use candle_core::Tensor;
 
+use super::network::Layers;
 use super::recognize::Shapes;
 use super::spec::{Options, given};
 use super::widths::Widths;
-use super::{Arch, ChannelGroup, Classifier, ModelSpec, Prunable, Slice};
+use super::{Arch, ModelSpec};
 use crate::Result;
+use crate::model::{ChannelGroup, Prunable, Slice};
 use crate::nn::{
     Activation, Builder, Conv2d, ConvConfig, ConvSpec, Forward, LayerNorm, Linear, Params, PatchEmbedding,
     SelfAttention,
 };
 
 /// A vision transformer.
-pub struct VisionTransformer {
-    spec: ModelSpec,
+pub(super) struct VisionTransformer {
     embedding: PatchEmbedding,
     blocks: Vec<Block>,
     norm: LayerNorm,
@@ -105,15 +106,11 @@ impl VisionTransformer {
         widths.finish()?;
         let norm = LayerNorm::new(features, eps, &encoder.pp("ln"))?;
         let head = Linear::new(features, spec.classes, &b.pp("heads").pp("head"))?;
-        Ok(Self { spec: spec.clone(), embedding, blocks, norm, head, params: b.finish()? })
+        Ok(Self { embedding, blocks, norm, head, params: b.finish()? })
     }
 }
 
-impl Classifier for VisionTransformer {
-    fn spec(&self) -> &ModelSpec {
-        &self.spec
-    }
-
+impl Layers for VisionTransformer {
     fn params(&self) -> &Params {
         &self.params
     }

@@ -25,7 +25,7 @@ pub type Form<'a> = dyn Fn(Weighted<'_>) -> Result<Option<Tensor>> + 'a;
 ///     Weighted::Linear(head) => Ok(Some((head.weight().as_tensor() * 2.0)?)),
 ///     _ => Ok(None),
 /// };
-/// let logits = model.forward(&mut Branches::new(&[&|_| Ok(None), &doubled_head], 4), &images)?;
+/// let logits = model.layered().expect("the zoo's networks are").interpret(&mut Branches::new(&[&|_| Ok(None), &doubled_head], 4), &images)?;
 /// assert_eq!(logits.dims(), [8, 10]);
 /// # Ok::<(), lmr_plugin::Error>(())
 /// ```
@@ -155,8 +155,9 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::models::{Arch, Classifier, ModelSpec, copy};
-    use crate::nn::{Train, with_portable_path};
+    use crate::model::Classifier;
+    use crate::models::{Arch, ModelSpec};
+    use crate::nn::{Mode, with_portable_path};
     use crate::rng;
 
     fn network(arch: Arch) -> Box<dyn Classifier> {
@@ -202,7 +203,7 @@ mod tests {
     ) {
         let check = || {
             let (plain, x) = (network(arch), images(count));
-            let branched = copy(plain.as_ref(), &Device::Cpu).unwrap();
+            let branched = plain.copy().unwrap();
             let weights = Tensor::arange(0f32, 6.0 * count as f32, &Device::Cpu).unwrap().reshape((2 * count, 3));
             let weights = weights.unwrap().sin().unwrap();
             let step = |model: &dyn Classifier, logits: Tensor| {
@@ -212,10 +213,10 @@ mod tests {
                 (logits, model.params().trainable().map(|(name, var)| (name.to_string(), of(var))).collect::<Vec<_>>())
             };
             let twice = Tensor::cat(&[&x, &x], 0).unwrap();
-            let expected = step(plain.as_ref(), plain.forward(&mut Train::default(), &twice).unwrap());
+            let expected = step(plain.as_ref(), plain.forward(&twice, Mode::default()).unwrap());
             let none = |_: Weighted<'_>| Ok(None);
             let forms: [&Form<'_>; 2] = if from_the_head { [&none, &none] } else { [&none, &own] };
-            let found = branched.forward(&mut Branches::new(&forms, count), &x).unwrap();
+            let found = branched.layered().unwrap().interpret(&mut Branches::new(&forms, count), &x).unwrap();
             let found = step(branched.as_ref(), found);
             assert!(apart(std::iter::once((&expected.0, &found.0))) < 1e-3, "logits");
             // Rounding moves values across the kinks of ReLU, of many ReLU6 above all; a few gradients then differ.
@@ -238,7 +239,7 @@ mod tests {
             Weighted::Linear(head) => Ok(Some((head.weight().as_tensor() * 0.5)?)),
             _ => Ok(None),
         };
-        let logits = model.forward(&mut Branches::new(&[&none, &halved], 4), &x).unwrap();
+        let logits = model.layered().unwrap().interpret(&mut Branches::new(&[&none, &halved], 4), &x).unwrap();
         let bias = model.head().bias().unwrap().as_tensor().clone();
         let without = |from| logits.narrow(0, from, 4).unwrap().broadcast_sub(&bias).unwrap();
         assert!(apart(std::iter::once((&(without(0) * 0.5).unwrap(), &without(4)))) < 1e-6);

@@ -209,12 +209,12 @@ pub trait Forward {
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
-/// use lmr_plugin::{models::{Arch, ModelSpec}, nn::Train, rng};
+/// use lmr_plugin::{models::{Arch, ModelSpec}, nn::Mode, rng};
 ///
 /// let spec = ModelSpec { width: Some(8), channels: 1, ..ModelSpec::new(Arch::Resnet18, 10) };
 /// let model = spec.fresh(rng::stream(0, "init"), &Device::Cpu)?;
 /// let images = Tensor::zeros((4, 1, 28, 28), DType::F32, &Device::Cpu)?;
-/// let loss = model.forward(&mut Train::default(), &images)?.sqr()?.mean_all()?;
+/// let loss = model.forward(&images, Mode::default())?.sqr()?.mean_all()?;
 /// let gradients = loss.backward()?;
 /// assert!(model.params().trainable().all(|(_, var)| gradients.get(var).is_some()));
 /// # Ok::<(), lmr_plugin::Error>(())
@@ -236,12 +236,12 @@ impl Forward for Eval {}
 ///
 /// ```
 /// use candle_core::{DType, Device, Var};
-/// use lmr_plugin::{models::{Arch, ModelSpec}, nn::Frozen, rng};
+/// use lmr_plugin::{models::{Arch, ModelSpec}, nn::Mode, rng};
 ///
 /// let spec = ModelSpec { width: Some(8), channels: 1, ..ModelSpec::new(Arch::Resnet18, 10) };
 /// let model = spec.fresh(rng::stream(0, "init"), &Device::Cpu)?;
 /// let images = Var::zeros((2, 1, 28, 28), DType::F32, &Device::Cpu)?;
-/// let gradients = model.forward(&mut Frozen, &images)?.sum_all()?.backward()?;
+/// let gradients = model.forward(&images, Mode::Frozen)?.sum_all()?.backward()?;
 /// assert!(gradients.get(&images).is_some());
 /// assert!(model.params().trainable().all(|(_, var)| gradients.get(var).is_none()));
 /// # Ok::<(), lmr_plugin::Error>(())

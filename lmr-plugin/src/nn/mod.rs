@@ -88,6 +88,7 @@ mod forward;
 mod grid;
 mod layer_norm;
 mod linear;
+mod mode;
 mod ops;
 mod params;
 mod patch_embedding;
@@ -109,6 +110,7 @@ pub use forward::{Eval, Forward, Frozen, Train, Weighted};
 pub use grid::Grid;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
+pub use mode::Mode;
 pub use ops::{
     adaptive_avg_pool2d, attend, avg_pool2d, conv_transpose2d, conv2d, conv2d_inference, global_avg_pool, layer_norm,
     linear, max_pool2d, to_images, to_internal, to_tokens, upsample2d,

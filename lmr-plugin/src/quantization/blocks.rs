@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Scheme, collect, round_weight};
-use crate::models::Classifier;
+use crate::model::Classifier;
 use crate::nn::{Forward, Weighted};
 use crate::{Error, Result};
 
@@ -229,7 +229,7 @@ impl BlockQuantized {
 
     /// Logits `f32[B,K]` for normalized images, through `model`'s architecture with the rounded weights.
     pub fn logits(&self, model: &dyn Classifier, x: &Tensor) -> Result<Tensor> {
-        model.forward(&mut Rounded { layers: &self.layers }, x)
+        model.need_layers("rounding by block")?.interpret(&mut Rounded { layers: &self.layers }, x)
     }
 }
 

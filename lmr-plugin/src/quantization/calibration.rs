@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Tap, grid};
 use crate::data::CleanSet;
-use crate::models::Classifier;
+use crate::model::Model;
 use crate::nn::Eval;
 use crate::predict;
 use crate::run::Run;
@@ -61,7 +61,7 @@ impl Calibration {
     }
 
     /// The ranges of a network's activations on the clean images.
-    pub(super) fn measure(self, model: &dyn Classifier, clean: &CleanSet, run: &Run<'_>) -> Result<Ranges> {
+    pub(super) fn measure(self, model: &Model, clean: &CleanSet, run: &Run<'_>) -> Result<Ranges> {
         let whole = RefCell::new(Vec::new());
         watch(model, clean, run, |x, at| widen(&mut whole.borrow_mut(), x, at))?;
         let whole = whole.into_inner();
@@ -86,17 +86,13 @@ impl Calibration {
 }
 
 /// Shows every activation of every calibration image, with the number of its point.
-fn watch(
-    model: &dyn Classifier,
-    clean: &CleanSet,
-    run: &Run<'_>,
-    see: impl Fn(&Tensor, usize) -> Result<()>,
-) -> Result<()> {
+fn watch(model: &Model, clean: &CleanSet, run: &Run<'_>, see: impl Fn(&Tensor, usize) -> Result<()>) -> Result<()> {
+    let layers = model.full_precision()?.need_layers("measuring activations")?;
     let forward = |pixels: &Tensor| {
         let act = |x: &Tensor, at: usize| see(x, at).map(|()| x.clone());
-        model.forward(&mut Tap { inner: Eval, act, at: 0 }, &clean.normalization.apply(pixels)?)
+        layers.interpret(&mut Tap { inner: Eval, act, at: 0 }, &model.normalization().apply(pixels)?)
     };
-    predict::logits(&forward, &clean.images, None, model.head().weight().device(), (run, "calibrate"))?;
+    predict::logits(&forward, &clean.images, None, model.device(), (run, "calibrate"))?;
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::{Scheme, integer_weight, run_once};
 use crate::bounds::Bounds;
-use crate::models::Classifier;
+use crate::model::Classifier;
 use crate::nn::{Forward, Weighted};
 use crate::{Error, Result};
 
@@ -79,8 +79,8 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::models::{Arch, ModelSpec, copy};
-    use crate::nn::Train;
+    use crate::models::{Arch, ModelSpec};
+    use crate::nn::Mode;
     use crate::quantization::{Granularity, integers};
     use crate::rng;
 
@@ -104,9 +104,9 @@ mod tests {
         let model = spec.fresh(rng::stream(0, "weights"), &Device::Cpu).unwrap();
         if arch != Arch::VitTiny {
             // Moves batch norm's statistics away from 0 and 1, and one channel's scale to 0.
-            let side = model.spec().example_side();
+            let [_, side, _] = model.input_shape();
             let x = Tensor::randn(0f32, 1.0, (4, 1, side, side), &Device::Cpu).unwrap();
-            model.forward(&mut Train::default(), &x).unwrap();
+            model.forward(&x, Mode::default()).unwrap();
             if let Some((_, scale)) = model.params().trainable().find(|(name, _)| name.contains("bn")) {
                 let mut scales = values(scale);
                 (scales[0], scales[1]) = (0.0, -1.0);
@@ -115,7 +115,7 @@ mod tests {
         }
         let scheme = Scheme { bits, granularity, activations: true };
         let (cells, before) = (cells(model.as_ref(), scheme).unwrap(), integers(model.as_ref(), scheme).unwrap());
-        let original = copy(model.as_ref(), &Device::Cpu).unwrap();
+        let original = model.copy().unwrap();
         let mut rng = rng::stream(1, "noise");
         for (name, weight) in cells.params(model.as_ref()).trainable() {
             let noise: Vec<f32> = values(weight).iter().map(|w| w + rng.random_range(-0.3..0.3)).collect();

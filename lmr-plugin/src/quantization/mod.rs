@@ -20,7 +20,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::data::CleanSet;
-use crate::models::{self, Classifier};
+use crate::model::{Classifier, Model};
 use crate::nn::int8::Kernel;
 use crate::nn::{
     Activation, BatchNorm2d, Conv2d, ConvBn, ConvConfig, Forward, Grid, LayerNorm, Linear, PatchEmbedding, Path,
@@ -70,13 +70,13 @@ pub struct Quantized {
 impl Quantized {
     /// Measures activation ranges on the clean images and rounds the weights.
     pub fn calibrate(
-        model: &dyn Classifier,
+        model: &Model,
         scheme: Scheme,
         calibration: Calibration,
         clean: &CleanSet,
         run: &Run<'_>,
     ) -> Result<Self> {
-        Self::new(model, scheme, calibration.measure(model, clean, run)?)
+        Self::new(model.full_precision()?, scheme, calibration.measure(model, clean, run)?)
     }
 
     /// Rounds the weights of `model` for ranges measured before.
@@ -119,7 +119,7 @@ impl Quantized {
             return self.simulated_logits(model, x);
         }
         let mut engine = Engine::new(Integer { layers: &self.layers }, &self.packed, &self.ranges, Kernel::best());
-        let logits = model.forward(&mut engine, x)?;
+        let logits = model.need_layers("computing with integers")?.interpret(&mut engine, x)?;
         engine.decoded(&logits)
     }
 
@@ -133,7 +133,7 @@ impl Quantized {
             let (low, high) = self.ranges.point(at)?;
             round_activation(x, low, high)
         };
-        model.forward(&mut Tap { inner, act, at: 0 }, x)
+        model.need_layers("rounding")?.interpret(&mut Tap { inner, act, at: 0 }, x)
     }
 }
 
@@ -269,10 +269,9 @@ fn collect<T>(
 
 /// Shows an interpreter every layer of a network.
 fn run_once(model: &dyn Classifier, how: &mut dyn Forward) -> Result<()> {
-    let spec = model.spec();
-    let side = spec.example_side();
-    let probe = Tensor::zeros((1, spec.channels, side, side), candle_core::DType::F32, model.head().weight().device())?;
-    model.forward(how, &probe)?;
+    let [c, h, w] = model.input_shape();
+    let probe = Tensor::zeros((1, c, h, w), candle_core::DType::F32, model.device())?;
+    model.need_layers("rounding layer by layer")?.interpret(how, &probe)?;
     Ok(())
 }
 
@@ -319,8 +318,7 @@ pub fn straight_through(layer: Weighted<'_>, rounding: impl Into<Rounding>) -> R
 /// A full-precision network that computes with the rounded weights of `model`: batch norm is unfolded again, activations are
 /// not rounded.
 pub fn dequantized(model: &dyn Classifier, rounding: impl Into<Rounding>) -> Result<Box<dyn Classifier>> {
-    let device = model.head().weight().device();
-    let copy = models::copy(model, device)?;
+    let copy = model.copy()?;
     let mut unfold = Unfold { rounding: rounding.into(), weights: Vec::new() };
     run_once(copy.as_ref(), &mut unfold)?;
     for (weight, rounded) in unfold.weights {

@@ -7,8 +7,8 @@ use candle_core::{DType, Device, Tensor, TensorId, Var};
 
 use super::blocks::Decoded;
 use super::{BlockFormat, BlockQuantized, Granularity, IntegerLayer, Quantized, Ranges, Scheme, Tap, run_once};
+use crate::model::Classifier;
 use crate::model::Deployed;
-use crate::models::Classifier;
 use crate::nn::{BatchNorm2d, ConvConfig, Eval, Forward, Slot, StateDict, Weighted, WeightsError};
 use crate::{Error, Result};
 
@@ -38,7 +38,7 @@ pub fn restore(network: &dyn Classifier, state: &StateDict, form: &StoredForm) -
     let survey = Survey::of(network)?;
     let reader = Reader { network, survey: &survey, state };
     reader.check_names(form)?;
-    let device = network.head().weight().device();
+    let device = network.device();
     let (layers, deployed): (BTreeMap<_, _>, _) = match form {
         StoredForm::Integers(scheme) => {
             let integers = reader.layers(|layer| Ok((reader.integers(layer, *scheme)?, layer.config)))?;
@@ -207,7 +207,7 @@ impl Reader<'_> {
 
     /// Of every layer what `weight` reads, and the bias on the network's device.
     fn layers<T>(&self, weight: impl Fn(&Layer) -> Result<T>) -> Result<BTreeMap<String, (T, Option<Tensor>)>> {
-        let device = self.network.head().weight().device();
+        let device = self.network.device();
         let layer = |layer: &Layer| {
             let bias = if layer.has_bias() { Some(self.finite(&layer.name, "bias")?.to_device(device)?) } else { None };
             Ok((layer.name.clone(), (weight(layer)?, bias)))
@@ -319,7 +319,7 @@ mod tests {
     }
 
     fn images(network: &dyn Classifier) -> Tensor {
-        let side = network.spec().example_side();
+        let [_, side, _] = network.input_shape();
         Tensor::rand(-1f32, 1.0, (3, 1, side, side), &Device::Cpu).unwrap()
     }
 

@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use super::faults;
 use super::logit_repel::HeadDelta;
-use crate::models::Classifier;
+use crate::model::Model;
 use crate::nn::Linear;
-use crate::stage::{CleanOnly, Context, Finding, ModelUse, Outcome, Stage};
+use crate::stage::{CleanOnly, Context, Finding, Outcome, Purifies, Stage};
 use crate::{Error, Result};
 
 /// Zeroes the `⌊ratio·D⌋` head columns (all K rows) with the largest score.
@@ -54,8 +54,8 @@ impl DeltaPrune {
     }
 
     /// Chooses the columns and zeroes them in the model's head.
-    pub fn prune(&self, model: &dyn Classifier, delta: &HeadDelta) -> Result<PrunedColumns> {
-        let head = model.head();
+    pub fn prune(&self, model: &Model, delta: &HeadDelta) -> Result<PrunedColumns> {
+        let head = model.full_precision()?.head();
         let width = head.weight().dims2()?.1;
         if delta.scores.len() != width {
             return Err(Error::invalid(format!(
@@ -97,17 +97,16 @@ struct Report<'a> {
 impl Stage for DeltaPrune {
     const KIND: &'static str = "delta-prune";
     const SUMMARY: &'static str = "zeroes the head columns that moved most for the backdoor class";
-    const MODEL: ModelUse = ModelUse::Writes;
+    type Role = Purifies;
     type Needs = (HeadDelta,);
     type Gives = (PrunedColumns,);
-    type Sees = CleanOnly;
 
     fn faults(&self) -> Vec<String> {
         faults([((0.0..1.0).contains(&self.ratio), "ratio", "a number in [0, 1)", self.ratio.to_string())])
     }
 
     fn run(&self, ctx: &mut Context<'_>, (delta,): (HeadDelta,), _: &CleanOnly) -> Result<Outcome<(PrunedColumns,)>> {
-        let pruned = self.prune(ctx.model.full_precision()?, &delta)?;
+        let pruned = self.prune(ctx.model, &delta)?;
         let report = Report { ratio: self.ratio, columns: &pruned.columns, scores: &delta.scores };
         Outcome::new((pruned.clone(),), &report)
     }

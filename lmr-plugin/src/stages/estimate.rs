@@ -16,13 +16,13 @@ use super::faults;
 use crate::data::{Augment, CleanSet, Images};
 use crate::deployment::Deployment;
 use crate::losses;
-use crate::models::{self, Classifier};
+use crate::model::Model;
 use crate::nn::BatchNormMode;
 use crate::optim::{Optimizer, Rule, Schedule};
 use crate::predict;
 use crate::rng;
 use crate::run::Run;
-use crate::stage::{CleanOnly, Context, Finding, ModelUse, Outcome, Stage};
+use crate::stage::{CleanOnly, Context, Finding, ModelUse, Outcome, Purifies, Stage};
 use crate::train::{Flow, Objective, Training};
 use crate::{Error, Result};
 
@@ -119,11 +119,11 @@ impl Estimate {
     /// Anti-learns copies of `model` on the clean images and names the class they end on.
     ///
     /// Errors if a score is not finite, or if the model knows too little to forget anything.
-    pub fn estimate(&self, model: &dyn Classifier, clean: &CleanSet, run: &Run<'_>) -> Result<Estimated> {
-        let classes = model.spec().classes;
+    pub fn estimate(&self, model: &Model, clean: &CleanSet, run: &Run<'_>) -> Result<Estimated> {
+        let classes = model.network().classes();
         if let Some(class) = self.class {
             if class as usize >= classes {
-                return Err(Error::invalid(format!("class: expected below {classes}, found {class}")));
+                return Err(Error::NoSuchClass { what: "class", class, classes });
             }
             return Ok(Estimated { class, ..Estimated::empty() });
         }
@@ -131,11 +131,11 @@ impl Estimate {
         let model = match &self.deploy {
             Deployment::AsIs => model,
             form => {
-                deployed = form.network(model)?;
-                deployed.as_ref()
+                deployed = form.rounded(model)?;
+                &deployed
             }
         };
-        let accuracy = clean_accuracy(model, clean, &clean.images)?;
+        let accuracy = accuracy(model, &clean.images, run)?;
         if accuracy <= self.stop_accuracy {
             return Err(Error::invalid(format!(
                 "the model's accuracy on the clean images is {accuracy:.3}, already at or below stop-accuracy = {}; \
@@ -204,17 +204,16 @@ impl Estimate {
         Ok(result)
     }
 
-    fn ascend(&self, model: &dyn Classifier, clean: &CleanSet, vote: usize, run: &Run<'_>) -> Result<Ascent> {
-        let device = model.head().weight().device().clone();
+    fn ascend(&self, model: &Model, clean: &CleanSet, vote: usize, run: &Run<'_>) -> Result<Ascent> {
         let (mut lr, mut tries) = (self.lr, 0);
         // Another part of the clean images for every vote, the same for all its steps.
         let mut order = rng::permutation(&mut run.stream(&format!("unlearn {}/check", vote + 1)), clean.images.len());
         order.truncate(self.check_images);
         let check = clean.images.select(&order)?;
         loop {
-            let copy = models::copy(model, &device)?;
-            let mut watch =
-                Watch { copy: copy.as_ref(), clean, check: &check, stop: self.stop_accuracy, curve: Vec::new() };
+            let copy = model.try_clone()?;
+            let mut ascent =
+                AntiLearning { copy: &copy, check: &check, stop: self.stop_accuracy, curve: Vec::new(), run };
             let steps_per_epoch = clean.images.len().div_ceil(self.batch_size);
             let training = Training {
                 epochs: self.max_steps.div_ceil(steps_per_epoch),
@@ -227,13 +226,12 @@ impl Estimate {
                 batch_norm: self.batch_norm,
                 clip_norm: Some(self.clip_norm),
             };
-            let mut sgd = Optimizer::new(copy.params(), Rule::Sgd, self.momentum, 0.0)?;
-            let data = (&clean.images, &clean.normalization);
-            training.fit(&format!("unlearn {}", vote + 1), copy.as_ref(), data, &mut sgd, &mut watch, run)?;
-            let converged = watch.curve.last().is_some_and(|a| *a <= self.stop_accuracy);
-            let curve = watch.curve;
+            let mut sgd = Optimizer::new(copy.full_precision()?.params(), Rule::Sgd, self.momentum, 0.0)?;
+            training.fit(&format!("unlearn {}", vote + 1), &copy, &clean.images, &mut sgd, &mut ascent, run)?;
+            let converged = ascent.curve.last().is_some_and(|a| *a <= self.stop_accuracy);
+            let curve = ascent.curve;
             if converged || tries == 2 {
-                let logits = clean_logits(copy.as_ref(), clean, &clean.images)?;
+                let logits = logits(&copy, &clean.images, run)?;
                 let scores = posterior_scores(&logits)?;
                 return Ok(Ascent { scores, predicted: predict::classes(&logits)?, curve, converged });
             }
@@ -260,34 +258,32 @@ struct Ascent {
 }
 
 /// Equation 3, and a look at the accuracy after every step.
-struct Watch<'a> {
-    copy: &'a dyn Classifier,
-    clean: &'a CleanSet,
+struct AntiLearning<'a> {
+    copy: &'a Model,
     check: &'a Images,
     stop: f64,
     curve: Vec<f64>,
+    run: &'a Run<'a>,
 }
 
-impl Objective for Watch<'_> {
+impl Objective for AntiLearning<'_> {
     fn loss(&mut self, logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
         Ok(losses::cross_entropy(logits, labels)?.mean_all()?.neg()?)
     }
 
     fn after_step(&mut self, _: usize) -> Result<Flow> {
-        let accuracy = clean_accuracy(self.copy, self.clean, self.check)?;
+        let accuracy = accuracy(self.copy, self.check, self.run)?;
         self.curve.push(accuracy);
         Ok(if accuracy <= self.stop { Flow::Stop } else { Flow::Continue })
     }
 }
 
-fn clean_logits(model: &dyn Classifier, clean: &CleanSet, images: &Images) -> Result<Tensor> {
-    let forward = |pixels: &Tensor| model.logits(&clean.normalization.apply(pixels)?);
-    let device = model.head().weight().device();
-    predict::logits(&forward, images, None, device, (&Run::quiet(0), "clean set"))
+fn logits(model: &Model, images: &Images, run: &Run<'_>) -> Result<Tensor> {
+    predict::logits(&|pixels| model.logits(pixels), images, None, model.device(), (&run.silent(), "clean set"))
 }
 
-fn clean_accuracy(model: &dyn Classifier, clean: &CleanSet, images: &Images) -> Result<f64> {
-    let predicted = predict::classes(&clean_logits(model, clean, images)?)?;
+fn accuracy(model: &Model, images: &Images, run: &Run<'_>) -> Result<f64> {
+    let predicted = predict::classes(&logits(model, images, run)?)?;
     Ok(predict::accuracy(&predicted, images.labels()))
 }
 
@@ -297,6 +293,11 @@ fn argmax(values: &[f64]) -> usize {
 }
 
 impl Estimated {
+    /// The class, as the stages after it take it.
+    pub fn backdoor_class(&self) -> BackdoorClass {
+        BackdoorClass { class: self.class }
+    }
+
     /// The share of images on the named class from which on a model looks backdoored.
     pub const COLLAPSED: f64 = 0.65;
 
@@ -329,10 +330,10 @@ impl Estimated {
 impl Stage for Estimate {
     const KIND: &'static str = "estimate";
     const SUMMARY: &'static str = "names the backdoor class by anti-learning a copy of the model";
+    type Role = Purifies;
     const MODEL: ModelUse = ModelUse::Reads;
     type Needs = ();
     type Gives = (BackdoorClass,);
-    type Sees = CleanOnly;
 
     fn faults(&self) -> Vec<String> {
         let show = |v: f64| v.to_string();
@@ -356,10 +357,10 @@ impl Stage for Estimate {
     }
 
     fn run(&self, ctx: &mut Context<'_>, (): (), _: &CleanOnly) -> Result<Outcome<(BackdoorClass,)>> {
-        let estimated = self.estimate(ctx.model.full_precision()?, ctx.clean, &ctx.run)?;
+        let estimated = self.estimate(ctx.model, ctx.clean, &ctx.run)?;
         for reason in &estimated.low_confidence {
             ctx.run.warn(&format!("low confidence: {reason}"));
         }
-        Outcome::new((BackdoorClass { class: estimated.class },), &estimated)
+        Outcome::new((estimated.backdoor_class(),), &estimated)
     }
 }

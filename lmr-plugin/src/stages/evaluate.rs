@@ -12,11 +12,10 @@ use crate::deployment::Deployment;
 use crate::model::Model;
 use crate::predict;
 use crate::run::Run;
-use crate::stage::{Context, ModelUse, Outcome, Stage};
-use crate::truth::{Planted, Truth};
+use crate::stage::{Context, Examination, Examines, ModelUse, Outcome, Planted, Stage};
 
 /// Measures accuracy on clean test images (ACC) and, where there is a trigger, the attack success rate (ASR) and the
-/// accuracy under the trigger (TA). The only stage beside the attacks that sees the truth about them.
+/// accuracy under the trigger (TA). The only stage that is shown the answer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Evaluate {
@@ -75,24 +74,24 @@ impl Evaluate {
         &self,
         model: &Model,
         clean: &CleanSet,
-        truth: &Truth,
+        examination: &Examination,
         run: &Run<'_>,
     ) -> Result<Vec<FormEvaluation>> {
         let mut forms = Vec::new();
         for form in &self.deploy {
             let deployed = (*form != Deployment::AsIs).then(|| form.deploy(model, clean, run)).transpose()?;
-            let evaluation = self.evaluate(deployed.as_ref().unwrap_or(model), truth, run)?;
+            let evaluation = self.evaluate(deployed.as_ref().unwrap_or(model), examination, run)?;
             forms.push(FormEvaluation { form: form.label(), evaluation });
         }
         Ok(forms)
     }
 
-    /// Measures `model`, in whatever form it is, on the truth's test images.
-    pub fn evaluate(&self, model: &Model, truth: &Truth, run: &Run<'_>) -> Result<Evaluation> {
+    /// Measures `model`, in whatever form it is, on the test images that an examiner is shown.
+    pub fn evaluate(&self, model: &Model, examination: &Examination, run: &Run<'_>) -> Result<Evaluation> {
         let forward = |pixels: &_| model.logits(pixels);
-        let labels = truth.test.labels();
-        let predicted = predict::predictions(&forward, &truth.test, None, model.device(), (run, "clean images"))?;
-        let per_class_acc = (0..truth.test.classes() as u32)
+        let labels = examination.test.labels();
+        let predicted = predict::predictions(&forward, &examination.test, None, model.device(), (run, "clean images"))?;
+        let per_class_acc = (0..examination.test.classes() as u32)
             .map(|class| {
                 let of_class = || predicted.iter().zip(labels).filter(|(_, y)| **y == class);
                 let total = of_class().count();
@@ -108,9 +107,9 @@ impl Evaluate {
             triggered: 0,
             per_class_acc,
         };
-        if let Some(planted) = &truth.planted {
+        if let Some(planted) = &examination.planted {
             let others: Vec<usize> = (0..labels.len()).filter(|&i| labels[i] != planted.target).collect();
-            let victims = truth.test.select(&others)?;
+            let victims = examination.test.select(&others)?;
             let triggered = |pixels: &Tensor, _: &[usize]| {
                 let triggered = planted.trigger.apply(pixels)?;
                 if self.eight_bit { eight_bit(&triggered) } else { Ok(triggered) }
@@ -121,7 +120,7 @@ impl Evaluate {
             result.asr = Some(hits as f64 / victims.len() as f64);
             result.ta = Some(predict::accuracy(&predicted, victims.labels()));
             result.triggered = victims.len();
-            result.decoy_acc = decoy_accuracy(&forward, truth, planted, model.device(), run)?;
+            result.decoy_acc = decoy_accuracy(&forward, examination, planted, model.device(), run)?;
         }
         Ok(result)
     }
@@ -135,12 +134,12 @@ fn eight_bit(pixels: &Tensor) -> Result<Tensor> {
 /// Accuracy on images with decoys; the other image is the next one of the test set.
 fn decoy_accuracy(
     forward: &dyn Fn(&Tensor) -> Result<Tensor>,
-    truth: &Truth,
+    examination: &Examination,
     planted: &Planted,
     device: &Device,
     run: &Run<'_>,
 ) -> Result<Option<f64>> {
-    let test = &truth.test;
+    let test = &examination.test;
     let rng = RefCell::new(run.stream("evaluate/decoys"));
     let decoy = |pixels: &Tensor, indices: &[usize]| {
         let next: Vec<usize> = indices.iter().map(|i| (i + 1) % test.len()).collect();
@@ -159,10 +158,9 @@ fn decoy_accuracy(
 impl Stage for Evaluate {
     const KIND: &'static str = "evaluate";
     const SUMMARY: &'static str = "measures ACC, ASR and TA on the test images";
-    const MODEL: ModelUse = ModelUse::Inspects;
+    type Role = Examines;
     type Needs = ();
     type Gives = ();
-    type Sees = Truth;
 
     fn faults(&self) -> Vec<String> {
         let forms = self.deploy.iter().enumerate();
@@ -176,11 +174,11 @@ impl Stage for Evaluate {
         }
     }
 
-    fn run(&self, ctx: &mut Context<'_>, (): (), truth: &Truth) -> Result<Outcome<()>> {
-        let forms = self.evaluate_forms(ctx.model, ctx.clean, truth, &ctx.run)?;
+    fn run(&self, ctx: &mut Context<'_>, (): (), examination: &Examination) -> Result<Outcome<()>> {
+        let forms = self.evaluate_forms(ctx.model, ctx.clean, examination, &ctx.run)?;
         let first = match forms.first() {
             Some(form) => form.evaluation.clone(),
-            None => self.evaluate(ctx.model, truth, &ctx.run)?,
+            None => self.evaluate(ctx.model, examination, &ctx.run)?,
         };
         ctx.run.metric("acc", 0, first.acc);
         for (name, value) in [("asr", first.asr), ("ta", first.ta), ("decoy_acc", first.decoy_acc)] {

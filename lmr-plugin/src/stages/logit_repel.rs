@@ -4,17 +4,17 @@ use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::teacher::Lesson;
+use super::teacher::Distillation;
 use super::{BackdoorClass, Teacher, faults};
 use crate::Result;
 use crate::data::{Augment, CleanSet};
 use crate::losses::Repulsion;
-use crate::models::Classifier;
+use crate::model::Model;
 use crate::nn::BatchNormMode;
 use crate::optim::{Optimizer, Rule, Schedule};
 use crate::predict;
 use crate::run::Run;
-use crate::stage::{CleanOnly, Context, Finding, ModelUse, Outcome, Stage};
+use crate::stage::{CleanOnly, Context, Finding, Outcome, Purifies, Stage};
 use crate::train::{Flow, Objective, Training};
 
 /// Trains all parameters on `SCE + α·DSC + β·CM` and records how far the head moved.
@@ -109,9 +109,19 @@ impl HeadDelta {
     }
 }
 
+/// What Phase 1 leaves.
+pub struct Repelled {
+    /// How far the head moved.
+    pub delta: HeadDelta,
+    /// The model as it came in: what [`Recover`](super::Recover) learns from.
+    pub received: Teacher,
+    /// What happened.
+    pub report: RepelReport,
+}
+
 /// What Phase 1 did.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Repelled {
+pub struct RepelReport {
     /// The class that was repelled.
     pub class: u32,
     /// One entry an epoch.
@@ -142,16 +152,12 @@ pub struct RepelEpoch {
 }
 
 impl LogitRepel {
-    /// Trains `model` in place and returns how far the head moved.
-    pub fn repel(
-        &self,
-        model: &dyn Classifier,
-        class: BackdoorClass,
-        clean: &CleanSet,
-        run: &Run<'_>,
-    ) -> Result<(HeadDelta, Repelled)> {
+    /// Trains `model` in place.
+    pub fn repel(&self, model: &Model, class: BackdoorClass, clean: &CleanSet, run: &Run<'_>) -> Result<Repelled> {
+        let received = Teacher::copy(model, class)?;
         let class = class.class;
-        let head = model.head();
+        let network = model.full_precision()?;
+        let head = network.head();
         let before = head.weight().as_tensor().detach().copy()?;
         let bias = |class: u32| -> Result<f32> {
             Ok(match head.bias() {
@@ -172,22 +178,20 @@ impl LogitRepel {
             clip_norm: self.clip_norm,
         };
         let loss = Repulsion { class, alpha: self.alpha, beta: self.beta, m1: self.m1, m2: self.m2 };
-        let teacher = if self.distill > 0.0 { Some(Teacher::copy(model, BackdoorClass { class })?) } else { None };
-        let lesson = teacher.as_ref().map_or_else(Lesson::none, |t| Lesson::new(t, self.distill, self.temperature));
         let mut phase = Phase1 {
             stage: self,
             loss,
-            lesson,
+            distillation: Distillation::new(&received, self.distill, self.temperature),
             model,
             clean,
             sums: [0.0; 4],
             steps: 0,
             epochs: Vec::new(),
             switched: false,
+            run,
         };
-        let mut optimizer = Optimizer::new(model.params(), self.optimizer, self.momentum, self.weight_decay)?;
-        let data = (&clean.images, &clean.normalization);
-        training.fit("logit-repel", model, data, &mut optimizer, &mut phase, run)?;
+        let mut optimizer = Optimizer::new(network.params(), self.optimizer, self.momentum, self.weight_decay)?;
+        training.fit("logit-repel", model, &clean.images, &mut optimizer, &mut phase, run)?;
         let bias_shift = bias(class)? - bias_before;
         if f64::from(bias_shift.abs()) > self.m1 / 2.0 {
             run.warn(&format!(
@@ -197,30 +201,31 @@ impl LogitRepel {
         }
         let delta = HeadDelta::between(&before, head.weight(), class)?;
         let (epochs, switched_early) = (phase.epochs, phase.switched);
-        Ok((delta, Repelled { class, epochs, switched_early, bias_shift }))
+        Ok(Repelled { delta, received, report: RepelReport { class, epochs, switched_early, bias_shift } })
     }
 }
 
 struct Phase1<'a> {
     stage: &'a LogitRepel,
     loss: Repulsion,
-    lesson: Lesson<'a>,
-    model: &'a dyn Classifier,
+    distillation: Distillation<'a>,
+    model: &'a Model,
     clean: &'a CleanSet,
     sums: [f64; 4],
     steps: usize,
     epochs: Vec<RepelEpoch>,
     switched: bool,
+    run: &'a Run<'a>,
 }
 
 impl Objective for Phase1<'_> {
     fn before_forward(&mut self, images: &Tensor) -> Result<()> {
-        self.lesson.ask(images)
+        self.distillation.ask(images)
     }
 
     fn loss(&mut self, logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
         let [sce, dsc, cm] = self.loss.terms(logits, labels)?;
-        let distillation = self.lesson.term(logits, labels)?;
+        let distillation = self.distillation.term(logits, labels)?;
         for (sum, term) in self.sums.iter_mut().zip([Some(&sce), Some(&dsc), Some(&cm), distillation.as_ref()]) {
             if let Some(term) = term {
                 *sum += f64::from(term.mean_all()?.to_scalar::<f32>()?);
@@ -235,10 +240,9 @@ impl Objective for Phase1<'_> {
     }
 
     fn after_epoch(&mut self, _: usize) -> Result<Flow> {
-        let forward = |pixels: &Tensor| self.model.logits(&self.clean.normalization.apply(pixels)?);
-        let device = self.model.head().weight().device();
-        let quiet = Run::quiet(0);
-        let logits = predict::logits(&forward, &self.clean.images, None, device, (&quiet, "clean set"))?;
+        let forward = |pixels: &Tensor| self.model.logits(pixels);
+        let run = (&self.run.silent(), "clean set");
+        let logits = predict::logits(&forward, &self.clean.images, None, self.model.device(), run)?;
         let labels = self.clean.images.labels();
         let predicted = predict::classes(&logits)?;
         let class = self.loss.class;
@@ -279,10 +283,9 @@ impl Objective for Phase1<'_> {
 impl Stage for LogitRepel {
     const KIND: &'static str = "logit-repel";
     const SUMMARY: &'static str = "pushes the backdoor class's logit below the others on clean images";
-    const MODEL: ModelUse = ModelUse::Writes;
+    type Role = Purifies;
     type Needs = (BackdoorClass,);
     type Gives = (HeadDelta,);
-    type Sees = CleanOnly;
 
     fn faults(&self) -> Vec<String> {
         let positive = |v: f64| v > 0.0 && v.is_finite();
@@ -307,7 +310,7 @@ impl Stage for LogitRepel {
     }
 
     fn run(&self, ctx: &mut Context<'_>, (class,): (BackdoorClass,), _: &CleanOnly) -> Result<Outcome<(HeadDelta,)>> {
-        let (delta, report) = self.repel(ctx.model.full_precision()?, class, ctx.clean, &ctx.run)?;
-        Outcome::new((delta,), &report)
+        let repelled = self.repel(ctx.model, class, ctx.clean, &ctx.run)?;
+        Outcome::new((repelled.delta,), &repelled.report)
     }
 }

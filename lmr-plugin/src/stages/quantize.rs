@@ -8,11 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::faults;
 use crate::Result;
 use crate::data::CleanSet;
-use crate::model::Deployed;
-use crate::models::Classifier;
+use crate::model::{Deployed, Model};
 use crate::quantization::{BlockFormat, BlockQuantized, Calibration, Granularity, Quantized, Ranges, Rounding, Scheme};
 use crate::run::Run;
-use crate::stage::{CleanOnly, Context, ModelUse, Outcome, Stage};
+use crate::stage::{CleanOnly, Context, Deploys, Outcome, Stage};
 
 /// Folds batch norm into the convolutions, rounds weights symmetrically and activations to 8-bit affine ranges
 /// measured on the clean images; or, with `format`, rounds weights alone to a block format of GGUF files. On the CPU the model then
@@ -124,12 +123,12 @@ impl Quantize {
     }
 
     /// The quantized form of `model`, which itself stays as it is.
-    pub fn quantize(&self, model: &dyn Classifier, clean: &CleanSet, run: &Run<'_>) -> Result<Deployed> {
+    pub fn quantize(&self, model: &Model, clean: &CleanSet, run: &Run<'_>) -> Result<Deployed> {
         Ok(match self.rounding() {
             Rounding::Integers(scheme) => {
                 Deployed::Quantized(Quantized::calibrate(model, scheme, self.calibration, clean, run)?)
             }
-            Rounding::Blocks(format) => Deployed::Blocks(BlockQuantized::new(model, format)?),
+            Rounding::Blocks(format) => Deployed::Blocks(BlockQuantized::new(model.full_precision()?, format)?),
         })
     }
 
@@ -162,10 +161,9 @@ impl Stage for Quantize {
     const KIND: &'static str = "quantize";
     const SUMMARY: &'static str =
         "rounds weights and activations to integers, or weights to a block format, as for deployment";
-    const MODEL: ModelUse = ModelUse::Deploys;
+    type Role = Deploys;
     type Needs = ();
     type Gives = (Ranges,);
-    type Sees = CleanOnly;
 
     fn faults(&self) -> Vec<String> {
         let default = Self::default();
@@ -189,7 +187,7 @@ impl Stage for Quantize {
     }
 
     fn run(&self, ctx: &mut Context<'_>, (): (), _: &CleanOnly) -> Result<Outcome<(Ranges,)>> {
-        let form = self.quantize(ctx.model.full_precision()?, ctx.clean, &ctx.run)?;
+        let form = self.quantize(ctx.model, ctx.clean, &ctx.run)?;
         let ranges = form.ranges().cloned().unwrap_or_default();
         let outcome = match &form {
             Deployed::Blocks(form) => {

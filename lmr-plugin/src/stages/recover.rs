@@ -5,15 +5,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::delta_prune::PrunedColumns;
-use super::teacher::Lesson;
+use super::teacher::Distillation;
 use super::{BackdoorClass, Teacher, faults};
 use crate::data::{Augment, CleanSet};
 use crate::losses;
-use crate::models::Classifier;
+use crate::model::Model;
 use crate::nn::BatchNormMode;
 use crate::optim::{Optimizer, Rule, Schedule};
 use crate::run::Run;
-use crate::stage::{CleanOnly, Context, ModelUse, Outcome, Stage};
+use crate::stage::{CleanOnly, Context, Outcome, Purifies, Stage};
 use crate::train::{Epoch, Objective, Training};
 use crate::{Error, Result};
 
@@ -84,20 +84,21 @@ impl Recover {
     /// model from before Phase 1.
     pub fn recover(
         &self,
-        model: &dyn Classifier,
+        model: &Model,
         teacher: &Teacher,
         pruned: &PrunedColumns,
         clean: &CleanSet,
         run: &Run<'_>,
     ) -> Result<Recovered> {
-        let head = model.head();
-        let mut optimizer = Optimizer::new(model.params(), self.optimizer, self.momentum, self.weight_decay)?;
+        let network = model.full_precision()?;
+        let head = network.head();
+        let mut optimizer = Optimizer::new(network.params(), self.optimizer, self.momentum, self.weight_decay)?;
         if !pruned.columns.is_empty() {
             let keep = pruned.keep(head)?;
             let weight = head.weight();
             weight.set(&weight.as_tensor().detach().broadcast_mul(&keep)?)?;
             let id = weight.id();
-            let name = model.params().trainable().find(|(_, var)| var.id() == id).map(|(name, _)| name.to_string());
+            let name = network.params().trainable().find(|(_, var)| var.id() == id).map(|(name, _)| name.to_string());
             let name = name.ok_or_else(|| Error::invalid("the head's weight is not among the trainable parameters"))?;
             optimizer.freeze(&name, &keep)?;
         }
@@ -115,26 +116,25 @@ impl Recover {
             batch_norm: self.batch_norm,
             clip_norm: self.clip_norm,
         };
-        let lesson = Lesson::new(teacher, self.distill, self.temperature);
-        let mut loss = Phase2 { lesson, distill: self.distill };
-        let data = (&clean.images, &clean.normalization);
-        Ok(Recovered { epochs: training.fit("recover", model, data, &mut optimizer, &mut loss, run)? })
+        let distillation = Distillation::new(teacher, self.distill, self.temperature);
+        let mut loss = Phase2 { distillation, distill: self.distill };
+        Ok(Recovered { epochs: training.fit("recover", model, &clean.images, &mut optimizer, &mut loss, run)? })
     }
 }
 
 struct Phase2<'a> {
-    lesson: Lesson<'a>,
+    distillation: Distillation<'a>,
     distill: f64,
 }
 
 impl Objective for Phase2<'_> {
     fn before_forward(&mut self, images: &Tensor) -> Result<()> {
-        self.lesson.ask(images)
+        self.distillation.ask(images)
     }
 
     fn loss(&mut self, logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
         let own = losses::cross_entropy(logits, labels)?.mean_all()?;
-        match self.lesson.term(logits, labels)? {
+        match self.distillation.term(logits, labels)? {
             Some(distillation) => Ok(((own * (1.0 - self.distill))? + (distillation * self.distill)?)?),
             None => Ok(own),
         }
@@ -144,10 +144,9 @@ impl Objective for Phase2<'_> {
 impl Stage for Recover {
     const KIND: &'static str = "recover";
     const SUMMARY: &'static str = "fine-tunes on the clean images with the pruned columns frozen at zero";
-    const MODEL: ModelUse = ModelUse::Writes;
+    type Role = Purifies;
     type Needs = (BackdoorClass, PrunedColumns);
     type Gives = ();
-    type Sees = CleanOnly;
 
     fn faults(&self) -> Vec<String> {
         let positive = |v: f64| v > 0.0 && v.is_finite();
@@ -171,8 +170,8 @@ impl Stage for Recover {
         (class, pruned): (BackdoorClass, PrunedColumns),
         _: &CleanOnly,
     ) -> Result<Outcome<()>> {
-        let teacher = Teacher::copy(ctx.received().full_precision()?, class)?;
-        let report = self.recover(ctx.model.full_precision()?, &teacher, &pruned, ctx.clean, &ctx.run)?;
+        let teacher = Teacher::copy(ctx.received(), class)?;
+        let report = self.recover(ctx.model, &teacher, &pruned, ctx.clean, &ctx.run)?;
         Outcome::new((), &report)
     }
 }

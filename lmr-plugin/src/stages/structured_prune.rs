@@ -6,11 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::faults;
 use crate::Result;
-use crate::model::{Deployed, Model};
-use crate::models::{ChannelGroup, Classifier, ModelSpec, Slice};
+use crate::model::{ChannelGroup, Classifier, Deployed, Model, Prunable, Slice};
 use crate::nn::StateDict;
 use crate::pruning::{self, Norm};
-use crate::stage::{CleanOnly, Context, ModelUse, Outcome, Stage};
+use crate::stage::{CleanOnly, Context, Deploys, Outcome, Stage};
 
 /// Prunes the filters with the smallest norm in every convolution (shortcuts included, the head not); in a vision transformer
 /// the hidden units of every MLP. Nothing is fine-tuned afterwards.
@@ -103,12 +102,7 @@ impl StructuredPrune {
             let kept: Vec<usize> = (0..ranked.filters).filter(|channel| !ranked.pruned.contains(channel)).collect();
             group.slices.iter().try_for_each(|slice| select(&mut state, slice, &kept))?;
         }
-        let width = |name: &str| state.get(&format!("{name}.weight")).map_or(0, |weight| weight.dims()[0]);
-        let widths = model.prunable().iter().map(|layer| width(layer.name)).collect();
-        let lost = ranked.iter().any(|ranked| !ranked.pruned.is_empty());
-        let widths = if lost { Some(widths) } else { model.spec().widths.clone() };
-        let spec = ModelSpec { widths, ..model.spec().clone() };
-        Ok((spec.load(state, model.head().weight().device())?, ranked))
+        Ok((model.rebuild(state, model.device())?, ranked))
     }
 
     /// What is ranked together: every layer alone, or layers that share their channels.
@@ -116,7 +110,7 @@ impl StructuredPrune {
         if self.form != PruneForm::Mask {
             return model.channel_groups();
         }
-        let alone = |(index, layer): (usize, &crate::models::Prunable<'_>)| ChannelGroup {
+        let alone = |(index, layer): (usize, &Prunable<'_>)| ChannelGroup {
             makers: vec![index],
             slices: std::iter::once("weight")
                 .chain(layer.bias.map(|_| "bias"))
@@ -192,10 +186,9 @@ impl StructuredPrune {
 impl Stage for StructuredPrune {
     const KIND: &'static str = "structured-prune";
     const SUMMARY: &'static str = "prunes the filters with the smallest norm in every convolution";
-    const MODEL: ModelUse = ModelUse::Deploys;
+    type Role = Deploys;
     type Needs = ();
     type Gives = ();
-    type Sees = CleanOnly;
 
     fn faults(&self) -> Vec<String> {
         faults([((0.0..1.0).contains(&self.ratio), "ratio", "a number in [0, 1)", self.ratio.to_string())])

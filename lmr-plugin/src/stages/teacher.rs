@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::BackdoorClass;
 use crate::losses;
-use crate::models::{self, Classifier};
+use crate::model::{Classifier, Model};
 use crate::{Error, Result};
 
 /// A copy of a model from before it was purified.
@@ -19,31 +19,27 @@ pub struct Teacher {
 
 impl Teacher {
     /// A copy of `model` as it is now.
-    pub fn copy(model: &dyn Classifier, class: BackdoorClass) -> Result<Self> {
-        let classes = model.spec().classes;
+    pub fn copy(model: &Model, class: BackdoorClass) -> Result<Self> {
+        let network = model.full_precision()?;
+        let classes = network.classes();
         if class.class as usize >= classes {
-            return Err(Error::invalid(format!("backdoor class {}: expected one below {classes}", class.class)));
+            return Err(Error::NoSuchClass { what: "backdoor class", class: class.class, classes });
         }
-        Ok(Self { network: models::copy(model, model.head().weight().device())?, class: class.class })
+        Ok(Self { network: network.copy()?, class: class.class })
     }
 }
 
 /// The distillation term of a loss, batch after batch.
-pub(super) struct Lesson<'a> {
+pub(super) struct Distillation<'a> {
     teacher: Option<&'a Teacher>,
     temperature: f64,
     answers: Option<Tensor>,
 }
 
-impl<'a> Lesson<'a> {
-    /// A lesson by `teacher`; none if its `weight` is 0.
+impl<'a> Distillation<'a> {
+    /// From `teacher`; nothing if its `weight` is 0.
     pub fn new(teacher: &'a Teacher, weight: f64, temperature: f64) -> Self {
         Self { teacher: (weight > 0.0).then_some(teacher), temperature, answers: None }
-    }
-
-    /// No lesson.
-    pub fn none() -> Self {
-        Self { teacher: None, temperature: 1.0, answers: None }
     }
 
     /// Asks the teacher about a batch.
@@ -52,7 +48,7 @@ impl<'a> Lesson<'a> {
         Ok(())
     }
 
-    /// The mean over the batch, a scalar; `None` if there is no lesson.
+    /// The mean over the batch, a scalar; `None` if its weight is 0.
     pub fn term(&self, logits: &Tensor, labels: &Tensor) -> Result<Option<Tensor>> {
         let (Some(teacher), Some(answers)) = (self.teacher, &self.answers) else { return Ok(None) };
         let loss = losses::distillation(logits, answers, labels, teacher.class, self.temperature)?;

@@ -3,9 +3,7 @@
 use candle_core::{Device, Tensor, Var};
 use lmr_plugin::generators::{Autoencoder, Hourglass};
 use lmr_plugin::models::{Arch, ModelSpec};
-use lmr_plugin::nn::{
-    BatchNormMode, Builder, Eval, Forward, Frozen, Params, Train, conv_transpose2d, to_internal, upsample2d,
-};
+use lmr_plugin::nn::{BatchNormMode, Builder, Forward, Mode, Params, Train, conv_transpose2d, to_internal, upsample2d};
 use lmr_plugin::rng;
 use rstest::rstest;
 
@@ -170,11 +168,11 @@ fn frozen_is_inference_with_gradients(#[case] arch: Arch, #[values(false, true)]
     run(portable, || {
         let model = spec.fresh(rng::stream(1, "weights"), &Device::Cpu).unwrap();
         // Running statistics as after some training.
-        model.forward(&mut Train::default(), &random(1, "seen", &[8, 2, 16, 16])).unwrap();
+        model.forward(&random(1, "seen", &[8, 2, 16, 16]), Mode::default()).unwrap();
         let before = model.params().state_dict().unwrap();
         let x = Var::from_tensor(&random(2, "x", &[3, 2, 16, 16])).unwrap();
-        let y = model.forward(&mut Frozen, &x).unwrap();
-        assert_close("logits", &y, &values(&model.forward(&mut Eval, &x).unwrap()));
+        let y = model.forward(&x, Mode::Frozen).unwrap();
+        assert_close("logits", &y, &values(&model.forward(&x, Mode::Eval).unwrap()));
         let dy = random(3, "dy", y.dims());
         let grads = gradients(&y, &dy);
         assert!(model.params().trainable().all(|(_, var)| grads.get(var).is_none()));
@@ -182,7 +180,7 @@ fn frozen_is_inference_with_gradients(#[case] arch: Arch, #[values(false, true)]
         let expected: f64 = values(&(grads.get(&x).unwrap() * &direction).unwrap()).iter().sum();
         let total = |step: f64| -> f64 {
             let moved = (x.as_detached_tensor() + (&direction * step).unwrap()).unwrap();
-            values(&(model.forward(&mut Eval, &moved).unwrap() * &dy).unwrap()).iter().sum()
+            values(&(model.forward(&moved, Mode::Eval).unwrap() * &dy).unwrap()).iter().sum()
         };
         let slope = (total(1e-3) - total(-1e-3)) / 2e-3;
         assert!((slope - expected).abs() < 0.02 * expected.abs() + 0.02, "{expected} against {slope}");

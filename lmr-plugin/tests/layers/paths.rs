@@ -1,8 +1,9 @@
 //! Both paths compute the same for whole networks: logits and all gradients, that of the images included.
 
 use candle_core::{DType, Device, Tensor, Var};
-use lmr_plugin::models::{Arch, Classifier, ModelSpec, Stem};
-use lmr_plugin::nn::{BatchNormMode, Train, with_compute_dtype, with_portable_path};
+use lmr_plugin::model::Classifier;
+use lmr_plugin::models::{Arch, ModelSpec, Stem};
+use lmr_plugin::nn::{BatchNormMode, Mode, with_compute_dtype, with_portable_path};
 use lmr_plugin::rng;
 use rand::RngExt;
 use rstest::rstest;
@@ -16,7 +17,7 @@ struct Pass {
 }
 
 fn pass(model: &dyn Classifier, images: &Var, batch_norm: BatchNormMode) -> Pass {
-    let logits = model.forward(&mut Train { batch_norm }, images).unwrap();
+    let logits = model.forward(images, Mode::Train(batch_norm)).unwrap();
     // A loss without symmetry, so that no gradient vanishes behind batch norm.
     let weights = Tensor::arange(0f32, logits.elem_count() as f32, &Device::Cpu).unwrap().cos().unwrap();
     let loss = (logits.sqr().unwrap() * weights.reshape(logits.shape()).unwrap()).unwrap().sum_all().unwrap();

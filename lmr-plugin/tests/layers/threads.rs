@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor};
 use lmr_plugin::models::{Arch, ModelSpec, Stem};
-use lmr_plugin::nn::Train;
+use lmr_plugin::nn::Mode;
 use lmr_plugin::rng;
 use rand::RngExt;
 use rstest::rstest;
@@ -13,7 +13,7 @@ fn fingerprint(spec: &ModelSpec, batch: usize, size: usize) -> Vec<u32> {
     let mut random = rng::stream(3, "images");
     let pixels: Vec<f32> = (0..batch * 3 * size * size).map(|_| random.random()).collect();
     let images = Tensor::from_vec(pixels, (batch, 3, size, size), &Device::Cpu).unwrap();
-    let logits = model.forward(&mut Train::default(), &images).unwrap();
+    let logits = model.forward(&images, Mode::default()).unwrap();
     let grads = logits.sqr().unwrap().sum_all().unwrap().backward().unwrap();
     let mut tensors = vec![logits, model.logits(&images).unwrap()];
     tensors.extend(model.params().trainable().map(|(_, var)| grads.get(var).unwrap().clone()));

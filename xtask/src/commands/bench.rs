@@ -9,8 +9,9 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 use clap::{Subcommand, ValueEnum};
 use lmr_plugin::losses;
-use lmr_plugin::models::{Arch, Classifier, ModelSpec, Stem};
-use lmr_plugin::nn::Train;
+use lmr_plugin::model::Classifier;
+use lmr_plugin::models::{Arch, ModelSpec, Stem};
+use lmr_plugin::nn;
 use lmr_plugin::optim::{Optimizer, Rule};
 use lmr_plugin::rng;
 use lmr_plugin::stage::Stage;
@@ -149,7 +150,7 @@ fn spec(arch: Arch, classes: usize, side: usize, (width, patch): (Option<usize>,
 }
 
 fn train(model: &dyn Classifier, sgd: &mut Optimizer, images: &Tensor, labels: &Tensor) -> anyhow::Result<()> {
-    let logits = model.forward(&mut Train::default(), images)?;
+    let logits = model.forward(images, nn::Mode::default())?;
     let loss = losses::cross_entropy(&logits, labels)?.mean_all()?;
     sgd.step(&loss.backward()?, 0.01, None)?;
     Ok(())

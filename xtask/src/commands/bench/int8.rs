@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use lmr_plugin::data::{CleanSet, Images, Normalization};
-use lmr_plugin::models::{Arch, Classifier};
+use lmr_plugin::model::Model;
+use lmr_plugin::models::Arch;
 use lmr_plugin::quantization::{Calibration, Granularity, Quantized, Scheme};
 use lmr_plugin::rng;
 use lmr_plugin::run::Run;
@@ -51,20 +52,23 @@ impl Int8 {
         let mut table = table(["network", "images", "f32", "int8", "times", "same class"]);
         for network in NETWORKS.into_iter().filter(|network| self.arch.is_none_or(|arch| arch == network.0)) {
             let (arch, width, patch, side, batch) = network;
-            let model = spec(arch, 10, side, (width, patch)).fresh(rng::stream(0, "init"), &Device::Cpu)?;
-            let (quantized, x) = quantize(model.as_ref(), side, batch)?;
+            let spec = spec(arch, 10, side, (width, patch));
+            let network = spec.fresh(rng::stream(0, "init"), &Device::Cpu)?;
+            let model = Model::new(network, Normalization { mean: vec![0.5; 3], std: vec![0.25; 3] })?;
+            let (quantized, x) = quantize(&model, side, batch)?;
+            let model = model.network();
             let (mut floats, mut integers) = (Vec::new(), Vec::new());
             for _ in 0..=self.runs {
                 floats.push(seconds(|| model.logits(&x))?);
-                integers.push(seconds(|| quantized.logits(model.as_ref(), &x))?);
+                integers.push(seconds(|| quantized.logits(model, &x))?);
             }
             let rate = |seconds: &[f64]| batch as f64 / seconds.iter().copied().fold(f64::INFINITY, f64::min);
             let (f32_rate, int8_rate) = (rate(&floats), rate(&integers));
             let classes = |logits: Tensor| lmr_plugin::predict::classes(&logits);
-            let simulated = classes(quantized.simulated_logits(model.as_ref(), &x)?)?;
-            let found = classes(quantized.logits(model.as_ref(), &x)?)?;
+            let simulated = classes(quantized.simulated_logits(model, &x)?)?;
+            let found = classes(quantized.logits(model, &x)?)?;
             let same = found.iter().zip(&simulated).filter(|(a, b)| a == b).count();
-            let width = model.spec().width.map_or_else(String::new, |width| format!(" {width}"));
+            let width = spec.width.map_or_else(String::new, |width| format!(" {width}"));
             table.add_row([
                 format!("{arch:?}{width}"),
                 format!("{batch} of {side}x{side}"),
@@ -88,17 +92,16 @@ impl Int8 {
 }
 
 /// The model on integers, calibrated on random images, and these, normalized.
-fn quantize(model: &dyn Classifier, side: usize, batch: usize) -> anyhow::Result<(Quantized, Tensor)> {
+fn quantize(model: &Model, side: usize, batch: usize) -> anyhow::Result<(Quantized, Tensor)> {
     let mut random = rng::stream(0, "bench");
     let pixels = (0..batch * 3 * side * side).map(|_| random.random()).collect();
-    let images = Images::new(pixels, vec![0; batch], [3, side, side], model.spec().classes)?;
-    let normalization = Normalization { mean: vec![0.5; 3], std: vec![0.25; 3] };
-    let clean = CleanSet::new(images, normalization)?;
+    let images = Images::new(pixels, vec![0; batch], [3, side, side], model.network().classes())?;
+    let clean = CleanSet::new(images)?;
     let scheme = Scheme { bits: 8, granularity: Granularity::PerTensor, activations: true };
     let quantized = Quantized::calibrate(model, scheme, Calibration::MinMax, &clean, &Run::quiet(0))?;
     let all: Vec<usize> = (0..batch).collect();
     let (pixels, _) = clean.images.batch(&all, &Device::Cpu)?;
-    Ok((quantized, clean.normalization.apply(&pixels)?))
+    Ok((quantized, model.normalization().apply(&pixels)?))
 }
 
 /// The time that `run` takes a processor: of all threads together, so that other work on the machine does not count. Where the

@@ -9,7 +9,8 @@ use rstest::rstest;
 use super::super::{Calibration, Granularity, Integer, Quantized, Scheme, grid};
 use super::Engine;
 use crate::data::{CleanSet, Images, Normalization};
-use crate::models::{Arch, Classifier, ModelSpec, Stem};
+use crate::model::Model;
+use crate::models::{Arch, ModelSpec, Stem};
 use crate::nn::int8::Kernel;
 use crate::run::Run;
 use crate::{Error, rng};
@@ -18,7 +19,7 @@ use checked::Checked;
 const CLASSES: usize = 10;
 
 /// A small network whose batch norms have statistics of their own, as trained ones do, and random images.
-fn fixture(spec: ModelSpec, images: usize, side: usize) -> (Box<dyn Classifier>, CleanSet, Tensor) {
+fn fixture(spec: ModelSpec, images: usize, side: usize) -> (Model, CleanSet, Tensor) {
     let mut random = rng::stream(7, "fixture");
     let model = spec.fresh(rng::stream(3, "weights"), &Device::Cpu).unwrap();
     let state = model.params().state_dict().unwrap();
@@ -33,13 +34,14 @@ fn fixture(spec: ModelSpec, images: usize, side: usize) -> (Box<dyn Classifier>,
         let moved = Tensor::from_vec(values, value.shape(), &Device::Cpu).unwrap();
         (name, moved)
     });
-    let model = model.spec().load(moved.collect(), &Device::Cpu).unwrap();
+    let network = spec.load(moved.collect(), &Device::Cpu).unwrap();
+    let model = Model::new(network, Normalization { mean: vec![0.5; 3], std: vec![0.25; 3] }).unwrap();
     let pixels: Vec<u8> = (0..images * 3 * side * side).map(|_| random.random()).collect();
     let labels = (0..images).map(|i| (i % CLASSES) as u32).collect();
     let pixels = Images::new(pixels, labels, [3, side, side], CLASSES).unwrap();
-    let clean = CleanSet::new(pixels, Normalization { mean: vec![0.5; 3], std: vec![0.25; 3] }).unwrap();
+    let clean = CleanSet::new(pixels).unwrap();
     let all: Vec<usize> = (0..images).collect();
-    let x = clean.normalization.apply(&clean.images.batch(&all, &Device::Cpu).unwrap().0).unwrap();
+    let x = model.normalization().apply(&clean.images.batch(&all, &Device::Cpu).unwrap().0).unwrap();
     (model, clean, x)
 }
 
@@ -61,7 +63,7 @@ fn scheme(bits: u32, granularity: Granularity) -> Scheme {
     Scheme { bits, granularity, activations: true }
 }
 
-fn calibrated(model: &dyn Classifier, clean: &CleanSet, scheme: Scheme) -> Quantized {
+fn calibrated(model: &Model, clean: &CleanSet, scheme: Scheme) -> Quantized {
     Quantized::calibrate(model, scheme, Calibration::MinMax, clean, &Run::quiet(0)).unwrap()
 }
 
@@ -77,11 +79,11 @@ fn calibrated(model: &dyn Classifier, clean: &CleanSet, scheme: Scheme) -> Quant
 fn layers_agree_with_f64(#[case] spec: ModelSpec, #[case] side: usize) {
     let (model, clean, x) = fixture(spec, 2, side);
     for (bits, granularity) in [(8, Granularity::PerTensor), (4, Granularity::PerChannel)] {
-        let quantized = calibrated(model.as_ref(), &clean, scheme(bits, granularity));
+        let quantized = calibrated(&model, &clean, scheme(bits, granularity));
         let simulation = Integer { layers: &quantized.layers };
         let engine = Engine::new(simulation, &quantized.packed, &quantized.ranges, Kernel::best());
         let mut checked = Checked { engine, seen: (0, 0, 0, 0.0) };
-        model.forward(&mut checked, &x).unwrap();
+        model.network().layered().unwrap().interpret(&mut checked, &x).unwrap();
         let (points, values, differing, furthest) = checked.seen;
         println!("{points} points, {values} values, {differing} differ, {furthest:.1e} from the middle");
         assert!(points + 1 >= quantized.layers.len(), "every layer was compared but a head that reads floats");
@@ -113,10 +115,10 @@ fn mean_difference(quantized: &Quantized, a: &Tensor, b: &Tensor) -> f64 {
 #[case::vit(vit(), 32)]
 fn networks_agree_with_the_simulation(#[case] spec: ModelSpec, #[case] side: usize) {
     let (model, clean, x) = fixture(spec, 24, side);
-    let quantized = calibrated(model.as_ref(), &clean, scheme(8, Granularity::PerTensor));
+    let quantized = calibrated(&model, &clean, scheme(8, Granularity::PerTensor));
     assert_eq!(quantized.packed.len(), quantized.layers.len(), "every layer has a kernel");
-    let simulated = quantized.simulated_logits(model.as_ref(), &x).unwrap();
-    let logits = quantized.logits(model.as_ref(), &x).unwrap();
+    let simulated = quantized.simulated_logits(model.network(), &x).unwrap();
+    let logits = quantized.logits(model.network(), &x).unwrap();
     let off = mean_difference(&quantized, &logits, &simulated);
     println!("logits are off by {off:.3} integers on average");
     assert!(off < 0.5, "{off} integers");
@@ -126,7 +128,7 @@ fn networks_agree_with_the_simulation(#[case] spec: ModelSpec, #[case] side: usi
     for kernel in Kernel::available() {
         let simulation = Integer { layers: &quantized.layers };
         let mut engine = Engine::new(simulation, &quantized.packed, &quantized.ranges, kernel);
-        let codes = model.forward(&mut engine, &x).unwrap();
+        let codes = model.network().layered().unwrap().interpret(&mut engine, &x).unwrap();
         assert_eq!(values(&engine.decoded(&codes).unwrap()), values(&logits), "{kernel:?}");
     }
 }
@@ -137,10 +139,10 @@ fn networks_agree_with_the_simulation(#[case] spec: ModelSpec, #[case] side: usi
 #[case(vit(), 32)]
 fn threads_do_not_matter(#[case] spec: ModelSpec, #[case] side: usize) {
     let (model, clean, x) = fixture(spec, 7, side);
-    let quantized = calibrated(model.as_ref(), &clean, scheme(8, Granularity::PerTensor));
+    let quantized = calibrated(&model, &clean, scheme(8, Granularity::PerTensor));
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| quantized.logits(model.as_ref(), &x).unwrap().to_vec2::<f32>().unwrap())
+        pool.install(|| quantized.logits(model.network(), &x).unwrap().to_vec2::<f32>().unwrap())
     };
     let one = run(1);
     assert!(run(2) == one && run(3) == one);
@@ -155,13 +157,13 @@ fn threads_do_not_matter(#[case] spec: ModelSpec, #[case] side: usize) {
 #[case(vit(), 32, 1)]
 fn layers_without_a_kernel_are_simulated(#[case] spec: ModelSpec, #[case] side: usize, #[case] parity: usize) {
     let (model, clean, x) = fixture(spec, 6, side);
-    let mut quantized = calibrated(model.as_ref(), &clean, scheme(8, Granularity::PerTensor));
-    let simulated = quantized.simulated_logits(model.as_ref(), &x).unwrap();
+    let mut quantized = calibrated(&model, &clean, scheme(8, Granularity::PerTensor));
+    let simulated = quantized.simulated_logits(model.network(), &x).unwrap();
     let names: Vec<String> = quantized.packed.keys().cloned().collect();
     for name in names.iter().skip(parity).step_by(2) {
         quantized.packed.remove(name);
     }
-    let off = mean_difference(&quantized, &quantized.logits(model.as_ref(), &x).unwrap(), &simulated);
+    let off = mean_difference(&quantized, &quantized.logits(model.network(), &x).unwrap(), &simulated);
     assert!(off < 1.0, "{off} integers");
 }
 
@@ -169,10 +171,10 @@ fn layers_without_a_kernel_are_simulated(#[case] spec: ModelSpec, #[case] side: 
 #[test]
 fn batches_do_not_matter() {
     let (model, clean, x) = fixture(mobilenet(), 5, 32);
-    let quantized = calibrated(model.as_ref(), &clean, scheme(8, Granularity::PerChannel));
-    let together = quantized.logits(model.as_ref(), &x).unwrap().to_vec2::<f32>().unwrap();
+    let quantized = calibrated(&model, &clean, scheme(8, Granularity::PerChannel));
+    let together = quantized.logits(model.network(), &x).unwrap().to_vec2::<f32>().unwrap();
     for (i, together) in together.iter().enumerate() {
-        let alone = quantized.logits(model.as_ref(), &x.narrow(0, i, 1).unwrap()).unwrap();
+        let alone = quantized.logits(model.network(), &x.narrow(0, i, 1).unwrap()).unwrap();
         assert_eq!(alone.to_vec2::<f32>().unwrap()[0], *together);
     }
 }
@@ -180,7 +182,7 @@ fn batches_do_not_matter() {
 #[test]
 fn pixels_that_are_not_numbers_are_refused() {
     let (model, clean, x) = fixture(spec(Arch::Resnet18, Stem::Cifar, Some(4)), 2, 8);
-    let quantized = calibrated(model.as_ref(), &clean, scheme(8, Granularity::PerTensor));
-    let error = quantized.logits(model.as_ref(), &(x * f64::NAN).unwrap()).unwrap_err();
+    let quantized = calibrated(&model, &clean, scheme(8, Granularity::PerTensor));
+    let error = quantized.logits(model.network(), &(x * f64::NAN).unwrap()).unwrap_err();
     assert!(matches!(error, Error::NotFinite { what: "activation", step: 0, .. }), "{error}");
 }

@@ -1,10 +1,15 @@
 //! The model a pipeline carries from stage to stage: a network, how its input is normalized, and the form it is in.
 
+mod channels;
+mod classifier;
+
 use candle_core::{Device, Tensor};
 
-use crate::data::Normalization;
-use crate::models::{self, Classifier, ModelSpec};
-use crate::nn::StateDict;
+pub use channels::{ChannelGroup, Prunable, Slice};
+pub use classifier::{Classifier, Layered};
+
+use crate::data::{Images, Normalization};
+use crate::nn::{Mode, StateDict};
 use crate::quantization::{BlockQuantized, Quantized, Ranges};
 use crate::{Error, Result};
 
@@ -12,7 +17,6 @@ use crate::{Error, Result};
 pub struct Model {
     network: Box<dyn Classifier>,
     normalization: Normalization,
-    device: Device,
     deployed: Option<Deployed>,
 }
 
@@ -27,9 +31,11 @@ pub enum Deployed {
 }
 
 impl Model {
-    /// A full-precision model.
-    pub fn new(network: Box<dyn Classifier>, normalization: Normalization, device: Device) -> Self {
-        Self { network, normalization, device, deployed: None }
+    /// A full-precision model, and what is done to pixels in `[0,1]` before its first layer. Errors if the normalization is for
+    /// another number of channels.
+    pub fn new(network: Box<dyn Classifier>, normalization: Normalization) -> Result<Self> {
+        normalization.validate(network.input_shape()[0])?;
+        Ok(Self { network, normalization, deployed: None })
     }
 
     /// The network, whatever form it is in: for looking at names and shapes and for saving.
@@ -41,10 +47,7 @@ impl Model {
     pub fn full_precision(&self) -> Result<&dyn Classifier> {
         match &self.deployed {
             None => Ok(self.network.as_ref()),
-            Some(form) => Err(Error::invalid(format!(
-                "the model is {}; purify the full-precision model instead (`from = \"<an earlier stage>\"`)",
-                form.name()
-            ))),
+            Some(form) => Err(Error::Deployed { form: form.name() }),
         }
     }
 
@@ -53,20 +56,15 @@ impl Model {
         self.network = network;
     }
 
-    /// Takes over a state dict of the same architecture. Where it has other numbers of channels than the network, because
-    /// filters were removed, the network is built anew.
+    /// Takes over a state dict of the same network. Where it has other numbers of channels, because filters were removed, the
+    /// network is built anew.
     pub fn load_state(&mut self, state: StateDict) -> Result<()> {
-        let width = |(name, own): (&str, usize)| {
-            state.get(&format!("{name}.weight")).and_then(|weight| weight.dims().first()).copied().unwrap_or(own)
-        };
-        let own: Vec<(&str, usize)> =
-            self.network.prunable().iter().map(|layer| (layer.name, layer.weight.dims()[0])).collect();
-        let widths: Vec<usize> = own.iter().copied().map(width).collect();
-        if own.iter().map(|(_, width)| *width).eq(widths.iter().copied()) {
-            return self.network.params().load_state_dict(&state);
+        let params = self.network.params();
+        let differs = |(name, var): (&str, &candle_core::Var)| state.get(name).is_some_and(|t| t.dims() != var.dims());
+        if !params.trainable().any(differs) {
+            return params.load_state_dict(&state);
         }
-        let spec = ModelSpec { widths: Some(widths), ..self.network.spec().clone() };
-        self.network = spec.load(state, &self.device)?;
+        self.network = self.network.rebuild(state, self.device())?;
         Ok(())
     }
 
@@ -82,7 +80,7 @@ impl Model {
 
     /// Where the weights are.
     pub fn device(&self) -> &Device {
-        &self.device
+        self.network.device()
     }
 
     /// Logits `f32[B,K]` for pixels `f32[B,C,H,W]` in `[0,1]`, computed by the form the model is in.
@@ -94,11 +92,36 @@ impl Model {
         }
     }
 
+    /// Logits `f32[B,K]` of the full-precision network for pixels `f32[B,C,H,W]` in `[0,1]`.
+    pub fn forward(&self, pixels: &Tensor, mode: Mode) -> Result<Tensor> {
+        self.full_precision()?.forward(&self.normalization.apply(pixels)?, mode)
+    }
+
+    /// The head's input, `f32[B,D]`, for pixels `f32[B,C,H,W]` in `[0,1]`.
+    pub fn features(&self, pixels: &Tensor, mode: Mode) -> Result<Tensor> {
+        self.full_precision()?.features(&self.normalization.apply(pixels)?, mode)
+    }
+
+    /// Errors if the images have another number of channels or of classes than the model.
+    pub fn check(&self, images: &Images) -> Result<()> {
+        let (channels, classes) = (self.network.input_shape()[0], self.network.classes());
+        if images.shape()[0] != channels || images.classes() != classes {
+            return Err(Error::OtherImages {
+                expected: [channels, classes],
+                found: [images.shape()[0], images.classes()],
+            });
+        }
+        Ok(())
+    }
+
     /// A deep copy of a full-precision model.
     pub fn try_clone(&self) -> Result<Self> {
-        self.full_precision()?;
-        let network = models::copy(self.network.as_ref(), &self.device)?;
-        Ok(Self::new(network, self.normalization.clone(), self.device.clone()))
+        Ok(self.with(self.full_precision()?.copy()?))
+    }
+
+    /// A full-precision model of another network that takes the same images.
+    pub fn with(&self, network: Box<dyn Classifier>) -> Self {
+        Self { network, normalization: self.normalization.clone(), deployed: None }
     }
 }
 
