@@ -279,19 +279,24 @@ fn every_architecture_goes_through_the_stages(#[case] spec: ModelSpec) {
 
 #[rstest]
 fn eight_bits_are_close_and_two_are_not(attacked: &StateDict) {
-    let mut model = model(attacked);
+    let exact_model = model(attacked);
     let (x, _) = images(40, 4).batch(&(0..40).collect::<Vec<_>>(), &Device::Cpu).unwrap();
-    let exact = model.logits(&x).unwrap();
-    let mut error = |bits: u32| {
+    let exact = exact_model.logits(&x).unwrap();
+    let quantized = |bits: u32| {
+        let mut model = exact_model.try_clone().unwrap();
         let stage = Quantize { bits, ..Quantize::default() };
         let form = stage.quantize(&model, &clean(), &Run::quiet(0)).unwrap();
         assert_eq!(form.ranges().unwrap().0.len(), 1 + 20 + 8 + 1, "input, convolutions, residual sums, head");
         model.deploy(form);
+        model
+    };
+    let error = |model: &Model| {
         let difference = (model.logits(&x).unwrap() - &exact).unwrap().sqr().unwrap().mean_all().unwrap();
         difference.to_scalar::<f32>().unwrap().sqrt()
             / exact.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap().sqrt()
     };
-    let (eight, two) = (error(8), error(2));
+    let model = quantized(8);
+    let (eight, two) = (error(&model), error(&quantized(2)));
     assert!(eight < 0.1 && two > 2.0 * eight, "8 bits: {eight}, 2 bits: {two}");
     let message = model.full_precision().err().unwrap().to_string();
     assert!(message.contains("the model is quantized"), "{message}");
