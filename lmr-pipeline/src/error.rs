@@ -46,6 +46,9 @@ pub enum Error {
         /// What the stage said.
         source: lmr_plugin::Error,
     },
+    /// All stages are finished, but their numbers are not what the pipeline's `[expect]` says.
+    #[error("{}", missed(.0))]
+    Missed(Vec<String>),
     /// The user asked to stop. Finished stages are kept.
     #[error("stopped; the same command continues after the stages that are finished in {}", folder.display())]
     Interrupted {
@@ -101,11 +104,13 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// 2 for bad input (pipeline file, checkpoint, data), 130 for Ctrl-C, 1 for a failure while running.
+    /// 2 for bad input (pipeline file, checkpoint, data), 130 for Ctrl-C, 3 for numbers other than expected, 1 for a failure
+    /// while running.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Rejected(_) | Self::Input { .. } | Self::Data { .. } | Self::Hub(_) | Self::Unpublishable(_) => 2,
             Self::Model(lmr_plugin::Error::Image(_)) | Self::Stage { source: lmr_plugin::Error::Image(_), .. } => 2,
+            Self::Missed(_) => 3,
             Self::Interrupted { .. } | Self::PublishStopped { .. } | Self::Model(lmr_plugin::Error::Interrupted) => 130,
             Self::Busy { .. }
             | Self::Stage { .. }
@@ -122,10 +127,22 @@ impl Error {
         Self::Input { path: path.to_path_buf(), message: message.into() }
     }
 
+    /// [`Error::Missed`], unless nothing was missed.
+    pub fn unless_missed(missed: Vec<String>) -> Result<()> {
+        if missed.is_empty() { Ok(()) } else { Err(Self::Missed(missed)) }
+    }
+
     /// Turns an I/O error on `path` into an [`Error::Io`].
     pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self + use<> {
         let path = path.to_path_buf();
         move |source| Self::Io { action, path, source }
+    }
+}
+
+fn missed(all: &[String]) -> String {
+    match all {
+        [one] => format!("an expectation is missed: {one}"),
+        all => format!("{} expectations are missed:\n  {}", all.len(), all.join("\n  ")),
     }
 }
 

@@ -11,7 +11,9 @@ use lmr_plugin::models::ModelSpec;
 use lmr_plugin::stage::{AnyStage, ModelUse};
 
 use crate::config::place::{Faults, Place};
-use crate::config::{DataTable, Draft, Overrides, PublishTable, RunTable, StageTable, TriggerTable, is_name, locate};
+use crate::config::{
+    Bound, DataTable, Draft, ExpectTable, Overrides, PublishTable, RunTable, StageTable, TriggerTable, is_name, locate,
+};
 use crate::datasets::Dataset;
 use crate::device::DeviceChoice;
 use crate::model_config::OwnConfig;
@@ -44,6 +46,8 @@ pub struct Plan {
     pub trigger: Option<TriggerTable>,
     /// The stages in the order they run.
     pub steps: Vec<Step>,
+    /// `[expect]`: what the numbers of the run must come to.
+    pub expect: ExpectTable,
     /// `[publish]`: where the purified model goes in the end.
     pub publish: Option<PublishTable>,
 }
@@ -120,6 +124,7 @@ impl Plan {
         let dataset = check_data(&draft, checkpoint.as_ref(), &mut faults);
         check_trigger(&draft, dataset.as_ref(), &mut faults);
         let from = check_stages(&draft, &mut faults);
+        check_expect(&draft, &mut faults);
         check_publish(&draft, &from, &mut faults);
         if !faults.is_empty() {
             return Err(Error::Rejected(faults.into_problems()));
@@ -138,6 +143,7 @@ impl Plan {
                 dataset: dataset?,
                 trigger: draft.trigger,
                 steps: steps.collect::<Option<_>>()?,
+                expect: draft.expect,
                 publish: draft.publish,
             })
         };
@@ -312,6 +318,28 @@ fn check_fit(table: &TriggerTable, dataset: &Dataset, pipeline: &Path, faults: &
             faults.add(&place.key("target"), format!("expected {stored}, as the stored trigger has, found {found}"));
         }
         Ok(_) => {}
+    }
+}
+
+/// Whether every stage of which something is expected is there.
+fn check_expect(draft: &Draft, faults: &mut Faults) {
+    let names: Vec<&str> = draft.stages.iter().map(|stage| stage.name.as_str()).collect();
+    let unknown = |stage: &str| format!("no stage is called `{stage}`{}", hint(stage, &names));
+    let mut last = None;
+    for expectation in draft.expect.expectations() {
+        let place = Place::section("expect").key(expectation.stage).key(&expectation.path.join("."));
+        // One fault a stage, however much is expected of it.
+        if !names.contains(&expectation.stage) && last.replace(expectation.stage) != Some(expectation.stage) {
+            faults.add(&place, unknown(expectation.stage));
+        }
+        let Bound::Range(range) = expectation.bound else { continue };
+        let Some(other) = &range.drop_from else { continue };
+        let place = place.key("drop-from");
+        if other == expectation.stage {
+            faults.add(&place, format!("`{other}` is the stage itself; expected another one"));
+        } else if !names.contains(&other.as_str()) {
+            faults.add(&place, unknown(other));
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use schemars::generate::SchemaSettings;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value, json};
 
-use crate::config::{DataTable, PublishTable, RunTable, WeightsTable};
+use crate::config::{DataTable, ExpectTable, PublishTable, RunTable, WeightsTable};
 use crate::registry::{STAGES, TRIGGERS};
 
 /// JSON Schema (draft 7, which TOML editors understand) of a pipeline file.
@@ -50,6 +50,7 @@ pub fn pipeline() -> Value {
         "data": inline::<DataTable>(&mut generator),
         "trigger": { "description": "What the attacker does to an image. Only stages that measure or implant see it.", "oneOf": triggers },
         "stage": { "type": "array", "minItems": 1, "items": { "oneOf": stages } },
+        "expect": inline::<ExpectTable>(&mut generator),
         "publish": inline::<PublishTable>(&mut generator),
         "profile": {
             "description": "Other values under names: `--profile paper` takes what is in `[profile.paper]`. Stages as for --set.",

@@ -1,7 +1,7 @@
 //! The command line of LMR: `cargo xtask pipeline configs/quickstart.toml`.
 //!
-//! Exit codes: 0 done, 1 failure while running, 2 bad input (arguments, pipeline file, checkpoint, data), 130 stopped
-//! with Ctrl-C.
+//! Exit codes: 0 done, 1 failure while running, 2 bad input (arguments, pipeline file, checkpoint, data), 3 a number
+//! other than the pipeline expects, 130 stopped with Ctrl-C.
 
 mod commands;
 mod console;

@@ -3,6 +3,7 @@
 //! Layers, weakest first: defaults, the file, one of its profiles, `LMR_…` environment variables, `--set`. A relative path
 //! is looked up from the working directory first, then from the pipeline file's folder and each folder above it.
 
+mod expect;
 mod layers;
 pub(crate) mod place;
 mod publish;
@@ -24,11 +25,12 @@ use crate::preprocess::Convention;
 use crate::problem::hint;
 use crate::registry::{AnyTrigger, STAGES, StageKind, TRIGGERS, TriggerKind};
 use crate::weights::Export;
+pub use expect::{Bound, ExpectTable, Expectation, Range};
 use place::{Faults, Place, read, show};
 pub use publish::PublishTable;
 
 /// The sections of a pipeline file.
-const SECTIONS: &[&str] = &["run", "model", "data", "trigger", "stage", "publish", layers::PROFILES];
+const SECTIONS: &[&str] = &["run", "model", "data", "trigger", "stage", "expect", "publish", layers::PROFILES];
 
 /// `[run]`: what is not about the model or the data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -204,6 +206,7 @@ pub(crate) struct Draft {
     /// Whether there is a `[trigger]`, readable or not.
     pub has_trigger: bool,
     pub stages: Vec<StageTable>,
+    pub expect: ExpectTable,
     pub publish: Option<PublishTable>,
     pub faults: Faults,
 }
@@ -260,13 +263,15 @@ impl Draft {
             }
             None => Vec::new(),
         };
+        let expect = section(&mut table, "expect", true, &mut faults).unwrap_or_default();
+        let expect = ExpectTable::read(expect, &mut faults);
         let publish = match table.contains_key("publish") {
             true => section(&mut table, "publish", true, &mut faults),
             false => None,
         };
         let publish = publish.and_then(|publish| read(publish, &Place::section("publish"), &mut faults));
         let file = file.to_path_buf();
-        Ok(Self { file, run, model, weights, data, trigger, has_trigger, stages, publish, faults })
+        Ok(Self { file, run, model, weights, data, trigger, has_trigger, stages, expect, publish, faults })
     }
 
     /// Where a relative path of the pipeline leads.

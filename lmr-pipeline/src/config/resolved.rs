@@ -39,6 +39,9 @@ impl Plan {
             pipeline.insert("trigger".into(), Value::Object(trigger));
         }
         pipeline.insert("stage".into(), Value::Array(stages));
+        if !self.expect.is_empty() {
+            pipeline.insert("expect".into(), value(serde_json::to_value(&self.expect))?);
+        }
         if let Some(publish) = &self.publish {
             pipeline.insert("publish".into(), value(serde_json::to_value(publish))?);
         }

@@ -71,6 +71,14 @@ fn write(page: &mut String, plan: &Plan, inputs: &Inputs, report: &Report, folde
         }
         writeln!(page)?;
     }
+    if !report.expect.is_empty() {
+        writeln!(page, "## Expected\n\n| number | expected | found | |\n|---|---|---|---|")?;
+        for checked in &report.expect {
+            let met = if checked.met { "met" } else { "**missed**" };
+            writeln!(page, "| {} | {} | {} | {met} |", checked.place(), checked.expected, checked.found())?;
+        }
+        writeln!(page)?;
+    }
     writeln!(page, "## Stages\n\n| # | stage | kind | from | seconds | |\n|---:|---|---|---|---:|---|")?;
     for stage in &report.stages {
         let from = stage.from.as_deref().unwrap_or("(as received)");

@@ -1,5 +1,6 @@
 //! What a run found: `report.json`, the contract that other tools read, and `report.md` for people.
 
+mod expect;
 mod markdown;
 
 use std::borrow::Cow;
@@ -15,6 +16,7 @@ use crate::device::{self, ComputeDtype};
 use crate::inputs::Inputs;
 use crate::plan::{Plan, Step};
 
+pub use expect::Checked;
 pub use markdown::markdown;
 
 /// `report.json`. Metrics are fractions in [0, 1]; `asr` and `ta` are null where no trigger is configured.
@@ -30,6 +32,9 @@ pub struct Report {
     pub data: DataReport,
     /// Every stage in the order of the pipeline.
     pub stages: Vec<StageReport>,
+    /// What the pipeline expected of them.
+    #[serde(default)]
+    pub expect: Vec<Checked>,
 }
 
 /// `run` of a report.
@@ -134,6 +139,7 @@ impl Report {
                 clean: inputs.data.clean.count,
                 test: inputs.data.test.as_ref().map_or(0, |test| test.count),
             },
+            expect: expect::check(&plan.expect, &stages),
             stages,
         }
     }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod inspect;
+mod measured;
 mod pipeline;
 mod publish;
 mod repeat;

@@ -3,12 +3,12 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use comfy_table::CellAlignment;
 use lmr_pipeline::hub::Hub;
 use lmr_pipeline::plan::RemoteInput;
-use lmr_pipeline::report::{Report, percent};
+use lmr_pipeline::report::Report;
 use lmr_pipeline::{Options, Overrides, Plan, run};
 
+use super::measured::Measured;
 use super::publish::publish;
 use super::table;
 use crate::console::{Console, Verbosity};
@@ -69,6 +69,8 @@ impl Arguments {
             print(&summary(&plan, &report))?;
             print(&format!("{:.1} s; report: {}", report.run.seconds, folder.join("report.md").display()))?;
         }
+        // What missed an expectation stays here.
+        report.check()?;
         match &plan.publish {
             Some(table) => publish(&folder, table, None, &console),
             None => Ok(()),
@@ -117,24 +119,25 @@ fn from_hub(plan: &Plan) -> anyhow::Result<Vec<String>> {
 
 fn summary(plan: &Plan, report: &Report) -> String {
     let mut lines = Vec::new();
-    let measurements = report.measurements();
-    if !measurements.is_empty() {
-        // Most triggers know no decoy.
-        let columns = if measurements.iter().any(|m| m.decoy_acc.is_some()) { 5 } else { 4 };
-        let mut table = table(["model", "ACC %", "ASR %", "TA %", "decoy ACC %"].into_iter().take(columns));
-        for column in table.column_iter_mut().skip(1) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-        for m in &measurements {
-            let row = [m.name.to_string(), percent(Some(m.acc)), percent(m.asr), percent(m.ta), percent(m.decoy_acc)];
-            table.add_row(row.into_iter().take(columns));
-        }
-        lines.push(table.to_string());
+    let measured = Measured::of(report);
+    if !measured.rows.is_empty() {
+        lines.push(measured.table().to_string());
     }
     if let Some(estimated) = report.estimated() {
         let class = estimated.class as usize;
         let name = plan.dataset.descriptor().classes.get(class).map_or("?", String::as_str);
         lines.push(format!("estimated backdoor class: {class} ({name}). {}", estimated.verdict()));
     }
+    lines.extend(expected(report));
     lines.join("\n")
+}
+
+/// What the pipeline expected, and whether it came out.
+fn expected(report: &Report) -> Option<String> {
+    let mut table = table(["number", "expected", "found", ""]);
+    for checked in &report.expect {
+        let met = if checked.met { "met" } else { "missed" };
+        table.add_row([checked.place(), checked.expected.to_string(), checked.found(), met.into()]);
+    }
+    (!report.expect.is_empty()).then(|| table.to_string())
 }

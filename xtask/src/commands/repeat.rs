@@ -4,12 +4,10 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use anyhow::{Context, bail};
-use comfy_table::CellAlignment;
 use lmr_pipeline::report::{Report, percent};
-use lmr_pipeline::{Options, Overrides, Plan, run};
+use lmr_pipeline::{Error, Options, Overrides, Plan, run};
 
-use super::table;
+use super::measured::Measured;
 use crate::console::{Console, Verbosity};
 use crate::threads;
 
@@ -55,7 +53,8 @@ impl FromStr for Seeds {
 }
 
 impl Arguments {
-    /// Runs the pipeline once a seed and prints the median and the worst of every measurement.
+    /// Runs the pipeline once a seed and prints the median and the worst of every measurement. A seed that misses what the
+    /// pipeline expects does not keep the others from running.
     pub fn run(self) -> anyhow::Result<()> {
         threads::start(None)?;
         let console = Console::new(Verbosity { verbose: 0, quiet: true });
@@ -69,7 +68,9 @@ impl Arguments {
         };
         let repeated =
             Repeated { config: self.config, profile: self.profile, set: self.set, parent, seeds: self.seeds };
-        print(&summary(&repeated.run(&console)?)?)
+        let reports = repeated.run(&console)?;
+        print(&summary(&reports)?)?;
+        Ok(Error::unless_missed(missed(&reports))?)
     }
 }
 
@@ -108,6 +109,15 @@ fn print(text: &str) -> anyhow::Result<()> {
     Ok(writeln!(std::io::stdout(), "{text}")?)
 }
 
+/// What the pipeline expected and some seed missed, in a sentence each.
+pub fn missed(reports: &[Report]) -> Vec<String> {
+    let all = reports.iter().flat_map(|report| {
+        let seed = report.run.seed;
+        report.missed().into_iter().map(move |missed| format!("seed {seed}, {missed}"))
+    });
+    all.collect()
+}
+
 /// One run in one line.
 fn line(report: &Report) -> String {
     let class = report.estimated().map_or("-".into(), |found| format!("{} ({:.2})", found.class, found.collapse));
@@ -121,30 +131,7 @@ fn line(report: &Report) -> String {
 
 /// Median and worst over the seeds of every measurement, and the classes that were named.
 fn summary(reports: &[Report]) -> anyhow::Result<String> {
-    let Some(first) = reports.first() else { bail!("no seeds") };
-    let mut table = table(["model", "ACC % median (lowest)", "ASR % median (highest)", "TA % median (lowest)"]);
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    for (at, measurement) in first.measurements().iter().enumerate() {
-        let column = |pick: fn(&lmr_pipeline::report::Measurement<'_>) -> Option<f64>| -> anyhow::Result<Vec<f64>> {
-            let mut values = Vec::new();
-            for report in reports {
-                values.extend(pick(report.measurements().get(at).context("the runs differ in their stages")?));
-            }
-            values.sort_by(f64::total_cmp);
-            Ok(values)
-        };
-        let cell = |values: Vec<f64>, worst: fn(&[f64]) -> Option<&f64>| {
-            format!("{} ({})", percent(median(&values)), percent(worst(&values).copied()))
-        };
-        table.add_row([
-            measurement.name.to_string(),
-            cell(column(|m| Some(m.acc))?, <[f64]>::first),
-            cell(column(|m| m.asr)?, <[f64]>::last),
-            cell(column(|m| m.ta)?, <[f64]>::first),
-        ]);
-    }
+    let table = Measured::over(reports)?.table();
     let classes: Vec<String> = reports
         .iter()
         .filter_map(Report::estimated)
@@ -153,24 +140,9 @@ fn summary(reports: &[Report]) -> anyhow::Result<String> {
     Ok(format!("{table}\nestimated classes (collapse): {}", classes.join(" ")))
 }
 
-/// The middle of ascending values, the mean of two middle ones.
-pub fn median(sorted: &[f64]) -> Option<f64> {
-    let middle = sorted.len().checked_sub(1)? / 2;
-    let values = &sorted[middle..=sorted.len() / 2];
-    Some(values.iter().sum::<f64>() / values.len() as f64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn medians_of_odd_even_and_no_values() {
-        assert_eq!(median(&[1.0, 2.0, 9.0]), Some(2.0));
-        assert_eq!(median(&[1.0, 2.0, 4.0, 9.0]), Some(3.0));
-        assert_eq!(median(&[5.0]), Some(5.0));
-        assert_eq!(median(&[]), None);
-    }
 
     #[test]
     fn seeds_are_a_range() {

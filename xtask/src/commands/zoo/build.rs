@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use lmr_pipeline::Error;
 use lmr_pipeline::report::percent;
 use lmr_pipeline::zoo::CLEAN;
 
@@ -25,7 +26,8 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// Builds one member after the other. Stages that a former build has finished are reused.
+    /// Builds one member after the other. Stages that a former build has finished are reused. A member that misses what its
+    /// pipeline expects does not keep the others from being built.
     pub fn run(self) -> anyhow::Result<()> {
         let console = Console::new(Verbosity { verbose: 0, quiet: false });
         threads::start(self.threads)?;
@@ -37,6 +39,7 @@ impl Arguments {
             members.splice(0..0, clean);
         }
         console.handle_interrupts()?;
+        let mut missed = Vec::new();
         for member in members {
             let report = member.build(self.set.clone(), &console);
             console.done();
@@ -45,7 +48,8 @@ impl Arguments {
                 format!("ACC {}, ASR {}, TA {}", percent(Some(m.acc)), percent(m.asr), percent(m.ta))
             });
             writeln!(std::io::stdout(), "{}: {measured}; {}", member.name, member.folder.display())?;
+            missed.extend(report.missed().into_iter().map(|missed| format!("{}, {missed}", member.name)));
         }
-        Ok(())
+        Ok(Error::unless_missed(missed)?)
     }
 }

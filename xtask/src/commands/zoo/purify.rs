@@ -4,11 +4,13 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use comfy_table::{CellAlignment, Table};
+use lmr_pipeline::Error;
 use lmr_pipeline::report::{Measurement, Report, percent};
 use lmr_pipeline::zoo::Member;
 
 use super::{Chosen, Place};
-use crate::commands::repeat::{Repeated, Seeds, median};
+use crate::commands::measured::median;
+use crate::commands::repeat::{Repeated, Seeds, missed};
 use crate::commands::table;
 use crate::console::{Console, Verbosity};
 use crate::threads;
@@ -60,6 +62,7 @@ impl Arguments {
         for column in table.column_iter_mut().skip(2) {
             column.set_cell_alignment(CellAlignment::Right);
         }
+        let mut all_missed = Vec::new();
         for member in self.place.zoo().select(&self.chosen.only)? {
             if member.report().is_none() {
                 writeln!(std::io::stdout(), "{}: not built", member.name)?;
@@ -73,9 +76,12 @@ impl Arguments {
                 seeds: self.seeds,
             };
             writeln!(std::io::stdout(), "{}:", member.name)?;
-            row(&mut table, &member, &repeated.run(&console)?);
+            let reports = repeated.run(&console)?;
+            row(&mut table, &member, &reports);
+            all_missed.extend(missed(&reports).into_iter().map(|missed| format!("{}, {missed}", member.name)));
         }
-        Ok(writeln!(std::io::stdout(), "{table}")?)
+        writeln!(std::io::stdout(), "{table}")?;
+        Ok(Error::unless_missed(all_missed)?)
     }
 }
 
