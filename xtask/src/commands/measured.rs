@@ -1,4 +1,4 @@
-//! What runs measured, as the cells of a table for the terminal.
+//! What runs measured, as the cells of a table for the terminal or for a Markdown page.
 
 use anyhow::Context;
 use comfy_table::{CellAlignment, Table};
@@ -68,6 +68,14 @@ impl Measured {
         }
         table.add_rows(self.rows);
         table
+    }
+
+    /// For a Markdown page.
+    pub fn markdown(&self) -> String {
+        let line = |cells: &[String]| format!("| {} |\n", cells.join(" | ").replace('\n', " "));
+        let rule = format!("|---|{}\n", "---:|".repeat(self.header.len().saturating_sub(1)));
+        let rows: String = self.rows.iter().map(|row| line(row)).collect();
+        line(&self.header) + &rule + &rows
     }
 }
 

@@ -6,6 +6,7 @@ mod measured;
 mod pipeline;
 mod publish;
 mod repeat;
+mod results;
 mod schema;
 mod stages;
 mod zoo;
@@ -24,6 +25,8 @@ pub enum Command {
     Inspect(inspect::Arguments),
     /// Runs a pipeline with several seeds and prints median and worst of what it measures.
     Repeat(repeat::Arguments),
+    /// Writes the tables of results in a Markdown page from the reports of runs.
+    Results(results::Arguments),
     /// Trains models with known backdoors, to measure defenses on.
     #[command(subcommand)]
     Zoo(zoo::Command),
@@ -44,6 +47,7 @@ impl Command {
             Self::Publish(arguments) => arguments.run(),
             Self::Inspect(arguments) => arguments.run(),
             Self::Repeat(arguments) => arguments.run(),
+            Self::Results(arguments) => arguments.run(),
             Self::Zoo(command) => command.run(),
             Self::Bench(arguments) => arguments.run(),
             Self::Schema(arguments) => arguments.run(),
