@@ -1,19 +1,30 @@
-//! The whole way on a tiny problem: a backdoor is implanted, found and removed, and the accuracy stays. The problem is
-//! easy on purpose; how well the method works is measured on real data.
+//! The method at its defaults, on the bundled model and data: the backdoor is found, it goes, and the accuracy stays.
+//! Without the method it does not go, and the pipeline's own expectations say so.
 #![allow(clippy::unwrap_used, reason = "the helpers of these tests fail the test that called them")]
 
-use lmr_tests::Project;
+use std::path::Path;
+use std::process::Command;
+
 use serde_json::Value;
 
-const PLAIN: &str = "{ crop-padding = 0, flip = false }";
+/// Fewer test images than the quickstart measures on; everything else is as it is.
+const TEST_IMAGES: &str = "data.test.count=2000";
 
-fn run(project: &Project, config: &str, out: &str, sets: &[String]) -> Vec<Value> {
-    let mut arguments = vec!["pipeline", config, "--out", out];
-    sets.iter().for_each(|set| arguments.extend(["--set", set]));
-    let run = project.run(&arguments);
-    assert_eq!(run.code, Some(0), "{}", run.stderr);
-    let report: Value = serde_json::from_slice(&project.read(&format!("{out}/report.json"))).unwrap();
-    report["stages"].as_array().unwrap().clone()
+/// Runs the quickstart in a folder, and gives its exit code and the stages of its report.
+fn quickstart(out: &Path, sets: &[&str]) -> (Option<i32>, Vec<Value>) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lmr-under-test"));
+    command.current_dir(root).args(["pipeline", "configs/quickstart.toml", "--set", TEST_IMAGES]);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LMR_")) {
+        command.env_remove(name);
+    }
+    for set in sets {
+        command.args(["--set", set]);
+    }
+    let run = command.arg("--out").arg(out).output().unwrap();
+    let report = std::fs::read(out.join("report.json"));
+    let report: Value = serde_json::from_slice(&report.unwrap_or_else(|_| panic!("{run:?}"))).unwrap();
+    (run.status.code(), report["stages"].as_array().unwrap().clone())
 }
 
 fn metric(stages: &[Value], name: &str, metric: &str) -> f64 {
@@ -23,32 +34,22 @@ fn metric(stages: &[Value], name: &str, metric: &str) -> f64 {
 
 #[test]
 fn the_backdoor_goes_and_the_accuracy_stays() {
-    let project = Project::new(env!("CARGO_BIN_EXE_lmr-under-test"));
-    let sets = ["model.width=8", "stage.attack.epochs=20", &format!("stage.attack.augment={PLAIN}")].map(String::from);
-    let attacked = run(&project, "attack.toml", "attacked", &sets);
-    assert!(metric(&attacked, "evaluate", "asr") > 0.95, "{attacked:?}");
-
-    let sets = [
-        "model.width=8",
-        "model.weights.path=attacked/00-attack/model.safetensors",
-        "data.clean.count=80",
-        "stage.estimate.max-steps=60",
-        // So easy a problem saturates the default margin on clean images without the backdoor noticing. With these, seeds 0
-        // to 5 all end at an ASR of 0 and an ACC of 0.97 and more on a CPU with AVX2. Rounding differs from one kind of
-        // CPU to another, and with a margin of 40 and 20 epochs one kind kept a third of the backdoor for three seeds.
-        "stage.logit-repel.m1=60",
-        "stage.logit-repel.lr=0.1",
-        "stage.logit-repel.epochs=30",
-        &format!("stage.logit-repel.augment={PLAIN}"),
-        "stage.recover.lr=0.01",
-        "stage.recover.epochs=60",
-        &format!("stage.recover.augment={PLAIN}"),
-    ];
-    let purified = run(&project, "pipeline.toml", "purified", &sets.map(String::from));
-    assert_eq!(purified[1]["outcome"]["class"], 0, "the trigger's target");
-    assert!(metric(&purified, "received", "asr") > 0.95 && metric(&purified, "received", "ta") < 0.05);
+    let out = tempfile::tempdir().unwrap();
+    let (code, stages) = quickstart(out.path(), &[]);
+    assert_eq!(metric(&stages, "estimate", "class"), 0.0, "the trigger's target");
+    let received = ["acc", "asr", "ta"].map(|which| metric(&stages, "received", which));
+    assert!(received[0] > 0.92 && received[1] > 0.99 && received[2] < 0.01, "{received:?}");
     for name in ["purified", "purified + int8"] {
-        let [acc, asr, ta] = ["acc", "asr", "ta"].map(|which| metric(&purified, name, which));
-        assert!(acc > 0.9 && asr < 0.1 && ta > 0.9, "{name}: ACC {acc}, ASR {asr}, TA {ta}");
+        let [acc, asr, ta] = ["acc", "asr", "ta"].map(|which| metric(&stages, name, which));
+        assert!(acc > received[0] - 0.02 && asr < 0.03 && ta > 0.88, "{name}: ACC {acc}, ASR {asr}, TA {ta}");
     }
+    assert_eq!(code, Some(0), "the pipeline's own expectations are met");
+
+    // Everything but the repulsion: the estimate is reused, nothing is pushed, the fine-tuning is the same.
+    let without = ["stage.logit-repel.alpha=0", "stage.logit-repel.beta=0", "stage.delta-prune.ratio=0"];
+    let (code, stages) = quickstart(out.path(), &without);
+    assert_eq!(stages[1]["reused"], true);
+    let asr = metric(&stages, "purified", "asr");
+    assert!(asr > 0.1, "the backdoor goes by itself: {asr}");
+    assert_eq!(code, Some(3), "and the pipeline says that it stayed");
 }
