@@ -146,6 +146,12 @@ fn missed(all: &[String]) -> String {
     }
 }
 
+impl From<lmr_plugin::nn::Error> for Error {
+    fn from(error: lmr_plugin::nn::Error) -> Self {
+        Self::Model(error.into())
+    }
+}
+
 impl From<HubError> for Error {
     fn from(error: HubError) -> Self {
         match error {

@@ -1,5 +1,7 @@
 //! The one error type of the crate.
 
+use crate::nn;
+
 /// What can go wrong in a stage, a model or a loss.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -64,7 +66,10 @@ pub enum Error {
     Image(Box<dyn std::error::Error + Send + Sync>),
     /// A checkpoint does not fit the model it was meant for.
     #[error("{0}")]
-    Weights(#[from] crate::nn::WeightsError),
+    Weights(#[from] nn::WeightsError),
+    /// A layer or an operation refused what it was given.
+    #[error(transparent)]
+    Nn(nn::Error),
     /// Training or scoring produced NaN or infinity.
     #[error("{what} is {value} at step {step}; lower the learning rate or set `clip-norm`")]
     NotFinite {
@@ -92,6 +97,33 @@ impl Error {
     /// An [`Error::Invalid`] from anything printable.
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::Invalid(message.into())
+    }
+}
+
+impl From<nn::Error> for Error {
+    /// What both crates know stays what it is, and an error of this crate that an interpreter passed on is itself again.
+    fn from(error: nn::Error) -> Self {
+        match error {
+            nn::Error::Candle(error) => Self::Candle(error),
+            nn::Error::Weights(faults) => Self::Weights(faults),
+            nn::Error::Other(error) => match error.downcast::<Self>() {
+                Ok(own) => *own,
+                Err(foreign) => Self::Nn(nn::Error::Other(foreign)),
+            },
+            error => Self::Nn(error),
+        }
+    }
+}
+
+impl From<Error> for nn::Error {
+    /// For interpreters of this crate: what they fail with passes through the layers.
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Candle(error) => Self::Candle(error),
+            Error::Weights(faults) => Self::Weights(faults),
+            Error::Nn(error) => error,
+            own => Self::Other(Box::new(own)),
+        }
     }
 }
 

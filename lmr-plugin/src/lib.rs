@@ -35,12 +35,10 @@ pub mod generators;
 pub mod losses;
 pub mod model;
 pub mod models;
-pub mod nn;
 pub mod optim;
 pub mod predict;
 pub mod pruning;
 pub mod quantization;
-pub mod rng;
 pub mod run;
 pub mod stage;
 pub mod stages;
@@ -48,3 +46,5 @@ pub mod train;
 pub mod triggers;
 
 pub use error::{Error, Result};
+pub use lmr_nn as nn;
+pub use lmr_nn::rng;

@@ -73,5 +73,5 @@ impl Hourglass {
 fn block((from, to): (usize, usize), b: &Builder) -> Result<ConvBn> {
     let config = ConvConfig { padding: 1, ..ConvConfig::default() };
     let spec = ConvSpec { in_channels: from, out_channels: to, kernel: (3, 3), bias: false, config };
-    ConvBn::new(Conv2d::new(&spec, &b.pp("conv"))?, BatchNorm2d::new(to, &b.pp("bn"))?)
+    Ok(ConvBn::new(Conv2d::new(&spec, &b.pp("conv"))?, BatchNorm2d::new(to, &b.pp("bn"))?)?)
 }

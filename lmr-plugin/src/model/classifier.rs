@@ -33,7 +33,7 @@ pub trait Classifier: Any + Send + Sync {
     /// Logits `f32[B,K]` for normalized images `f32[B,C,H,W]`.
     fn forward(&self, images: &Tensor, mode: Mode) -> Result<Tensor> {
         let features = self.features(images, mode)?;
-        mode.with(|how| how.linear(self.head(), &features, Activation::None)).map_err(Into::into)
+        Ok(mode.with(|how| how.linear(self.head(), &features, Activation::None))?)
     }
 
     /// Logits in inference, of which nothing is recorded.

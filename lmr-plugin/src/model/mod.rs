@@ -62,7 +62,7 @@ impl Model {
         let params = self.network.params();
         let differs = |(name, var): (&str, &candle_core::Var)| state.get(name).is_some_and(|t| t.dims() != var.dims());
         if !params.trainable().any(differs) {
-            return params.load_state_dict(&state);
+            return Ok(params.load_state_dict(&state)?);
         }
         self.network = self.network.rebuild(state, self.device())?;
         Ok(())

@@ -59,7 +59,7 @@ impl Layers for ConvNet {
         let x = how.input(images)?;
         let x = how.trunk(&self.trunk, &x)?;
         match &self.neck {
-            Neck::Average => how.global_avg_pool(&x),
+            Neck::Average => Ok(how.global_avg_pool(&x)?),
             Neck::Hidden(side, layers) => {
                 let mut x = how.adaptive_avg_pool(&x, (*side, *side))?;
                 x = how.flatten(&x)?;

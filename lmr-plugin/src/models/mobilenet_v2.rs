@@ -23,7 +23,7 @@ fn scaled(channels: usize, multiplier: f64) -> usize {
 fn depthwise(channels: usize, stride: usize, b: &Builder) -> Result<ConvBn> {
     let config = ConvConfig { stride, padding: 1, dilation: 1, groups: channels };
     let spec = ConvSpec { in_channels: channels, out_channels: channels, kernel: (3, 3), bias: false, config };
-    ConvBn::new(Conv2d::new(&spec, &b.pp(0))?, BatchNorm2d::new(channels, &b.pp(1))?)
+    Ok(ConvBn::new(Conv2d::new(&spec, &b.pp(0))?, BatchNorm2d::new(channels, &b.pp(1))?)?)
 }
 
 /// Expands to `hidden` channels, filters each of them, and projects to `to` channels without activation. Takes and returns how

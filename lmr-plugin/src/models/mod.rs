@@ -26,10 +26,10 @@ use crate::nn::{BatchNorm2d, Builder, Conv2d, ConvBn, ConvConfig, ConvSpec};
 fn conv(channels: (usize, usize), kernel: usize, stride: usize, bias: bool, b: &Builder) -> Result<Conv2d> {
     let config = ConvConfig { stride, padding: kernel / 2, ..ConvConfig::default() };
     let (in_channels, out_channels) = channels;
-    Conv2d::new(&ConvSpec { in_channels, out_channels, kernel: (kernel, kernel), bias, config }, b)
+    Ok(Conv2d::new(&ConvSpec { in_channels, out_channels, kernel: (kernel, kernel), bias, config }, b)?)
 }
 
 /// [`conv`] without bias, and the batch norm behind it.
 fn conv_bn(channels: (usize, usize), kernel: usize, stride: usize, b: &Builder, bn: &Builder) -> Result<ConvBn> {
-    ConvBn::new(conv(channels, kernel, stride, false, b)?, BatchNorm2d::new(channels.1, bn)?)
+    Ok(ConvBn::new(conv(channels, kernel, stride, false, b)?, BatchNorm2d::new(channels.1, bn)?)?)
 }

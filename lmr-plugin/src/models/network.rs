@@ -91,6 +91,6 @@ impl Classifier for Network {
 impl Layered for Network {
     fn interpret(&self, how: &mut dyn Forward, images: &Tensor) -> Result<Tensor> {
         let features = self.layers.features(how, images)?;
-        how.linear(self.layers.head(), &features, Activation::None)
+        Ok(how.linear(self.layers.head(), &features, Activation::None)?)
     }
 }

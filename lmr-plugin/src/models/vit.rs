@@ -49,7 +49,7 @@ impl Block {
         let normal = how.layer_norm(&self.norms.1, &x)?;
         let hidden = how.linear(&self.mlp.0, &normal, Activation::Gelu)?;
         let more = how.linear(&self.mlp.1, &hidden, Activation::None)?;
-        how.add(&x, &more)
+        Ok(how.add(&x, &more)?)
     }
 }
 
@@ -143,6 +143,6 @@ impl Layers for VisionTransformer {
         }
         // Only the class token is read, so only it is normalized.
         let x = how.class_token(&x)?;
-        how.layer_norm(&self.norm, &x)
+        Ok(how.layer_norm(&self.norm, &x)?)
     }
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Scheme, collect, round_weight};
 use crate::model::Classifier;
-use crate::nn::{Forward, Weighted};
+use crate::nn::{self, Forward, Weighted};
 use crate::{Error, Result};
 
 /// How a block of weights is stored.
@@ -253,9 +253,9 @@ struct Rounded<'a> {
 }
 
 impl Forward for Rounded<'_> {
-    fn weights(&mut self, layer: Weighted<'_>) -> Result<(Tensor, Option<Tensor>)> {
+    fn weights(&mut self, layer: Weighted<'_>) -> nn::Result<(Tensor, Option<Tensor>)> {
         let rounded = self.layers.get(layer.name()).map(|layer| (layer.weight.clone(), layer.bias.clone()));
-        rounded.ok_or_else(|| Error::invalid(format!("layer `{}` has no blocks", layer.name())))
+        Ok(rounded.ok_or_else(|| Error::invalid(format!("layer `{}` has no blocks", layer.name())))?)
     }
 }
 

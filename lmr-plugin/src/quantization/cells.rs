@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use super::{Scheme, integer_weight, run_once};
 use crate::bounds::Bounds;
 use crate::model::Classifier;
-use crate::nn::{Forward, Weighted};
+use crate::nn::{self, Forward, Weighted};
 use crate::{Error, Result};
 
 /// How far from an integer a weight may be: less than a half, so that no rounding error of floating point carries it across.
@@ -42,7 +42,7 @@ struct Collect {
 }
 
 impl Forward for Collect {
-    fn weights(&mut self, layer: Weighted<'_>) -> Result<(Tensor, Option<Tensor>)> {
+    fn weights(&mut self, layer: Weighted<'_>) -> nn::Result<(Tensor, Option<Tensor>)> {
         let (folded, bias) = layer.folded()?;
         let (low, high) = cell(layer, &folded, self.scheme)?;
         self.bounds.push(layer.weight(), low, high);

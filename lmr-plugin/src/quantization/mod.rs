@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::CleanSet;
 use crate::model::{Classifier, Model};
+use crate::nn;
 use crate::nn::int8::Kernel;
 use crate::nn::{
     Activation, BatchNorm2d, Conv2d, ConvBn, ConvConfig, Forward, Grid, LayerNorm, Linear, PatchEmbedding, Path,
@@ -120,7 +121,7 @@ impl Quantized {
         }
         let mut engine = Engine::new(Integer { layers: &self.layers }, &self.packed, &self.ranges, Kernel::best());
         let logits = model.need_layers("computing with integers")?.interpret(&mut engine, x)?;
-        engine.decoded(&logits)
+        Ok(engine.decoded(&logits)?)
     }
 
     /// The same logits, computed in f32 with values on the integers' grids.
@@ -145,15 +146,15 @@ struct Tap<I, F> {
 }
 
 impl<I: Forward, F: FnMut(&Tensor, usize) -> Result<Tensor>> Tap<I, F> {
-    fn point(&mut self, x: Tensor) -> Result<Tensor> {
+    fn point(&mut self, x: Tensor) -> nn::Result<Tensor> {
         self.at += 1;
-        (self.act)(&x, self.at - 1)
+        Ok((self.act)(&x, self.at - 1)?)
     }
 }
 
 impl<I: Forward, F: FnMut(&Tensor, usize) -> Result<Tensor>> Tap<I, F> {
     /// An activation point for the sum, and one for what follows it.
-    fn sum(&mut self, y: Tensor, residual: &Tensor, activation: Activation) -> Result<Tensor> {
+    fn sum(&mut self, y: Tensor, residual: &Tensor, activation: Activation) -> nn::Result<Tensor> {
         let sum = (self.point(y)? + residual)?;
         let y = activation.apply(&sum)?;
         self.point(y)
@@ -161,7 +162,7 @@ impl<I: Forward, F: FnMut(&Tensor, usize) -> Result<Tensor>> Tap<I, F> {
 }
 
 impl<I: Forward, F: FnMut(&Tensor, usize) -> Result<Tensor>> Forward for Tap<I, F> {
-    fn input(&mut self, x: &Tensor) -> Result<Tensor> {
+    fn input(&mut self, x: &Tensor) -> nn::Result<Tensor> {
         let x = self.inner.input(x)?;
         self.point(x)
     }
@@ -172,7 +173,7 @@ impl<I: Forward, F: FnMut(&Tensor, usize) -> Result<Tensor>> Forward for Tap<I, 
         x: &Tensor,
         residual: Option<&Tensor>,
         activation: Activation,
-    ) -> Result<Tensor> {
+    ) -> nn::Result<Tensor> {
         let alone = if residual.is_some() { Activation::None } else { activation };
         let y = self.inner.conv_bn(layer, x, None, alone)?;
         match residual {
@@ -187,7 +188,7 @@ impl<I: Forward, F: FnMut(&Tensor, usize) -> Result<Tensor>> Forward for Tap<I, 
         x: &Tensor,
         residual: Option<&Tensor>,
         activation: Activation,
-    ) -> Result<Tensor> {
+    ) -> nn::Result<Tensor> {
         let alone = if residual.is_some() { Activation::None } else { activation };
         let y = self.inner.conv(layer, x, None, alone)?;
         match residual {
@@ -196,33 +197,33 @@ impl<I: Forward, F: FnMut(&Tensor, usize) -> Result<Tensor>> Forward for Tap<I, 
         }
     }
 
-    fn batch_norm(&mut self, layer: &BatchNorm2d, x: &Tensor, activation: Activation) -> Result<Tensor> {
+    fn batch_norm(&mut self, layer: &BatchNorm2d, x: &Tensor, activation: Activation) -> nn::Result<Tensor> {
         let y = self.inner.batch_norm(layer, x, activation)?;
         self.point(y)
     }
 
-    fn linear(&mut self, layer: &Linear, x: &Tensor, activation: Activation) -> Result<Tensor> {
+    fn linear(&mut self, layer: &Linear, x: &Tensor, activation: Activation) -> nn::Result<Tensor> {
         let y = self.inner.linear(layer, x, activation)?;
         self.point(y)
     }
 
-    fn embed(&mut self, layer: &PatchEmbedding, images: &Tensor) -> Result<Tensor> {
+    fn embed(&mut self, layer: &PatchEmbedding, images: &Tensor) -> nn::Result<Tensor> {
         let images = self.point(images.clone())?;
         let y = self.inner.embed(layer, &images)?;
         self.point(y)
     }
 
-    fn layer_norm(&mut self, layer: &LayerNorm, x: &Tensor) -> Result<Tensor> {
+    fn layer_norm(&mut self, layer: &LayerNorm, x: &Tensor) -> nn::Result<Tensor> {
         let y = self.inner.layer_norm(layer, x)?;
         self.point(y)
     }
 
-    fn attend(&mut self, qkv: &Tensor, heads: usize) -> Result<Tensor> {
+    fn attend(&mut self, qkv: &Tensor, heads: usize) -> nn::Result<Tensor> {
         let y = self.inner.attend(qkv, heads)?;
         self.point(y)
     }
 
-    fn add(&mut self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    fn add(&mut self, x: &Tensor, y: &Tensor) -> nn::Result<Tensor> {
         let y = self.inner.add(x, y)?;
         self.point(y)
     }
@@ -234,9 +235,10 @@ struct Integer<'a> {
 }
 
 impl Forward for Integer<'_> {
-    fn weights(&mut self, layer: Weighted<'_>) -> Result<(Tensor, Option<Tensor>)> {
+    fn weights(&mut self, layer: Weighted<'_>) -> nn::Result<(Tensor, Option<Tensor>)> {
         let rounded = self.layers.get(layer.name());
-        rounded.cloned().ok_or_else(|| Error::invalid(format!("layer `{}` was not quantized", layer.name())))
+        let missing = || Error::invalid(format!("layer `{}` was not quantized", layer.name()));
+        Ok(rounded.cloned().ok_or_else(missing)?)
     }
 }
 
@@ -282,7 +284,7 @@ struct Collect<T, F> {
 }
 
 impl<T, F: Fn(Weighted<'_>, &Tensor) -> Result<T>> Forward for Collect<T, F> {
-    fn weights(&mut self, layer: Weighted<'_>) -> Result<(Tensor, Option<Tensor>)> {
+    fn weights(&mut self, layer: Weighted<'_>) -> nn::Result<(Tensor, Option<Tensor>)> {
         let (weight, bias) = layer.folded()?;
         // A deep copy: the model may train on, its quantized form stays.
         let kept = ((self.round)(layer, &weight)?, bias.as_ref().map(Tensor::copy).transpose()?);
@@ -334,7 +336,7 @@ struct Unfold {
 }
 
 impl Forward for Unfold {
-    fn weights(&mut self, layer: Weighted<'_>) -> Result<(Tensor, Option<Tensor>)> {
+    fn weights(&mut self, layer: Weighted<'_>) -> nn::Result<(Tensor, Option<Tensor>)> {
         self.weights.push((layer.weight().clone(), straight_through(layer, self.rounding)?.detach()));
         layer.folded()
     }
@@ -359,7 +361,7 @@ fn integer_weight(weight: &Tensor, scheme: Scheme) -> Result<(Tensor, Tensor)> {
 
 /// Rounds activations onto 256 values that span `[low, high]` and contain 0.
 pub fn round_activation(x: &Tensor, low: f32, high: f32) -> Result<Tensor> {
-    grid(low, high).round(x)
+    Ok(grid(low, high).round(x)?)
 }
 
 /// The 256 values.

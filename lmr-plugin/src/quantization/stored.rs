@@ -9,7 +9,7 @@ use super::blocks::Decoded;
 use super::{BlockFormat, BlockQuantized, Granularity, IntegerLayer, Quantized, Ranges, Scheme, Tap, run_once};
 use crate::model::Classifier;
 use crate::model::Deployed;
-use crate::nn::{BatchNorm2d, ConvConfig, Eval, Forward, Slot, StateDict, Weighted, WeightsError};
+use crate::nn::{self, BatchNorm2d, ConvConfig, Eval, Forward, Slot, StateDict, Weighted, WeightsError};
 use crate::{Error, Result};
 
 /// The table of activation ranges among stored integers: `f32[points,2]`.
@@ -132,7 +132,7 @@ impl Survey {
 }
 
 impl Forward for Survey {
-    fn weights(&mut self, layer: Weighted<'_>) -> Result<(Tensor, Option<Tensor>)> {
+    fn weights(&mut self, layer: Weighted<'_>) -> nn::Result<(Tensor, Option<Tensor>)> {
         let (bias, batch_norm) = match layer {
             Weighted::ConvBn(layer) => (layer.conv().bias(), Some(layer.bn().clone())),
             Weighted::Conv(layer) => (layer.bias(), None),

@@ -6,9 +6,9 @@ use candle_core::{DType, Device, Tensor, TensorId};
 
 use super::super::{Integer, Ranges, grid};
 use super::Layer;
-use crate::nn::Activation;
+use crate::Error;
 use crate::nn::int8::{self, Affine, Images, Kernel};
-use crate::{Error, Result};
+use crate::nn::{self, Activation, Result};
 
 /// An interpreter whose activations are codes.
 pub(in super::super) struct Engine<'a> {
@@ -49,7 +49,7 @@ impl<'a> Engine<'a> {
     pub(super) fn grid(&self, x: &Tensor) -> Result<Option<Affine>> {
         match (x.dtype(), self.grids.get(&x.id())) {
             (DType::U8, Some(grid)) => Ok(Some(*grid)),
-            (DType::U8, None) => Err(Error::invalid("integer forward: nobody knows what these codes stand for")),
+            (DType::U8, None) => Err(Error::invalid("integer forward: nobody knows what these codes stand for").into()),
             _ => Ok(None),
         }
     }
@@ -58,7 +58,8 @@ impl<'a> Engine<'a> {
     pub(super) fn point(&mut self) -> Result<Affine> {
         let (low, high) = self.ranges.point(self.at)?;
         self.at += 1;
-        Affine::of(&grid(low, high)).ok_or_else(|| Error::invalid("integer forward: a grid of more than 256 values"))
+        let affine = Affine::of(&grid(low, high));
+        Ok(affine.ok_or_else(|| Error::invalid("integer forward: a grid of more than 256 values"))?)
     }
 
     /// A tensor of codes.
@@ -77,7 +78,8 @@ impl<'a> Engine<'a> {
         let (x, to) = (x.detach().contiguous()?, self.point()?);
         let values = int8::values(&x)?;
         if let Some(value) = values.iter().find(|v| v.is_nan()) {
-            return Err(Error::NotFinite { what: "activation", step: self.at - 1, value: f64::from(*value) });
+            let value = f64::from(*value);
+            return Err(Error::NotFinite { what: "activation", step: self.at - 1, value }.into());
         }
         match *x.dims() {
             [b, c, h, w] => self.keep(int8::encode_images(&values, (c, h * w), to), &[b, h, w, c], to),
@@ -95,7 +97,7 @@ impl<'a> Engine<'a> {
         otherwise: impl FnOnce(&mut Integer<'a>, &Tensor, Activation) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let packed = self.layers.get(name).zip(self.grid(x)?);
-        let added = residual.map(|residual| Ok::<_, Error>((residual, self.grid(residual)?))).transpose()?;
+        let added = residual.map(|residual| Ok::<_, nn::Error>((residual, self.grid(residual)?))).transpose()?;
         match (packed, added) {
             (Some(packed), None) => self.packed(packed, x, None, activation),
             (Some(packed), Some((residual, Some(grid)))) => self.packed(packed, x, Some((residual, grid)), activation),
@@ -126,7 +128,7 @@ impl<'a> Engine<'a> {
         let images = match *x.dims() {
             [b, h, w, c] => Images::new(&codes, [b, h, w, c])?,
             [ref rows @ .., d] => Images::new(&codes, [rows.iter().product(), 1, 1, d])?,
-            [] => return Err(Error::invalid("integer forward: a layer reads a single number")),
+            [] => return Err(Error::invalid("integer forward: a layer reads a single number").into()),
         };
         let (h, w) = layer.output(images)?;
         if let [_, height, width, _] = dims.as_mut_slice() {

@@ -4,12 +4,12 @@ use candle_core::{DType, Device, Tensor};
 
 use super::super::Integer;
 use super::Engine;
+use crate::Error;
 use crate::nn::int8::{self, Images};
 use crate::nn::{
-    Activation, BatchNorm2d, Conv2d, ConvBn, ConvTranspose2d, Forward, LayerNorm, Linear, PatchEmbedding, pooled_size,
-    to_tokens,
+    Activation, BatchNorm2d, Conv2d, ConvBn, ConvTranspose2d, Forward, LayerNorm, Linear, PatchEmbedding, Result,
+    pooled_size, to_tokens,
 };
-use crate::{Error, Result};
 
 impl Forward for Engine<'_> {
     fn input(&mut self, x: &Tensor) -> Result<Tensor> {
@@ -170,6 +170,6 @@ impl Forward for Engine<'_> {
 fn check_features(x: &Tensor, features: usize) -> Result<()> {
     match x.dims().last() {
         Some(&last) if last == features => Ok(()),
-        found => Err(Error::invalid(format!("integer forward: expected {features} features, found {found:?}"))),
+        found => Err(Error::invalid(format!("integer forward: expected {features} features, found {found:?}")).into()),
     }
 }

@@ -4,10 +4,9 @@ use candle_core::{DType, Tensor};
 
 use super::super::super::{grid, round_activation};
 use super::super::Engine;
-use crate::Result;
 use crate::nn::{
-    Activation, BatchNorm2d, Conv2d, ConvBn, ConvConfig, Forward, Grid, LayerNorm, Linear, PatchEmbedding, attend,
-    with_portable_path,
+    Activation, BatchNorm2d, Conv2d, ConvBn, ConvConfig, Forward, Grid, LayerNorm, Linear, PatchEmbedding, Result,
+    attend, with_portable_path,
 };
 
 /// An engine beside which everything is computed once more in f64, from the same integers.

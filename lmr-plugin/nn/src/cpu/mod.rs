@@ -1,0 +1,42 @@
+//! The fast path: f32 on the CPU.
+
+mod access;
+mod activation;
+mod attention;
+mod conv;
+mod correlate;
+mod depthwise;
+mod finish;
+mod gather;
+mod geometry;
+mod graph;
+mod grid;
+pub mod int8;
+mod layer;
+mod layer_norm;
+mod layout;
+mod links;
+mod matmul;
+mod norm;
+mod pool;
+mod product;
+mod scratch;
+mod simd;
+mod single;
+mod statistics;
+mod tokens;
+mod transpose;
+mod trial;
+mod weights;
+mod winograd;
+
+pub(super) use activation::{activate, fused};
+pub(super) use attention::attend;
+pub(super) use conv::{conv2d, conv2d_inference};
+pub(super) use graph::{Kind, Step, trunk};
+pub(super) use layer_norm::layer_norm;
+pub(super) use layout::{enter, leave};
+pub(super) use pool::{average, global_avg_pool, max_pool2d};
+pub(super) use single::{Layer, conv_bn};
+pub(super) use tokens::{enter_tokens, leave_tokens, linear};
+pub use trial::{Pass, Trial};

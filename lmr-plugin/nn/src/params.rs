@@ -1,0 +1,342 @@
+//! Named parameters: built from a random stream or from a checkpoint, always in the order the model declares them.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use candle_core::{DType, Device, Shape, Tensor, Var};
+use rand::RngExt;
+
+use crate::Result;
+use crate::rng::Rng;
+
+/// A state dict: PyTorch names to tensors.
+pub type StateDict = BTreeMap<String, Tensor>;
+
+/// How a parameter starts when it does not come from a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// All zero.
+    Zeros,
+    /// All one.
+    Ones,
+    /// Uniform in `[-bound, bound]`.
+    Uniform {
+        /// Half the width of the interval.
+        bound: f32,
+    },
+    /// Normal with mean 0.
+    Normal {
+        /// Standard deviation.
+        std: f32,
+    },
+}
+
+/// What a checkpoint lacks or has too much of; all faults at once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WeightsError {
+    /// Names the model needs and the checkpoint lacks.
+    pub missing: Vec<String>,
+    /// Names the checkpoint has and the model does not know.
+    pub unexpected: Vec<String>,
+    /// `name: expected shape, found shape` where they differ, or a dtype that cannot be read.
+    pub mismatched: Vec<String>,
+}
+
+impl std::error::Error for WeightsError {}
+
+impl WeightsError {
+    /// A missing name with the unexpected one that is perhaps meant.
+    fn with_nearest(&self, name: &str) -> String {
+        // Long lists come from another architecture, where every guess would be wrong.
+        if self.unexpected.len() > 100 {
+            return name.to_string();
+        }
+        let distance = |other: &&String| strsim::damerau_levenshtein(name, other);
+        match self.unexpected.iter().min_by_key(distance) {
+            Some(other) if distance(&other) <= name.len() / 4 => format!("{name} (perhaps `{other}`)"),
+            _ => name.to_string(),
+        }
+    }
+}
+
+impl std::fmt::Display for WeightsError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut parts = Vec::new();
+        let missing: Vec<String> = self.missing.iter().map(|name| self.with_nearest(name)).collect();
+        for (what, names) in
+            [("missing", &missing), ("unexpected", &self.unexpected), ("of another shape", &self.mismatched)]
+        {
+            if let Some((shown, rest)) = names.split_at_checked(names.len().min(6)).filter(|(s, _)| !s.is_empty()) {
+                let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+                parts.push(format!("{} {what}: {}{more}", names.len(), shown.join(", ")));
+            }
+        }
+        write!(f, "the checkpoint does not fit the model: {}", parts.join("; "))
+    }
+}
+
+/// What a named entry is to training.
+#[derive(Clone, Debug)]
+pub enum Slot {
+    /// Trained by an optimizer.
+    Parameter(Var),
+    /// Saved and loaded, never trained (running statistics).
+    Buffer(Var),
+    /// An integer that PyTorch keeps (`num_batches_tracked`).
+    Counter(Arc<AtomicI64>),
+}
+
+/// All named entries of a model, in the order of their declaration.
+#[derive(Clone, Debug, Default)]
+pub struct Params(Vec<(String, Slot)>);
+
+impl Params {
+    /// Every entry.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Slot)> {
+        self.0.iter().map(|(name, slot)| (name.as_str(), slot))
+    }
+
+    /// What an optimizer trains.
+    pub fn trainable(&self) -> impl Iterator<Item = (&str, &Var)> {
+        self.iter().filter_map(|(name, slot)| match slot {
+            Slot::Parameter(var) => Some((name, var)),
+            _ => None,
+        })
+    }
+
+    /// The parameters that are wanted; they stay shared with the model.
+    pub fn only(&self, wanted: impl Fn(&Var) -> bool) -> Self {
+        let wanted = |slot: &Slot| matches!(slot, Slot::Parameter(var) if wanted(var));
+        Self(self.0.iter().filter(|(_, slot)| wanted(slot)).cloned().collect())
+    }
+
+    /// A deep copy of every entry under its PyTorch name: the tensors share nothing with the model.
+    pub fn state_dict(&self) -> Result<StateDict> {
+        let copy = |(name, slot): (&str, &Slot)| {
+            let tensor = match slot {
+                Slot::Parameter(var) | Slot::Buffer(var) => var.as_tensor().detach().copy()?,
+                Slot::Counter(count) => Tensor::new(count.load(Ordering::Relaxed), &Device::Cpu)?,
+            };
+            Ok((name.to_string(), tensor))
+        };
+        self.iter().map(copy).collect()
+    }
+
+    /// Overwrites every entry in place with the tensors of `state`, which must have the same names and shapes.
+    pub fn load_state_dict(&self, state: &StateDict) -> Result<()> {
+        for (name, slot) in self.iter() {
+            let tensor =
+                state.get(name).ok_or_else(|| WeightsError { missing: vec![name.into()], ..Default::default() })?;
+            match slot {
+                Slot::Parameter(var) | Slot::Buffer(var) => {
+                    var.set(&tensor.to_dtype(var.dtype())?.to_device(var.device())?)?;
+                }
+                Slot::Counter(count) => count.store(tensor.to_dtype(DType::I64)?.to_scalar()?, Ordering::Relaxed),
+            }
+        }
+        Ok(())
+    }
+
+    /// Elements in all trainable parameters.
+    pub fn count(&self) -> usize {
+        self.trainable().map(|(_, var)| var.elem_count()).sum()
+    }
+}
+
+enum Source {
+    Fresh(Rng),
+    State(StateDict),
+}
+
+struct Store {
+    source: Source,
+    device: Device,
+    entries: Vec<(String, Slot)>,
+    taken: BTreeSet<String>,
+    faults: WeightsError,
+}
+
+/// Where layers get their parameters while a model is built; knows its place in the tree of names.
+///
+/// A builder never stops at the first fault: it hands out zeros for what is missing, and [`Builder::finish`] reports
+/// everything at once.
+#[derive(Clone)]
+pub struct Builder {
+    store: Rc<RefCell<Store>>,
+    prefix: String,
+}
+
+impl Builder {
+    /// Parameters drawn from `rng`.
+    pub fn fresh(rng: Rng, device: &Device) -> Self {
+        Self::new(Source::Fresh(rng), device)
+    }
+
+    /// Parameters taken from a checkpoint; floating-point dtypes are converted to f32.
+    pub fn from_state(state: StateDict, device: &Device) -> Self {
+        Self::new(Source::State(state), device)
+    }
+
+    fn new(source: Source, device: &Device) -> Self {
+        let (entries, taken, faults) = Default::default();
+        let store = Store { source, device: device.clone(), entries, taken, faults };
+        Self { store: Rc::new(RefCell::new(store)), prefix: String::new() }
+    }
+
+    /// The builder one level down: `b.pp("layer1").pp(0)` names things `layer1.0.*`.
+    pub fn pp(&self, part: impl std::fmt::Display) -> Self {
+        let prefix = if self.prefix.is_empty() { part.to_string() } else { format!("{}.{part}", self.prefix) };
+        Self { store: self.store.clone(), prefix }
+    }
+
+    /// The full name of this place, without the last part (`layer1.0.conv1`).
+    pub fn path(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The device that everything is built on.
+    pub fn device(&self) -> Device {
+        self.store.borrow().device.clone()
+    }
+
+    /// A trainable parameter called `<path>.<name>`.
+    pub fn parameter(&self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Var> {
+        let var = self.tensor(name, shape.into(), init)?;
+        self.push(name, Slot::Parameter(var.clone()));
+        Ok(var)
+    }
+
+    /// A buffer called `<path>.<name>`: saved, loaded, never trained.
+    pub fn buffer(&self, name: &str, shape: impl Into<Shape>, init: Init) -> Result<Var> {
+        let var = self.tensor(name, shape.into(), init)?;
+        self.push(name, Slot::Buffer(var.clone()));
+        Ok(var)
+    }
+
+    /// An integer called `<path>.<name>`, 0 where the checkpoint has none.
+    pub fn counter(&self, name: &str) -> Result<Arc<AtomicI64>> {
+        let full = self.full(name);
+        let mut store = self.store.borrow_mut();
+        store.taken.insert(full.clone());
+        let value = match &store.source {
+            Source::State(state) => match state.get(&full) {
+                Some(tensor) if tensor.elem_count() == 1 => {
+                    tensor.flatten_all()?.get(0)?.to_dtype(DType::I64)?.to_scalar::<i64>()?
+                }
+                Some(tensor) => {
+                    let fault = format!("{full}: expected one integer, found {:?}", tensor.dims());
+                    store.faults.mismatched.push(fault);
+                    0
+                }
+                None => 0,
+            },
+            Source::Fresh(_) => 0,
+        };
+        drop(store);
+        let count = Arc::new(AtomicI64::new(value));
+        self.push(name, Slot::Counter(count.clone()));
+        Ok(count)
+    }
+
+    /// All entries, or everything that did not fit. Call it once, on the root, when the model is built.
+    pub fn finish(&self) -> Result<Params> {
+        let mut store = self.store.borrow_mut();
+        let mut faults = std::mem::take(&mut store.faults);
+        if let Source::State(state) = &store.source {
+            faults.unexpected = state.keys().filter(|name| !store.taken.contains(*name)).cloned().collect();
+        }
+        if faults != WeightsError::default() {
+            return Err(faults.into());
+        }
+        Ok(Params(std::mem::take(&mut store.entries)))
+    }
+
+    fn full(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
+    }
+
+    fn push(&self, name: &str, slot: Slot) {
+        let full = self.full(name);
+        self.store.borrow_mut().entries.push((full, slot));
+    }
+
+    fn tensor(&self, name: &str, shape: Shape, init: Init) -> Result<Var> {
+        let full = self.full(name);
+        let mut store = self.store.borrow_mut();
+        let Store { source, device, taken, faults, .. } = &mut *store;
+        taken.insert(full.clone());
+        let tensor = match source {
+            Source::Fresh(rng) => init.draw(rng, &shape, device)?,
+            Source::State(state) => match state.get(&full) {
+                None => {
+                    faults.missing.push(full);
+                    Tensor::zeros(shape, DType::F32, device)?
+                }
+                Some(found) if found.shape() != &shape || !found.dtype().is_float() => {
+                    faults.mismatched.push(format!(
+                        "{full}: expected {:?} of floats, found {:?} of {}",
+                        shape.dims(),
+                        found.dims(),
+                        found.dtype().as_str()
+                    ));
+                    Tensor::zeros(shape, DType::F32, device)?
+                }
+                Some(found) => found.to_dtype(DType::F32)?.to_device(device)?.contiguous()?.copy()?,
+            },
+        };
+        Ok(Var::from_tensor(&tensor)?)
+    }
+}
+
+impl Init {
+    fn draw(self, rng: &mut Rng, shape: &Shape, device: &Device) -> Result<Tensor> {
+        let n = shape.elem_count();
+        let values: Vec<f32> = match self {
+            Self::Zeros => vec![0.0; n],
+            Self::Ones => vec![1.0; n],
+            Self::Uniform { bound } => (0..n).map(|_| bound * (2.0 * rng.random::<f32>() - 1.0)).collect(),
+            Self::Normal { std } => (0..n).map(|_| std * normal(rng)).collect(),
+        };
+        Ok(Tensor::from_vec(values, shape.clone(), device)?)
+    }
+}
+
+/// One draw from the standard normal distribution (Box-Muller).
+fn normal(rng: &mut Rng) -> f32 {
+    let (u, v): (f64, f64) = (1.0 - rng.random::<f64>(), rng.random());
+    ((-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng;
+
+    #[test]
+    fn every_fault_is_reported_at_once() {
+        let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap();
+        let state = StateDict::from([("a.w".into(), zeros(&[3])), ("b.extra".into(), zeros(&[1]))]);
+        let b = Builder::from_state(state, &Device::Cpu);
+        b.pp("a").parameter("w", (2, 2), Init::Zeros).unwrap();
+        b.pp("b").parameter("w", 2, Init::Zeros).unwrap();
+        let message = b.finish().unwrap_err().to_string();
+        for part in ["missing: b.w", "unexpected: b.extra", "a.w: expected [2, 2]"] {
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_state_dict_shares_nothing_with_the_model() {
+        let b = Builder::fresh(rng::stream(0, "test"), &Device::Cpu);
+        let var = b.parameter("w", 4, Init::Ones).unwrap();
+        let params = b.finish().unwrap();
+        let saved = params.state_dict().unwrap();
+        var.set(&var.zeros_like().unwrap()).unwrap();
+        assert_eq!(saved["w"].to_vec1::<f32>().unwrap(), [1.0; 4]);
+        params.load_state_dict(&saved).unwrap();
+        assert_eq!(var.to_vec1::<f32>().unwrap(), [1.0; 4]);
+    }
+}
