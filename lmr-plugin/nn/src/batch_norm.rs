@@ -19,6 +19,17 @@ pub struct BatchNorm2d {
     name: String,
 }
 
+/// Which statistics batch norm uses while it trains.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum BatchNormMode {
+    /// The batch's own statistics; running statistics are updated (momentum 0.1, unbiased variance).
+    #[default]
+    Batch,
+    /// The running statistics, which stay as they are; weights still train.
+    Running,
+}
+
 /// What batch norm saw in a batch, per channel.
 pub(super) struct Moments {
     pub mean: Tensor,

@@ -15,6 +15,20 @@ pub enum Error {
     /// Sizes that do not go together.
     #[error(transparent)]
     Geometry(#[from] GeometryError),
+    /// Two variables of one name.
+    #[error("two variables are called `{name}`")]
+    DuplicateName {
+        /// What both are called.
+        name: String,
+    },
+    /// A layer's parameter is not there.
+    #[error("there is no parameter `{name}`{}", perhaps(near))]
+    NoParameter {
+        /// What was looked for.
+        name: String,
+        /// Names that come near, the nearest first.
+        near: Vec<String>,
+    },
     /// Batch norm of a batch was asked for where there is but one value per channel.
     #[error("{layer}: one value per channel has no variance; train with a batch of at least 2")]
     NoVariance {
@@ -36,6 +50,14 @@ pub enum Error {
     /// What an interpreter ([`Forward`](crate::Forward)) or a form of the caller's own failed with.
     #[error(transparent)]
     Other(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Names that may be meant.
+fn perhaps(near: &[String]) -> String {
+    match near {
+        [] => String::new(),
+        near => format!("; perhaps one of `{}`", near.join("`, `")),
+    }
 }
 
 /// Sizes of tensors, kernels and images that do not go together.
@@ -99,6 +121,16 @@ pub enum GeometryError {
         expected: usize,
         /// What it was given.
         found: usize,
+    },
+    /// A fully connected layer of tensors that are none.
+    #[error("{layer}: expected a weight [K,D] and a bias [K], found {weight:?} and {bias:?}")]
+    Linear {
+        /// The layer's full name.
+        layer: String,
+        /// The weight's dimensions.
+        weight: Vec<usize>,
+        /// The bias's dimensions, if there is one.
+        bias: Option<Vec<usize>>,
     },
     /// A pooling window that does not fit its image.
     #[error(

@@ -139,7 +139,7 @@ mod trunk;
 
 pub use activation::Activation;
 pub use attention::SelfAttention;
-pub use batch_norm::BatchNorm2d;
+pub use batch_norm::{BatchNorm2d, BatchNormMode};
 pub use branches::{Branches, Form};
 pub use conv::{Conv2d, ConvConfig, ConvSpec};
 pub use conv_bn::ConvBn;
@@ -160,14 +160,3 @@ pub use patch_embedding::PatchEmbedding;
 pub use path::{Path, with_compute_dtype, with_portable_path};
 pub use portable::pooled_size;
 pub use trunk::{Layer, Node, Trunk};
-
-/// Which statistics batch norm uses while it trains.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum BatchNormMode {
-    /// The batch's own statistics; running statistics are updated (momentum 0.1, unbiased variance).
-    #[default]
-    Batch,
-    /// The running statistics, which stay as they are; weights still train.
-    Running,
-}

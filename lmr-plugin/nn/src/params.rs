@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use candle_core::{DType, Device, Shape, Tensor, Var};
 use rand::RngExt;
 
-use crate::Result;
 use crate::rng::Rng;
+use crate::{Error, Result};
 
 /// A state dict: PyTorch names to tensors.
 pub type StateDict = BTreeMap<String, Tensor>;
@@ -48,18 +48,30 @@ pub struct WeightsError {
 impl std::error::Error for WeightsError {}
 
 impl WeightsError {
+    /// An error, if there is any fault.
+    fn into_result(self) -> Result<(), Self> {
+        if self == Self::default() { Ok(()) } else { Err(self) }
+    }
+
     /// A missing name with the unexpected one that is perhaps meant.
     fn with_nearest(&self, name: &str) -> String {
         // Long lists come from another architecture, where every guess would be wrong.
         if self.unexpected.len() > 100 {
             return name.to_string();
         }
-        let distance = |other: &&String| strsim::damerau_levenshtein(name, other);
-        match self.unexpected.iter().min_by_key(distance) {
-            Some(other) if distance(&other) <= name.len() / 4 => format!("{name} (perhaps `{other}`)"),
-            _ => name.to_string(),
+        match nearest(name, self.unexpected.iter().map(String::as_str), name.len() / 4).first() {
+            Some(other) => format!("{name} (perhaps `{other}`)"),
+            None => name.to_string(),
         }
     }
+}
+
+/// The names that differ from `name` in at most so many characters, the nearest first.
+fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>, most: usize) -> Vec<&'a str> {
+    let distance = |other: &'a str| (strsim::damerau_levenshtein(name, other), other);
+    let mut near: Vec<_> = names.map(distance).filter(|(distance, _)| *distance <= most).collect();
+    near.sort_by_key(|(distance, _)| *distance);
+    near.into_iter().map(|(_, other)| other).collect()
 }
 
 impl std::fmt::Display for WeightsError {
@@ -94,6 +106,57 @@ pub enum Slot {
 pub struct Params(Vec<(String, Slot)>);
 
 impl Params {
+    /// Variables that somebody else holds, under their names, as those of a `candle_nn::VarMap`. In the order of their names, so
+    /// that a map's own order, which is another one in every process, changes nothing.
+    ///
+    /// What is called `running_mean` or `running_var`, alone or behind a dot, is a buffer, anything else is trained.
+    ///
+    /// ```
+    /// use std::collections::HashMap;
+    ///
+    /// use candle_core::{DType, Device, Var};
+    /// use lmr_nn::Params;
+    ///
+    /// // In place of `varmap.data().lock()`.
+    /// let mut vars = HashMap::new();
+    /// for name in ["head.weight", "bn.weight", "bn.running_mean"] {
+    ///     vars.insert(name.to_string(), Var::zeros(4, DType::F32, &Device::Cpu)?);
+    /// }
+    /// let params = Params::from_vars(vars.iter().map(|(name, var)| (name.clone(), var.clone())))?;
+    /// let trained: Vec<_> = params.trainable().map(|(name, _)| name).collect();
+    /// assert_eq!(trained, ["bn.weight", "head.weight"]);
+    /// assert!(params.get("bn.running_mean").is_some());
+    /// # Ok::<(), lmr_nn::Error>(())
+    /// ```
+    pub fn from_vars(vars: impl IntoIterator<Item = (String, Var)>) -> Result<Self> {
+        let mut entries = BTreeMap::new();
+        for (name, var) in vars {
+            let buffer = matches!(name.rsplit('.').next(), Some("running_mean" | "running_var"));
+            let slot = if buffer { Slot::Buffer(var) } else { Slot::Parameter(var) };
+            if entries.insert(name.clone(), slot).is_some() {
+                return Err(Error::DuplicateName { name });
+            }
+        }
+        Ok(Self(entries.into_iter().collect()))
+    }
+
+    /// The parameter or buffer of this name.
+    pub fn get(&self, name: &str) -> Option<&Var> {
+        self.iter().find(|(found, _)| *found == name).and_then(|(_, slot)| match slot {
+            Slot::Parameter(var) | Slot::Buffer(var) => Some(var),
+            Slot::Counter(_) => None,
+        })
+    }
+
+    /// The parameter or buffer of this name, or an error that says which names come near.
+    pub(crate) fn require(&self, name: &str) -> Result<&Var> {
+        self.get(name).ok_or_else(|| {
+            let near = nearest(name, self.iter().map(|(found, _)| found), name.len() / 2);
+            let near = near.into_iter().take(3).map(str::to_string).collect();
+            Error::NoParameter { name: name.to_string(), near }
+        })
+    }
+
     /// Every entry.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Slot)> {
         self.0.iter().map(|(name, slot)| (name.as_str(), slot))
@@ -125,16 +188,29 @@ impl Params {
         self.iter().map(copy).collect()
     }
 
-    /// Overwrites every entry in place with the tensors of `state`, which must have the same names and shapes.
+    /// Overwrites every entry in place with the tensors of `state`, which must have the same names and shapes. Where one of
+    /// them does not fit, nothing changes, and the error names all of them.
     pub fn load_state_dict(&self, state: &StateDict) -> Result<()> {
+        let mut faults = WeightsError::default();
         for (name, slot) in self.iter() {
-            let tensor =
-                state.get(name).ok_or_else(|| WeightsError { missing: vec![name.into()], ..Default::default() })?;
+            match (state.get(name), slot) {
+                (None, _) => faults.missing.push(name.to_string()),
+                (Some(found), Slot::Parameter(var) | Slot::Buffer(var)) => {
+                    faults.mismatched.extend(misfit(name, var.shape(), found));
+                }
+                (Some(found), Slot::Counter(_)) => faults.mismatched.extend(no_counter(name, found)),
+            }
+        }
+        let known: BTreeSet<&str> = self.iter().map(|(name, _)| name).collect();
+        faults.unexpected = state.keys().filter(|name| !known.contains(name.as_str())).cloned().collect();
+        faults.into_result()?;
+        for (name, slot) in self.iter() {
+            let tensor = &state[name];
             match slot {
                 Slot::Parameter(var) | Slot::Buffer(var) => {
                     var.set(&tensor.to_dtype(var.dtype())?.to_device(var.device())?)?;
                 }
-                Slot::Counter(count) => count.store(tensor.to_dtype(DType::I64)?.to_scalar()?, Ordering::Relaxed),
+                Slot::Counter(count) => count.store(integer(tensor)?, Ordering::Relaxed),
             }
         }
         Ok(())
@@ -144,6 +220,23 @@ impl Params {
     pub fn count(&self) -> usize {
         self.trainable().map(|(_, var)| var.elem_count()).sum()
     }
+}
+
+/// What is wrong about a tensor that is to become `name`: its shape, or a dtype that is no floating-point number.
+fn misfit(name: &str, shape: &Shape, found: &Tensor) -> Option<String> {
+    let fits = found.shape() == shape && found.dtype().is_float();
+    let (expected, dims, dtype) = (shape.dims(), found.dims(), found.dtype().as_str());
+    (!fits).then(|| format!("{name}: expected {expected:?} of floats, found {dims:?} of {dtype}"))
+}
+
+/// What is wrong about a tensor that is to become a counter.
+fn no_counter(name: &str, found: &Tensor) -> Option<String> {
+    (found.elem_count() != 1).then(|| format!("{name}: expected one integer, found {:?}", found.dims()))
+}
+
+/// The value of a tensor of one element.
+fn integer(tensor: &Tensor) -> Result<i64> {
+    Ok(tensor.flatten_all()?.get(0)?.to_dtype(DType::I64)?.to_scalar()?)
 }
 
 enum Source {
@@ -222,12 +315,9 @@ impl Builder {
         let mut store = self.store.borrow_mut();
         store.taken.insert(full.clone());
         let value = match &store.source {
-            Source::State(state) => match state.get(&full) {
-                Some(tensor) if tensor.elem_count() == 1 => {
-                    tensor.flatten_all()?.get(0)?.to_dtype(DType::I64)?.to_scalar::<i64>()?
-                }
-                Some(tensor) => {
-                    let fault = format!("{full}: expected one integer, found {:?}", tensor.dims());
+            Source::State(state) => match state.get(&full).map(|tensor| (tensor, no_counter(&full, tensor))) {
+                Some((tensor, None)) => integer(tensor)?,
+                Some((_, Some(fault))) => {
                     store.faults.mismatched.push(fault);
                     0
                 }
@@ -248,9 +338,7 @@ impl Builder {
         if let Source::State(state) = &store.source {
             faults.unexpected = state.keys().filter(|name| !store.taken.contains(*name)).cloned().collect();
         }
-        if faults != WeightsError::default() {
-            return Err(faults.into());
-        }
+        faults.into_result()?;
         Ok(Params(std::mem::take(&mut store.entries)))
     }
 
@@ -275,16 +363,13 @@ impl Builder {
                     faults.missing.push(full);
                     Tensor::zeros(shape, DType::F32, device)?
                 }
-                Some(found) if found.shape() != &shape || !found.dtype().is_float() => {
-                    faults.mismatched.push(format!(
-                        "{full}: expected {:?} of floats, found {:?} of {}",
-                        shape.dims(),
-                        found.dims(),
-                        found.dtype().as_str()
-                    ));
-                    Tensor::zeros(shape, DType::F32, device)?
-                }
-                Some(found) => found.to_dtype(DType::F32)?.to_device(device)?.contiguous()?.copy()?,
+                Some(found) => match misfit(&full, &shape, found) {
+                    Some(fault) => {
+                        faults.mismatched.push(fault);
+                        Tensor::zeros(shape, DType::F32, device)?
+                    }
+                    None => found.to_dtype(DType::F32)?.to_device(device)?.contiguous()?.copy()?,
+                },
             },
         };
         Ok(Var::from_tensor(&tensor)?)
@@ -326,6 +411,58 @@ mod tests {
         for part in ["missing: b.w", "unexpected: b.extra", "a.w: expected [2, 2]"] {
             assert!(message.contains(part), "{message}");
         }
+    }
+
+    /// One parameter, one buffer and one counter.
+    fn params() -> Params {
+        let b = Builder::fresh(rng::stream(0, "test"), &Device::Cpu);
+        b.parameter("w", 4, Init::Ones).unwrap();
+        b.buffer("running_mean", 2, Init::Zeros).unwrap();
+        b.counter("batches").unwrap();
+        b.finish().unwrap()
+    }
+
+    #[test]
+    fn loading_reports_every_fault_at_once_and_changes_nothing() {
+        let params = params();
+        let mut state = params.state_dict().unwrap();
+        state.insert("w".into(), Tensor::zeros(4, DType::F32, &Device::Cpu).unwrap());
+        state.insert("running_mean".into(), Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap());
+        state.insert("batch".into(), state["batches"].clone());
+        state.remove("batches");
+        let Err(Error::Weights(faults)) = params.load_state_dict(&state) else { panic!("loaded") };
+        assert_eq!((faults.missing, faults.unexpected), (vec!["batches".to_string()], vec!["batch".to_string()]));
+        assert_eq!(faults.mismatched, ["running_mean: expected [2] of floats, found [3] of f32"]);
+        assert_eq!(params.get("w").unwrap().to_vec1::<f32>().unwrap(), [1.0; 4]);
+    }
+
+    #[test]
+    fn loading_takes_integers_for_counters_alone() {
+        let params = params();
+        let mut state = params.state_dict().unwrap();
+        state.insert("batches".into(), Tensor::new(7i64, &Device::Cpu).unwrap());
+        params.load_state_dict(&state).unwrap();
+        assert_eq!(params.state_dict().unwrap()["batches"].to_scalar::<i64>().unwrap(), 7);
+        state.insert("w".into(), Tensor::zeros(4, DType::U8, &Device::Cpu).unwrap());
+        assert!(params.load_state_dict(&state).unwrap_err().to_string().contains("of floats, found [4] of u8"));
+    }
+
+    #[test]
+    fn variables_come_in_the_order_of_their_names() {
+        let var = || Var::zeros(2, DType::F32, &Device::Cpu).unwrap();
+        let names = ["b.weight", "a.weight", "b.running_var", "a.not_running_var", "running_mean"];
+        let params = Params::from_vars(names.map(|name| (name.to_string(), var()))).unwrap();
+        let found: Vec<_> = params.iter().map(|(name, slot)| (name, matches!(slot, Slot::Parameter(_)))).collect();
+        let expected = [
+            ("a.not_running_var", true),
+            ("a.weight", true),
+            ("b.running_var", false),
+            ("b.weight", true),
+            ("running_mean", false),
+        ];
+        assert_eq!(found, expected);
+        let error = Params::from_vars(["a", "a"].map(|name| (name.to_string(), var()))).unwrap_err();
+        assert!(matches!(error, Error::DuplicateName { name } if name == "a"));
     }
 
     #[test]
