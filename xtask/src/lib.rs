@@ -11,6 +11,7 @@ use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use clap::Parser;
+use lmr_plugin::nn::runtime;
 
 /// Takes a possibly backdoored image classifier and hands back a purified one, with evidence.
 #[derive(Parser)]
@@ -22,7 +23,8 @@ struct Arguments {
 
 /// Does what the process's arguments say.
 pub fn main() -> ExitCode {
-    threads::leave_to_kernels();
+    // SAFETY: a program begins with this; no other thread runs yet.
+    unsafe { runtime::leave_threads_to_kernels() };
     let Err(error) = Arguments::parse().command.run() else { return ExitCode::SUCCESS };
     // Whoever closed the pipe has seen enough.
     if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe) {

@@ -100,7 +100,7 @@
 //! - One Candle operation per layer took 252 ms of CPU time for a training step of ResNet-18 of width 16 at 32x32 where one
 //!   for all residual blocks took 150 ms (before Winograd; now 130, with the first layer in the same operation). The
 //!   difference is Candle's adding up of gradients in fresh tensors, and the kernel clearing fresh pages. For the same
-//!   reason the program's allocator keeps freed pages for ten seconds.
+//!   reason programs had better keep freed pages for ten seconds ([`runtime`]).
 //! - Depthwise 3x3 convolutions, best of nine on one thread, by the kernel for dense convolutions and by their own: 96
 //!   channels at 32x32 16.0 and 14.4 ms forward, 51.9 and 44.7 ms backward; 192 at 16x16, batch 32, 1.7 and 1.8 ms, 8.7 and
 //!   6.4 ms. A training step of MobileNetV2 at 32x32 takes 390 to 400 and 370 to 380 ms: rows from memory are the limit.
@@ -135,6 +135,7 @@ mod path;
 mod pool;
 mod portable;
 pub mod rng;
+pub mod runtime;
 mod trunk;
 
 pub use activation::Activation;
