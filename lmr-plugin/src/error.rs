@@ -69,7 +69,7 @@ pub enum Error {
     Weights(#[from] nn::WeightsError),
     /// A layer or an operation refused what it was given.
     #[error(transparent)]
-    Nn(nn::Error),
+    Nn(Box<nn::Error>),
     /// Training or scoring produced NaN or infinity.
     #[error("{what} is {value} at step {step}; lower the learning rate or set `clip-norm`")]
     NotFinite {
@@ -108,9 +108,9 @@ impl From<nn::Error> for Error {
             nn::Error::Weights(faults) => Self::Weights(faults),
             nn::Error::Other(error) => match error.downcast::<Self>() {
                 Ok(own) => *own,
-                Err(foreign) => Self::Nn(nn::Error::Other(foreign)),
+                Err(foreign) => Self::Nn(Box::new(nn::Error::Other(foreign))),
             },
-            error => Self::Nn(error),
+            error => Self::Nn(Box::new(error)),
         }
     }
 }
@@ -121,7 +121,7 @@ impl From<Error> for nn::Error {
         match error {
             Error::Candle(error) => Self::Candle(error),
             Error::Weights(faults) => Self::Weights(faults),
-            Error::Nn(error) => error,
+            Error::Nn(error) => *error,
             own => Self::Other(Box::new(own)),
         }
     }

@@ -2,8 +2,11 @@
 
 use candle_core::{DType, Tensor};
 
-use super::{Activation, BatchNorm2d, Conv2d, ConvBn, Forward, Linear, PatchEmbedding, Trunk, Weighted, ops};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
+use crate::forward::Forward;
+use crate::layers::{Activation, BatchNorm2d, Conv2d, Convolution, Linear, PatchEmbedding, Trunk, Weighted};
+use crate::layout::rows;
+use crate::ops;
 
 /// Other weights for some layers of a network, differentiable; `None` where the form computes with the layer's own.
 pub type Form<'a> = dyn Fn(Weighted<'_>) -> Result<Option<Tensor>> + 'a;
@@ -56,7 +59,7 @@ impl<'a> Branches<'a> {
 
     /// One share of the batch for every form.
     fn fan_out(&self, x: &Tensor) -> Result<Tensor> {
-        if self.forms.len() == 1 || ops::rows(x) > self.images {
+        if self.forms.len() == 1 || rows(x) > self.images {
             return Ok(x.clone());
         }
         ops::join(&vec![x.clone(); self.forms.len()])
@@ -65,9 +68,7 @@ impl<'a> Branches<'a> {
     /// Both for one share, or both for every form's.
     fn alike(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<(Tensor, Option<Tensor>)> {
         match residual {
-            Some(residual) if ops::rows(residual) != ops::rows(x) => {
-                Ok((self.fan_out(x)?, Some(self.fan_out(residual)?)))
-            }
+            Some(residual) if rows(residual) != rows(x) => Ok((self.fan_out(x)?, Some(self.fan_out(residual)?))),
             residual => Ok((x.clone(), residual.cloned())),
         }
     }
@@ -102,31 +103,24 @@ impl Forward for Branches<'_> {
         x.clone()
     }
 
-    fn conv_bn(
+    fn convolution(
         &mut self,
-        layer: &ConvBn,
+        layer: Convolution<'_>,
         x: &Tensor,
         residual: Option<&Tensor>,
         activation: Activation,
     ) -> Result<Tensor> {
-        let Some(weights) = self.own(Weighted::ConvBn(layer))? else {
+        let Convolution::Normed(normed) = layer else {
+            let y = self.convolve(layer.conv(), x, &self.all(layer.into())?)?;
+            return self.finish(y, residual, activation);
+        };
+        let Some(weights) = self.own(layer.into())? else {
             let (x, residual) = self.alike(x, residual)?;
-            return ops::conv_bn_batch(&x, layer, residual.as_ref(), activation);
+            return ops::conv_bn_batch(&x, normed, residual.as_ref(), activation);
         };
         let alone = if residual.is_some() { Activation::None } else { activation };
-        let y = ops::batch_norm_batch(&self.convolve(layer.conv(), x, &weights)?, layer.bn(), alone)?;
+        let y = ops::batch_norm_batch(&self.convolve(normed.conv(), x, &weights)?, normed.bn(), alone)?;
         if residual.is_some() { self.finish(y, residual, activation) } else { Ok(y) }
-    }
-
-    fn conv(
-        &mut self,
-        layer: &Conv2d,
-        x: &Tensor,
-        residual: Option<&Tensor>,
-        activation: Activation,
-    ) -> Result<Tensor> {
-        let weights = self.all(Weighted::Conv(layer))?;
-        self.finish(self.convolve(layer, x, &weights)?, residual, activation)
     }
 
     fn batch_norm(&mut self, layer: &BatchNorm2d, x: &Tensor, activation: Activation) -> Result<Tensor> {

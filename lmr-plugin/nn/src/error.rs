@@ -1,6 +1,6 @@
 //! The one error type of the crate.
 
-use crate::{ConvConfig, WeightsError};
+use crate::nearest::nearest;
 
 /// What can go wrong in a layer or an operation.
 #[derive(Debug, thiserror::Error)]
@@ -65,10 +65,17 @@ fn perhaps(near: &[String]) -> String {
 #[non_exhaustive]
 pub enum GeometryError {
     /// A stride, dilation, number of groups or side of a kernel is 0.
-    #[error("convolution: nothing may be 0 in {config:?}, kernel {}x{}", kernel.0, kernel.1)]
+    #[error(
+        "convolution: nothing may be 0 in stride {stride}, dilation {dilation}, {groups} groups, kernel {}x{}",
+        kernel.0, kernel.1
+    )]
     Zero {
-        /// How the kernel moves.
-        config: ConvConfig,
+        /// Positions between two outputs.
+        stride: usize,
+        /// Positions between two taps.
+        dilation: usize,
+        /// Independent parts of the channels.
+        groups: usize,
         /// Height and width.
         kernel: (usize, usize),
     },
@@ -123,14 +130,12 @@ pub enum GeometryError {
         found: usize,
     },
     /// A fully connected layer of tensors that are none.
-    #[error("{layer}: expected a weight [K,D] and a bias [K], found {weight:?} and {bias:?}")]
+    #[error("{layer}: expected a weight [K,D] and perhaps a bias [K], found {dims:?}")]
     Linear {
         /// The layer's full name.
         layer: String,
-        /// The weight's dimensions.
-        weight: Vec<usize>,
-        /// The bias's dimensions, if there is one.
-        bias: Option<Vec<usize>>,
+        /// The weight's dimensions, and the bias's if there is one.
+        dims: Vec<Vec<usize>>,
     },
     /// A pooling window that does not fit its image.
     #[error(
@@ -198,6 +203,54 @@ pub enum GeometryError {
         /// Channels, height and width.
         patch: [usize; 3],
     },
+}
+
+/// What a checkpoint lacks or has too much of; all faults at once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WeightsError {
+    /// Names the model needs and the checkpoint lacks.
+    pub missing: Vec<String>,
+    /// Names the checkpoint has and the model does not know.
+    pub unexpected: Vec<String>,
+    /// `name: expected shape, found shape` where they differ, or a dtype that cannot be read.
+    pub mismatched: Vec<String>,
+}
+
+impl std::error::Error for WeightsError {}
+
+impl WeightsError {
+    /// An error, if there is any fault.
+    pub(crate) fn into_result(self) -> Result<(), Self> {
+        if self == Self::default() { Ok(()) } else { Err(self) }
+    }
+
+    /// A missing name with the unexpected one that is perhaps meant.
+    fn with_nearest(&self, name: &str) -> String {
+        // Long lists come from another architecture, where every guess would be wrong.
+        if self.unexpected.len() > 100 {
+            return name.to_string();
+        }
+        match nearest(name, self.unexpected.iter().map(String::as_str), name.len() / 4).first() {
+            Some(other) => format!("{name} (perhaps `{other}`)"),
+            None => name.to_string(),
+        }
+    }
+}
+
+impl std::fmt::Display for WeightsError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut parts = Vec::new();
+        let missing: Vec<String> = self.missing.iter().map(|name| self.with_nearest(name)).collect();
+        for (what, names) in
+            [("missing", &missing), ("unexpected", &self.unexpected), ("of another shape", &self.mismatched)]
+        {
+            if let Some((shown, rest)) = names.split_at_checked(names.len().min(6)).filter(|(s, _)| !s.is_empty()) {
+                let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+                parts.push(format!("{} {what}: {}{more}", names.len(), shown.join(", ")));
+            }
+        }
+        write!(f, "the checkpoint does not fit the model: {}", parts.join("; "))
+    }
 }
 
 /// `Result` with this crate's [`Error`].

@@ -1,78 +1,13 @@
 //! A network says once what it computes; a [`Forward`] says how: to train, to infer fast, to calibrate, as integers.
 
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 
-use super::{
-    Activation, BatchNorm2d, BatchNormMode, Conv2d, ConvBn, ConvConfig, ConvTranspose2d, LayerNorm, Linear,
-    PatchEmbedding, Trunk, ops,
+use crate::error::{Error, Result};
+use crate::layers::{
+    Activation, BatchNorm2d, BatchNormMode, Conv2d, ConvTranspose2d, Convolution, Layer, LayerNorm, Linear, Node,
+    PatchEmbedding, SelfAttention, Trunk, Weighted,
 };
-use crate::Result;
-
-/// A layer with weights.
-#[derive(Clone, Copy, Debug)]
-pub enum Weighted<'a> {
-    /// A convolution with the batch norm behind it.
-    ConvBn(&'a ConvBn),
-    /// A convolution.
-    Conv(&'a Conv2d),
-    /// A fully connected layer.
-    Linear(&'a Linear),
-}
-
-impl Weighted<'_> {
-    /// The full name.
-    pub fn name(&self) -> &str {
-        match self {
-            Self::ConvBn(layer) => layer.conv().name(),
-            Self::Conv(layer) => layer.name(),
-            Self::Linear(layer) => layer.name(),
-        }
-    }
-
-    /// The weight as the layer holds it, output channels first.
-    pub fn weight(&self) -> &Var {
-        match self {
-            Self::ConvBn(layer) => layer.conv().weight(),
-            Self::Conv(layer) => layer.weight(),
-            Self::Linear(layer) => layer.weight(),
-        }
-    }
-
-    /// How its kernel moves over an image; that of a linear layer is a single tap.
-    pub fn config(&self) -> ConvConfig {
-        match self {
-            Self::ConvBn(layer) => *layer.conv().config(),
-            Self::Conv(layer) => *layer.config(),
-            Self::Linear(_) => ConvConfig::default(),
-        }
-    }
-
-    /// Weight and bias with batch norm folded in, detached from everything.
-    pub fn folded(&self) -> Result<(Tensor, Option<Tensor>)> {
-        let (weight, bias) = match self {
-            Self::ConvBn(layer) => {
-                let (weight, bias) = layer.folded()?;
-                return Ok((weight, Some(bias)));
-            }
-            Self::Conv(layer) => (layer.weight(), layer.bias()),
-            Self::Linear(layer) => (layer.weight(), layer.bias()),
-        };
-        Ok((weight.as_detached_tensor(), bias.map(|bias| bias.as_detached_tensor())))
-    }
-
-    /// As [`Weighted::folded`], but differentiable.
-    fn folded_with_gradient(&self) -> Result<(Tensor, Option<Tensor>)> {
-        let (weight, bias) = match self {
-            Self::ConvBn(layer) => {
-                let (weight, bias) = layer.folded_with_gradient()?;
-                return Ok((weight, Some(bias)));
-            }
-            Self::Conv(layer) => (layer.weight(), layer.bias()),
-            Self::Linear(layer) => (layer.weight(), layer.bias()),
-        };
-        Ok((weight.as_tensor().clone(), bias.map(|bias| bias.as_tensor().clone())))
-    }
-}
+use crate::ops;
 
 /// An interpreter of a network: it is handed every operation in turn, with the layer that owns the weights.
 ///
@@ -80,9 +15,8 @@ impl Weighted<'_> {
 ///
 /// Images are `f32[B,C,H,W]`. What [`Forward::input`] makes of them, and what the layers up to
 /// [`Forward::global_avg_pool`] or [`Forward::flatten`] pass on, is the interpreter's own affair: [`Train`] and [`Eval`]
-/// return a layout of five dimensions on the CPU. They accept images everywhere and answer them with images.
-///
-/// Tokens, from [`Forward::embed`] to [`Forward::class_token`], are `f32[B,T,D]`, or a layout of four dimensions.
+/// return another [`Layout`](crate::Layout) on the CPU. They accept images everywhere and answer them with images. The same
+/// holds for tokens, from [`Forward::embed`] to [`Forward::class_token`], which are `f32[B,T,D]`.
 pub trait Forward {
     /// What of a tensor an operation sees: by default a copy that backward does not follow.
     fn recorded(&self, x: &Tensor) -> Tensor {
@@ -99,28 +33,16 @@ pub trait Forward {
         ops::to_internal(&self.recorded(x))
     }
 
-    /// `activation(batch_norm(conv(x)) + residual)`.
-    fn conv_bn(
+    /// `activation(conv(x) + residual)`, with batch norm behind the convolution if the layer has one.
+    fn convolution(
         &mut self,
-        layer: &ConvBn,
+        layer: Convolution<'_>,
         x: &Tensor,
         residual: Option<&Tensor>,
         activation: Activation,
     ) -> Result<Tensor> {
-        let (weight, bias) = self.weights(Weighted::ConvBn(layer))?;
+        let (weight, bias) = self.weights(layer.into())?;
         ops::conv2d_inference(x, &weight, bias.as_ref(), layer.conv().config(), residual, activation)
-    }
-
-    /// `activation(conv(x) + residual)`.
-    fn conv(
-        &mut self,
-        layer: &Conv2d,
-        x: &Tensor,
-        residual: Option<&Tensor>,
-        activation: Activation,
-    ) -> Result<Tensor> {
-        let (weight, bias) = self.weights(Weighted::Conv(layer))?;
-        ops::conv2d_inference(x, &weight, bias.as_ref(), layer.config(), residual, activation)
     }
 
     /// `activation(batch_norm(x))`, where a convolution follows rather than precedes.
@@ -256,24 +178,14 @@ impl Forward for Frozen {
         x.clone()
     }
 
-    fn conv_bn(
+    fn convolution(
         &mut self,
-        layer: &ConvBn,
+        layer: Convolution<'_>,
         x: &Tensor,
         residual: Option<&Tensor>,
         activation: Activation,
     ) -> Result<Tensor> {
-        frozen_conv(x, Weighted::ConvBn(layer), layer.conv(), residual, activation)
-    }
-
-    fn conv(
-        &mut self,
-        layer: &Conv2d,
-        x: &Tensor,
-        residual: Option<&Tensor>,
-        activation: Activation,
-    ) -> Result<Tensor> {
-        frozen_conv(x, Weighted::Conv(layer), layer, residual, activation)
+        recorded_convolution(layer.conv(), self.weights(layer.into())?, x, residual, activation)
     }
 
     fn conv_transpose(&mut self, layer: &ConvTranspose2d, x: &Tensor) -> Result<Tensor> {
@@ -291,15 +203,14 @@ impl Forward for Frozen {
     }
 }
 
-/// A convolution with detached weights, differentiable in its input.
-fn frozen_conv(
-    x: &Tensor,
-    layer: Weighted<'_>,
+/// A convolution with the weight and the bias of an interpreter, differentiable in everything that they depend on.
+fn recorded_convolution(
     conv: &Conv2d,
+    (weight, bias): (Tensor, Option<Tensor>),
+    x: &Tensor,
     residual: Option<&Tensor>,
     activation: Activation,
 ) -> Result<Tensor> {
-    let (weight, bias) = layer.folded()?;
     let bias = match bias {
         Some(bias) => bias,
         None => Tensor::zeros(conv.out_channels(), weight.dtype(), weight.device())?,
@@ -316,34 +227,17 @@ impl Forward for Train {
         layer.folded_with_gradient()
     }
 
-    fn conv_bn(
+    fn convolution(
         &mut self,
-        layer: &ConvBn,
+        layer: Convolution<'_>,
         x: &Tensor,
         residual: Option<&Tensor>,
         activation: Activation,
     ) -> Result<Tensor> {
-        match self.batch_norm {
-            BatchNormMode::Batch => ops::conv_bn_batch(x, layer, residual, activation),
-            BatchNormMode::Running => {
-                let (weight, bias) = layer.folded_with_gradient()?;
-                ops::conv2d(x, &weight, &bias, layer.conv().config(), residual, activation)
-            }
+        match (layer, self.batch_norm) {
+            (Convolution::Normed(layer), BatchNormMode::Batch) => ops::conv_bn_batch(x, layer, residual, activation),
+            _ => recorded_convolution(layer.conv(), self.weights(layer.into())?, x, residual, activation),
         }
-    }
-
-    fn conv(
-        &mut self,
-        layer: &Conv2d,
-        x: &Tensor,
-        residual: Option<&Tensor>,
-        activation: Activation,
-    ) -> Result<Tensor> {
-        let bias = match layer.bias() {
-            Some(bias) => bias.as_tensor().clone(),
-            None => Tensor::zeros(layer.out_channels(), layer.weight().dtype(), layer.weight().device())?,
-        };
-        ops::conv2d(x, layer.weight(), &bias, layer.config(), residual, activation)
     }
 
     fn batch_norm(&mut self, layer: &BatchNorm2d, x: &Tensor, activation: Activation) -> Result<Tensor> {
@@ -363,5 +257,48 @@ impl Forward for Train {
             return Ok(y);
         }
         trunk.run(self, x)
+    }
+}
+
+impl Trunk {
+    /// Runs the nodes one by one.
+    pub(crate) fn run<F: Forward + ?Sized>(&self, how: &mut F, x: &Tensor) -> Result<Tensor> {
+        // A value is dropped after its last reader, so that inference holds few.
+        let mut readers = vec![0usize; self.nodes().len() + 1];
+        for value in self.nodes().iter().flat_map(Node::values) {
+            *readers.get_mut(value).ok_or_else(|| missing(value))? += 1;
+        }
+        let mut values = vec![Some(x.clone())];
+        for node in self.nodes() {
+            let value = |i: usize| values.get(i).and_then(Option::as_ref).ok_or_else(|| missing(i));
+            let (x, residual) = (value(node.input)?, node.residual.map(value).transpose()?);
+            let y = match &node.layer {
+                Layer::ConvBn(layer) => how.convolution(layer.into(), x, residual, node.activation)?,
+                Layer::Conv(conv) => how.convolution(conv.into(), x, residual, node.activation)?,
+                Layer::BatchNorm(bn) => how.batch_norm(bn, x, node.activation)?,
+                Layer::MaxPool(kernel, stride, padding) => how.max_pool(x, *kernel, *stride, *padding)?,
+            };
+            for value in node.values() {
+                readers[value] -= 1;
+                if readers[value] == 0 {
+                    values[value] = None;
+                }
+            }
+            values.push(Some(y));
+        }
+        values.pop().flatten().ok_or_else(|| missing(0))
+    }
+}
+
+fn missing(value: usize) -> Error {
+    Error::NodeOrder { value }
+}
+
+impl SelfAttention {
+    /// Runs the attention on tokens.
+    pub fn forward(&self, how: &mut dyn Forward, x: &Tensor) -> Result<Tensor> {
+        let qkv = how.linear(&self.qkv, x, Activation::None)?;
+        let mixed = how.attend(&qkv, self.heads)?;
+        how.linear(&self.out, &mixed, Activation::None)
     }
 }

@@ -23,7 +23,7 @@
 //!
 //!     fn forward(&self, how: &mut dyn Forward, images: &Tensor) -> Result<Tensor> {
 //!         let x = how.input(images)?;
-//!         let x = how.conv_bn(&self.stem, &x, None, Activation::Relu)?;
+//!         let x = how.convolution((&self.stem).into(), &x, None, Activation::Relu)?;
 //!         let x = how.global_avg_pool(&x)?;
 //!         how.linear(&self.head, &x, Activation::None)
 //!     }
@@ -53,16 +53,16 @@
 //!
 //! | Operation | Algorithm | File |
 //! |---|---|---|
-//! | 3x3 convolution with stride 1, from 8 channels to 8 and more: forward and both gradients | Winograd's F(4x4, 3x3): 36 products where a direct sum needs 144 | `winograd/` |
-//! | any other convolution, and its gradient with respect to the input | per position, a matrix product of packed weights with the rows that the taps gather; taps on padding are left out | `gather.rs` |
-//! | gradient with respect to the weights, 12 output channels and more | outer products: output gradients transposed in registers, inputs broadcast | `correlate/outer.rs` |
-//! | the same, fewer channels, and depthwise beyond 9 taps | dot products along the images | `correlate/dot.rs` |
-//! | batch norm, residual, ReLU | statistics while a convolution's rows are in the cache; one pass forward, two backward | `norm.rs` |
-//! | depthwise convolution and its gradients | per row of images, all taps summed in registers | `depthwise.rs` |
-//! | linear layers of a transformer | tokens stand where images do: 1x1 convolutions | `tokens.rs` |
-//! | layer norm, softmax | along vectors of tokens, no lane is ever added to another | `layer_norm.rs`, `attention.rs` |
+//! | 3x3 convolution with stride 1, from 8 channels to 8 and more: forward and both gradients | Winograd's F(4x4, 3x3): 36 products where a direct sum needs 144 | `conv/winograd/` |
+//! | any other convolution, and its gradient with respect to the input | per position, a matrix product of packed weights with the rows that the taps gather; taps on padding are left out | `conv/gather.rs` |
+//! | gradient with respect to the weights, 12 output channels and more | outer products: output gradients transposed in registers, inputs broadcast | `conv/correlate/outer.rs` |
+//! | the same, fewer channels, and depthwise beyond 9 taps | dot products along the images | `conv/correlate/dot.rs` |
+//! | batch norm, residual, ReLU | statistics while a convolution's rows are in the cache; one pass forward, two backward | `norm/` |
+//! | depthwise convolution and its gradients | per row of images, all taps summed in registers | `conv/depthwise.rs` |
+//! | linear layers of a transformer | tokens stand where images do: 1x1 convolutions | `tokens/linear.rs` |
+//! | layer norm, softmax | along vectors of tokens, no lane is ever added to another | `tokens/layer_norm.rs`, `tokens/attention.rs` |
 //! | linear layers and convolutions of quantized models | bytes times signed bytes, summed exactly in 32 bits | `int8/` |
-//! | convolutional networks in training | all layers before the pooling are one Candle operation on reused buffers | `graph.rs`, `scratch.rs` |
+//! | convolutional networks in training | all layers before the pooling are one Candle operation on reused buffers | `graph/`, `scratch.rs` |
 //!
 //! Work is cut into chunks by shape alone and sums are added in a fixed order, so results are bit-identical for any number
 //! of threads. Vectors come from `pulp`: one source for AVX-512, AVX2, NEON and plain floats.
@@ -114,50 +114,38 @@
 //! - MobileNetV2 at 32x32, batch 128, on two threads trains 2.6 times as fast as PyTorch (three pairs, 2.1 to 3.2). ReLU6 is
 //!   cut off in batch norm's pass; a pass of its own each way is what it took before.
 
-mod activation;
-mod attention;
-mod batch_norm;
 mod branches;
-mod conv;
-mod conv_bn;
-mod conv_transpose;
 mod cpu;
 mod error;
 mod forward;
 mod grid;
-mod layer_norm;
-mod linear;
+mod layers;
+mod layout;
 mod mode;
+mod nearest;
 mod ops;
 mod params;
-mod patch_embedding;
 mod path;
 mod pool;
 mod portable;
 pub mod rng;
 pub mod runtime;
-mod trunk;
 
-pub use activation::Activation;
-pub use attention::SelfAttention;
-pub use batch_norm::{BatchNorm2d, BatchNormMode};
 pub use branches::{Branches, Form};
-pub use conv::{Conv2d, ConvConfig, ConvSpec};
-pub use conv_bn::ConvBn;
-pub use conv_transpose::ConvTranspose2d;
 pub use cpu::{Pass, Trial, int8};
-pub use error::{Error, GeometryError, Result};
-pub use forward::{Eval, Forward, Frozen, Train, Weighted};
+pub use error::{Error, GeometryError, Result, WeightsError};
+pub use forward::{Eval, Forward, Frozen, Train};
 pub use grid::Grid;
-pub use layer_norm::LayerNorm;
-pub use linear::Linear;
+pub use layers::{
+    Activation, BatchNorm2d, BatchNormMode, Conv2d, ConvBn, ConvConfig, ConvSpec, ConvTranspose2d, Convolution, Layer,
+    LayerNorm, Linear, Node, PatchEmbedding, SelfAttention, Trunk, Weighted,
+};
+pub use layout::Layout;
 pub use mode::Mode;
 pub use ops::{
     adaptive_avg_pool2d, attend, avg_pool2d, conv_transpose2d, conv2d, conv2d_inference, global_avg_pool, layer_norm,
     linear, max_pool2d, to_images, to_internal, to_tokens, upsample2d,
 };
-pub use params::{Builder, Init, Params, Slot, StateDict, WeightsError};
-pub use patch_embedding::PatchEmbedding;
+pub use params::{Builder, Init, Params, Slot, StateDict};
 pub use path::{Path, with_compute_dtype, with_portable_path};
-pub use portable::pooled_size;
-pub use trunk::{Layer, Node, Trunk};
+pub use pool::pooled_size;

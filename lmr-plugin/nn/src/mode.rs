@@ -1,6 +1,7 @@
 //! What a network is asked to do with a batch.
 
-use super::{BatchNormMode, Eval, Forward, Frozen, Train};
+use crate::forward::{Eval, Forward, Frozen, Train};
+use crate::layers::BatchNormMode;
 
 /// How a network runs: what is recorded for backward, and which statistics batch norm uses.
 ///
@@ -66,7 +67,9 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::{Activation, BatchNorm2d, Builder, Conv2d, ConvBn, ConvConfig, ConvSpec, rng};
+    use crate::layers::{Activation, BatchNorm2d, Conv2d, ConvBn, ConvConfig, ConvSpec};
+    use crate::params::Builder;
+    use crate::rng;
 
     /// A convolution records what its mode promises, and batch norm moves its statistics in one mode alone.
     #[rstest]
@@ -86,7 +89,7 @@ mod tests {
         let conv = Conv2d::new(&spec, &b.pp("conv")).unwrap();
         let layer = ConvBn::new(conv, BatchNorm2d::new(3, &b.pp("bn")).unwrap()).unwrap();
         let x = Var::ones((2, 2, 4, 4), DType::F32, &Device::Cpu).unwrap();
-        let y = mode.with(|how| how.conv_bn(&layer, &x, None, Activation::None)).unwrap();
+        let y = mode.with(|how| how.convolution((&layer).into(), &x, None, Activation::None)).unwrap();
         let store = y.sum_all().unwrap().backward().unwrap();
         assert_eq!(store.get(&x).is_some(), images);
         assert_eq!(store.get(layer.conv().weight()).is_some(), weights);

@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use candle_core::{DType, Device, Shape, Tensor, Var};
 use rand::RngExt;
 
+use crate::error::{Error, Result, WeightsError};
+use crate::nearest::nearest;
 use crate::rng::Rng;
-use crate::{Error, Result};
 
 /// A state dict: PyTorch names to tensors.
 pub type StateDict = BTreeMap<String, Tensor>;
@@ -32,62 +33,6 @@ pub enum Init {
         /// Standard deviation.
         std: f32,
     },
-}
-
-/// What a checkpoint lacks or has too much of; all faults at once.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct WeightsError {
-    /// Names the model needs and the checkpoint lacks.
-    pub missing: Vec<String>,
-    /// Names the checkpoint has and the model does not know.
-    pub unexpected: Vec<String>,
-    /// `name: expected shape, found shape` where they differ, or a dtype that cannot be read.
-    pub mismatched: Vec<String>,
-}
-
-impl std::error::Error for WeightsError {}
-
-impl WeightsError {
-    /// An error, if there is any fault.
-    fn into_result(self) -> Result<(), Self> {
-        if self == Self::default() { Ok(()) } else { Err(self) }
-    }
-
-    /// A missing name with the unexpected one that is perhaps meant.
-    fn with_nearest(&self, name: &str) -> String {
-        // Long lists come from another architecture, where every guess would be wrong.
-        if self.unexpected.len() > 100 {
-            return name.to_string();
-        }
-        match nearest(name, self.unexpected.iter().map(String::as_str), name.len() / 4).first() {
-            Some(other) => format!("{name} (perhaps `{other}`)"),
-            None => name.to_string(),
-        }
-    }
-}
-
-/// The names that differ from `name` in at most so many characters, the nearest first.
-fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>, most: usize) -> Vec<&'a str> {
-    let distance = |other: &'a str| (strsim::damerau_levenshtein(name, other), other);
-    let mut near: Vec<_> = names.map(distance).filter(|(distance, _)| *distance <= most).collect();
-    near.sort_by_key(|(distance, _)| *distance);
-    near.into_iter().map(|(_, other)| other).collect()
-}
-
-impl std::fmt::Display for WeightsError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut parts = Vec::new();
-        let missing: Vec<String> = self.missing.iter().map(|name| self.with_nearest(name)).collect();
-        for (what, names) in
-            [("missing", &missing), ("unexpected", &self.unexpected), ("of another shape", &self.mismatched)]
-        {
-            if let Some((shown, rest)) = names.split_at_checked(names.len().min(6)).filter(|(s, _)| !s.is_empty()) {
-                let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
-                parts.push(format!("{} {what}: {}{more}", names.len(), shown.join(", ")));
-            }
-        }
-        write!(f, "the checkpoint does not fit the model: {}", parts.join("; "))
-    }
 }
 
 /// What a named entry is to training.

@@ -64,7 +64,7 @@ pub fn with_compute_dtype<T>(dtype: DType, f: impl FnOnce() -> T) -> T {
 }
 
 /// A factor of a product of the portable path in the dtype that [`with_compute_dtype`] asks for.
-pub(super) fn factor(x: &Tensor) -> candle_core::Result<Tensor> {
+pub(crate) fn factor(x: &Tensor) -> candle_core::Result<Tensor> {
     match Path::of(x) {
         Path::Portable if x.dtype() == DType::F32 => x.to_dtype(COMPUTE_DTYPE.get()),
         _ => Ok(x.clone()),

@@ -2,10 +2,10 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::{GeometryError, Result};
+use crate::error::{GeometryError, Result};
 
 /// For every output coordinate of one dimension: the input coordinates it averages, and the share of each.
-pub(super) struct Windows(Vec<Vec<(usize, f32)>>);
+pub(crate) struct Windows(Vec<Vec<(usize, f32)>>);
 
 impl Windows {
     /// Windows of `kernel` coordinates that leave `outputs`; padding counts as zeros.
@@ -68,4 +68,14 @@ impl Windows {
         }
         Ok(Tensor::from_vec(shares, (self.len(), size), device)?.to_dtype(dtype)?)
     }
+}
+
+/// Height and width that pooling leaves, if the window fits.
+pub fn pooled_size((h, w): (usize, usize), kernel: usize, stride: usize, padding: usize) -> Result<(usize, usize)> {
+    let fits = kernel > 0 && stride > 0 && 2 * padding <= kernel && h.min(w) + 2 * padding >= kernel;
+    if !fits || kernel > 15 {
+        return Err(GeometryError::Pooling { image: (h, w), kernel, stride, padding }.into());
+    }
+    let output = |size: usize| (size + 2 * padding - kernel) / stride + 1;
+    Ok((output(h), output(w)))
 }

@@ -7,17 +7,17 @@
 
 use candle_core::{D, Tensor};
 
-use super::path::factor;
-use super::{Activation, BatchNorm2d, ConvConfig};
-use crate::{GeometryError, Result};
+use crate::error::{GeometryError, Result};
+use crate::layers::{Activation, BatchNorm2d, ConvConfig};
+use crate::path::factor;
 
 /// `max(x, 0)` with gradient 0 at 0.
-pub(super) fn relu(x: &Tensor) -> Result<Tensor> {
+pub(crate) fn relu(x: &Tensor) -> Result<Tensor> {
     Ok(x.gt(0f64)?.where_cond(x, &x.zeros_like()?)?)
 }
 
 /// `activation(x + residual)`.
-pub(super) fn finish(x: Tensor, residual: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
+pub(crate) fn finish(x: Tensor, residual: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
     let x = match residual {
         Some(residual) => (x + residual)?,
         None => x,
@@ -26,7 +26,7 @@ pub(super) fn finish(x: Tensor, residual: Option<&Tensor>, activation: Activatio
 }
 
 /// An activation of a tensor of any shape.
-pub(super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+pub(crate) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     match activation {
         Activation::None => Ok(x.clone()),
         Activation::Relu => relu(x),
@@ -39,7 +39,7 @@ pub(super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
 }
 
 /// Convolution without bias.
-pub(super) fn conv2d(x: &Tensor, weight: &Tensor, config: &ConvConfig) -> Result<Tensor> {
+pub(crate) fn conv2d(x: &Tensor, weight: &Tensor, config: &ConvConfig) -> Result<Tensor> {
     Ok(correlate(&factor(x)?, &factor(weight)?, config)?.to_dtype(x.dtype())?)
 }
 
@@ -61,26 +61,26 @@ fn correlate(x: &Tensor, weight: &Tensor, config: &ConvConfig) -> Result<Tensor>
 }
 
 /// Adds one value per channel.
-pub(super) fn add_channels(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+pub(crate) fn add_channels(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
     Ok(x.broadcast_add(&bias.reshape((1, (), 1, 1))?)?)
 }
 
 /// The mean and the biased variance per channel, `f32[1,C,1,1]`, differentiable.
-pub(super) fn batch_stats(x: &Tensor) -> Result<(Tensor, Tensor)> {
+pub(crate) fn batch_stats(x: &Tensor) -> Result<(Tensor, Tensor)> {
     let mean = x.mean_keepdim((0, 2, 3))?;
     let var = x.broadcast_sub(&mean)?.sqr()?.mean_keepdim((0, 2, 3))?;
     Ok((mean, var))
 }
 
 /// Batch norm with the given statistics.
-pub(super) fn normalize(x: &Tensor, mean: &Tensor, var: &Tensor, gamma: &Tensor, beta: &Tensor) -> Result<Tensor> {
+pub(crate) fn normalize(x: &Tensor, mean: &Tensor, var: &Tensor, gamma: &Tensor, beta: &Tensor) -> Result<Tensor> {
     let std = (var + BatchNorm2d::EPS)?.sqrt()?;
     let scaled = x.broadcast_sub(mean)?.broadcast_div(&std)?.broadcast_mul(&gamma.reshape((1, (), 1, 1))?)?;
     add_channels(&scaled, beta)
 }
 
 /// Pooling by averages along the rows and along the columns: `averages` are `f32[oh,h]` and `f32[ow,w]`.
-pub(super) fn average(x: &Tensor, averages: (&Tensor, &Tensor)) -> Result<Tensor> {
+pub(crate) fn average(x: &Tensor, averages: (&Tensor, &Tensor)) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
     let (oh, ow) = (averages.0.dim(0)?, averages.1.dim(0)?);
     // Sides last, one after the other, so that both are plain matrix products.
@@ -91,7 +91,7 @@ pub(super) fn average(x: &Tensor, averages: (&Tensor, &Tensor)) -> Result<Tensor
 }
 
 /// `x · Wᵀ` over the last dimension.
-pub(super) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let (outputs, inputs) = weight.dims2()?;
     let mut dims = x.dims().to_vec();
     if let Some(last) = dims.last_mut() {
@@ -102,14 +102,14 @@ pub(super) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
 }
 
 /// Layer norm over the last dimension.
-pub(super) fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
+pub(crate) fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
     let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
     let std = (centred.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?;
     Ok(centred.broadcast_div(&std)?.broadcast_mul(gamma)?.broadcast_add(beta)?)
 }
 
 /// Attention of `heads` heads, `f32[B,T,3D]` to `f32[B,T,D]`.
-pub(super) fn attend(qkv: &Tensor, heads: usize) -> Result<Tensor> {
+pub(crate) fn attend(qkv: &Tensor, heads: usize) -> Result<Tensor> {
     let (b, t, features) = qkv.dims3()?;
     let d = features / 3 / heads;
     let qkv = qkv.reshape((b, t, 3, heads, d))?;
@@ -124,7 +124,7 @@ pub(super) fn attend(qkv: &Tensor, heads: usize) -> Result<Tensor> {
 }
 
 /// Max pooling; the first maximum of a window, in reading order, gets the gradient.
-pub(super) fn max_pool2d(
+pub(crate) fn max_pool2d(
     x: &Tensor,
     (oh, ow): (usize, usize),
     kernel: usize,
@@ -157,14 +157,4 @@ pub(super) fn max_pool2d(
         }
     }
     best.ok_or_else(|| GeometryError::Pooling { image: (h, w), kernel, stride, padding }.into())
-}
-
-/// Height and width that pooling leaves, if the window fits.
-pub fn pooled_size((h, w): (usize, usize), kernel: usize, stride: usize, padding: usize) -> Result<(usize, usize)> {
-    let fits = kernel > 0 && stride > 0 && 2 * padding <= kernel && h.min(w) + 2 * padding >= kernel;
-    if !fits || kernel > 15 {
-        return Err(GeometryError::Pooling { image: (h, w), kernel, stride, padding }.into());
-    }
-    let output = |size: usize| (size + 2 * padding - kernel) / stride + 1;
-    Ok((output(h), output(w)))
 }

@@ -60,7 +60,7 @@ impl Autoencoder {
         Self::check_size([height, width])?;
         let mut x = how.input(images)?;
         for layer in &self.encoder {
-            x = how.conv_bn(layer, &x, None, Activation::Relu)?;
+            x = how.convolution(layer.into(), &x, None, Activation::Relu)?;
         }
         for (layer, norm) in &self.decoder {
             x = how.conv_transpose(layer, &x)?;

@@ -54,16 +54,16 @@ impl Hourglass {
         Self::check_size([height, width])?;
         let mut x = how.input(images)?;
         for [first, second] in &self.down {
-            x = how.conv_bn(first, &x, None, Activation::Relu)?;
-            x = how.conv_bn(second, &x, None, Activation::Relu)?;
+            x = how.convolution(first.into(), &x, None, Activation::Relu)?;
+            x = how.convolution(second.into(), &x, None, Activation::Relu)?;
             x = how.max_pool(&x, 2, 2, 0)?;
         }
-        x = how.conv_bn(&self.middle, &x, None, Activation::Relu)?;
+        x = how.convolution((&self.middle).into(), &x, None, Activation::Relu)?;
         for (i, [first, second]) in self.up.iter().enumerate() {
             x = how.upsample(&x)?;
-            x = how.conv_bn(first, &x, None, Activation::Relu)?;
+            x = how.convolution(first.into(), &x, None, Activation::Relu)?;
             let last = if i + 1 == self.up.len() { Activation::None } else { Activation::Relu };
-            x = how.conv_bn(second, &x, None, last)?;
+            x = how.convolution(second.into(), &x, None, last)?;
         }
         Ok(to_images(&x)?.tanh()?.affine(0.5, 0.5)?)
     }

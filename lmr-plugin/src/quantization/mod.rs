@@ -24,8 +24,7 @@ use crate::model::{Classifier, Model};
 use crate::nn;
 use crate::nn::int8::Kernel;
 use crate::nn::{
-    Activation, BatchNorm2d, Conv2d, ConvBn, ConvConfig, Forward, Grid, LayerNorm, Linear, PatchEmbedding, Path,
-    Weighted,
+    Activation, BatchNorm2d, ConvConfig, Convolution, Forward, Grid, LayerNorm, Linear, PatchEmbedding, Path, Weighted,
 };
 use crate::run::Run;
 use crate::{Error, Result};
@@ -167,30 +166,15 @@ impl<I: Forward, F: FnMut(&Tensor, usize) -> Result<Tensor>> Forward for Tap<I, 
         self.point(x)
     }
 
-    fn conv_bn(
+    fn convolution(
         &mut self,
-        layer: &ConvBn,
+        layer: Convolution<'_>,
         x: &Tensor,
         residual: Option<&Tensor>,
         activation: Activation,
     ) -> nn::Result<Tensor> {
         let alone = if residual.is_some() { Activation::None } else { activation };
-        let y = self.inner.conv_bn(layer, x, None, alone)?;
-        match residual {
-            Some(residual) => self.sum(y, residual, activation),
-            None => self.point(y),
-        }
-    }
-
-    fn conv(
-        &mut self,
-        layer: &Conv2d,
-        x: &Tensor,
-        residual: Option<&Tensor>,
-        activation: Activation,
-    ) -> nn::Result<Tensor> {
-        let alone = if residual.is_some() { Activation::None } else { activation };
-        let y = self.inner.conv(layer, x, None, alone)?;
+        let y = self.inner.convolution(layer, x, None, alone)?;
         match residual {
             Some(residual) => self.sum(y, residual, activation),
             None => self.point(y),
@@ -375,7 +359,7 @@ fn grid(low: f32, high: f32) -> Grid {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::{Builder, Init};
+    use crate::nn::{BatchNorm2d, Builder, Conv2d, ConvBn, Init};
     use crate::rng;
     use candle_core::Device;
     use proptest::prelude::*;

@@ -5,7 +5,7 @@ use candle_core::{CpuStorage, Device, Layout, Result, Shape, Storage, Tensor, ba
 use super::layout::Dims;
 
 /// The values of an operation's argument.
-pub(super) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match (storage, layout.contiguous_offsets()) {
         (CpuStorage::F32(data), Some((begin, end))) => Ok(&data[begin..end]),
         _ => bail!("the CPU kernels take contiguous f32"),
@@ -13,7 +13,7 @@ pub(super) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a 
 }
 
 /// Lends the values of a tensor to `f`.
-pub(super) fn with_slice<T>(t: &Tensor, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
+pub(crate) fn with_slice<T>(t: &Tensor, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
     let t = t.contiguous()?;
     let (storage, layout) = t.storage_and_layout();
     match &*storage {
@@ -23,11 +23,11 @@ pub(super) fn with_slice<T>(t: &Tensor, f: impl FnOnce(&[f32]) -> Result<T>) -> 
 }
 
 /// A tensor of `data`.
-pub(super) fn tensor(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
+pub(crate) fn tensor(data: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
     Tensor::from_vec(data, shape, &Device::Cpu)
 }
 
 /// What an operation returns for a blocked activation.
-pub(super) fn blocked(data: Vec<f32>, dims: Dims) -> (CpuStorage, Shape) {
+pub(crate) fn blocked(data: Vec<f32>, dims: Dims) -> (CpuStorage, Shape) {
     (CpuStorage::F32(data), Shape::from(dims.shape().to_vec()))
 }

@@ -4,8 +4,8 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use pulp::{Arch, Simd};
 use rayon::prelude::*;
 
-use super::super::Activation;
 use super::access::{slice, tensor, with_slice};
+use crate::layers::Activation;
 
 /// Values that one task maps.
 const CHUNK: usize = 1 << 14;
@@ -28,7 +28,7 @@ fn erf(x: f32) -> f32 {
 
 /// `e^x` for x up to 88, within 2e-7 of its value; 0 below -87.
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     // x = n ln 2 + r with a whole n and |r| at most ln(2)/2; adding 1.5·2^23 rounds, and leaves n in the lowest bits, so
     // that no conversion to an integer keeps the compiler from using vectors. ln 2 in two parts keeps r exact.
     const ROUND: f32 = 12_582_912.0;
@@ -44,7 +44,7 @@ pub(super) fn exp(x: f32) -> f32 {
 
 /// `x Φ(x)`.
 #[inline(always)]
-pub(super) fn gelu(x: f32) -> f32 {
+pub(crate) fn gelu(x: f32) -> f32 {
     0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
 }
 
@@ -57,7 +57,7 @@ fn gelu_slope(x: f32) -> f32 {
 
 /// Where an activation cuts values off.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(in super::super) struct Bounds {
+pub(crate) struct Bounds {
     pub low: f32,
     pub high: f32,
 }
@@ -100,7 +100,7 @@ impl Bounds {
 }
 
 /// What the convolution kernels apply themselves, and what is left to do.
-pub(in super::super) fn fused(activation: Activation) -> (Bounds, Activation) {
+pub(crate) fn fused(activation: Activation) -> (Bounds, Activation) {
     match Bounds::of(activation) {
         Some(bounds) => (bounds, Activation::None),
         None => (Bounds::NONE, activation),
@@ -108,7 +108,7 @@ pub(in super::super) fn fused(activation: Activation) -> (Bounds, Activation) {
 }
 
 /// Applies an activation in place.
-pub(super) fn activate_in_place(x: &mut [f32], activation: Activation) {
+pub(crate) fn activate_in_place(x: &mut [f32], activation: Activation) {
     fn each(x: &mut [f32], f: impl Fn(f32) -> f32 + Sync) {
         let arch = Arch::new();
         x.par_chunks_mut(CHUNK).for_each(|x| arch.dispatch(|| x.iter_mut().for_each(|x| *x = f(*x))));
@@ -123,14 +123,14 @@ pub(super) fn activate_in_place(x: &mut [f32], activation: Activation) {
 }
 
 #[inline(always)]
-pub(super) fn relu6(x: f32) -> f32 {
+pub(crate) fn relu6(x: f32) -> f32 {
     let x = if x < 0.0 { 0.0 } else { x };
     if x > 6.0 { 6.0 } else { x }
 }
 
 /// Multiplies `grad` by the slope of an activation. `at` is the activation's input; for ReLU and ReLU6, its output does as
 /// well.
-pub(super) fn slope_in_place(grad: &mut [f32], at: &[f32], activation: Activation) {
+pub(crate) fn slope_in_place(grad: &mut [f32], at: &[f32], activation: Activation) {
     match Bounds::of(activation) {
         Some(bounds) => bounds.slope_in_place(grad, at),
         None => each_pair(grad, at, |g, x| g * gelu_slope(x)),
@@ -169,7 +169,7 @@ impl CustomOp1 for Activate {
 }
 
 /// Applies an activation to a tensor of any shape; differentiable.
-pub(in super::super) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+pub(crate) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     x.contiguous()?.apply_op1(Activate(activation))
 }
 

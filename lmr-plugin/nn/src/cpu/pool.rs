@@ -5,15 +5,15 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::super::ConvConfig;
-use super::super::pool::Windows;
 use super::access::{blocked, slice, tensor, with_slice};
-use super::geometry::Geometry;
+use super::conv::geometry::Geometry;
 use super::layout::Dims;
+use crate::layers::ConvConfig;
+use crate::pool::Windows;
 
 /// Max pooling.
 #[derive(Clone, Copy)]
-pub(super) struct MaxPool(Geometry);
+pub(crate) struct MaxPool(Geometry);
 
 impl MaxPool {
     /// Of windows that fit and have at most 255 taps.
@@ -198,7 +198,7 @@ impl CustomOp1 for GlobalAverage {
 }
 
 /// Max pooling of a blocked activation; differentiable.
-pub(in super::super) fn max_pool2d(
+pub(crate) fn max_pool2d(
     x: &Tensor,
     size: (usize, usize),
     kernel: usize,
@@ -210,13 +210,13 @@ pub(in super::super) fn max_pool2d(
 }
 
 /// Averages of a blocked activation over windows along rows and columns; differentiable.
-pub(in super::super) fn average(x: &Tensor, rows: Windows, columns: Windows) -> Result<Tensor> {
+pub(crate) fn average(x: &Tensor, rows: Windows, columns: Windows) -> Result<Tensor> {
     let dims = Dims::of(x)?;
     let y = Dims { h: rows.len(), w: columns.len(), ..dims };
     x.contiguous()?.apply_op1(Average { x: dims, y, windows: (rows, columns) })
 }
 
 /// The mean over height and width of a blocked activation: `[B,C]`; differentiable.
-pub(in super::super) fn global_avg_pool(x: &Tensor) -> Result<Tensor> {
+pub(crate) fn global_avg_pool(x: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op1(GlobalAverage(Dims::of(x)?))
 }

@@ -6,7 +6,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A buffer that goes back to the pool when it is dropped.
-pub(super) struct Scratch(Vec<f32>);
+pub(crate) struct Scratch(Vec<f32>);
 
 /// Idle buffers with the time of their last use, counted in buffers taken.
 struct Pool {
@@ -68,7 +68,7 @@ thread_local! {
 }
 
 /// The current thread's own buffer for one task, which goes back to the thread when it is dropped.
-pub(super) struct Workspace(Vec<f32>);
+pub(crate) struct Workspace(Vec<f32>);
 
 impl Workspace {
     /// A buffer of at least `len` floats of any value.

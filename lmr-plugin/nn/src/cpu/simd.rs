@@ -7,7 +7,7 @@ use pulp::{MemMask, Simd};
 /// # Safety
 /// The lanes that are read must be readable.
 #[inline(always)]
-pub(super) unsafe fn load<S: Simd>(simd: S, mask: MemMask<S::m32s>, masked: bool, at: *const f32) -> S::f32s {
+pub(crate) unsafe fn load<S: Simd>(simd: S, mask: MemMask<S::m32s>, masked: bool, at: *const f32) -> S::f32s {
     // SAFETY: the caller's promise.
     unsafe { if masked { simd.mask_load_ptr_f32s(mask, at) } else { at.cast::<S::f32s>().read_unaligned() } }
 }
@@ -17,7 +17,7 @@ pub(super) unsafe fn load<S: Simd>(simd: S, mask: MemMask<S::m32s>, masked: bool
 /// # Safety
 /// The lanes that are written must be writable.
 #[inline(always)]
-pub(super) unsafe fn store<S: Simd>(simd: S, mask: MemMask<S::m32s>, masked: bool, at: *mut f32, value: S::f32s) {
+pub(crate) unsafe fn store<S: Simd>(simd: S, mask: MemMask<S::m32s>, masked: bool, at: *mut f32, value: S::f32s) {
     // SAFETY: the caller's promise.
     unsafe {
         match masked {
@@ -29,7 +29,7 @@ pub(super) unsafe fn store<S: Simd>(simd: S, mask: MemMask<S::m32s>, masked: boo
 
 /// The vector of `row` from `at` on; lanes beyond its end are 0.
 #[inline(always)]
-pub(super) fn get<S: Simd>(simd: S, row: &[f32], at: usize) -> S::f32s {
+pub(crate) fn get<S: Simd>(simd: S, row: &[f32], at: usize) -> S::f32s {
     let rest = &row[at..];
     match S::as_simd_f32s(rest).0.first() {
         Some(&vector) => vector,
@@ -39,7 +39,7 @@ pub(super) fn get<S: Simd>(simd: S, row: &[f32], at: usize) -> S::f32s {
 
 /// Writes a vector to `row` from `at` on, up to its end.
 #[inline(always)]
-pub(super) fn put<S: Simd>(simd: S, row: &mut [f32], at: usize, value: S::f32s) {
+pub(crate) fn put<S: Simd>(simd: S, row: &mut [f32], at: usize, value: S::f32s) {
     let rest = &mut row[at..];
     match S::as_mut_simd_f32s(rest).0.first_mut() {
         Some(vector) => *vector = value,
@@ -49,7 +49,7 @@ pub(super) fn put<S: Simd>(simd: S, row: &mut [f32], at: usize, value: S::f32s) 
 
 /// Asks for the cache line at `at`, which will be needed soon; any address will do.
 #[inline(always)]
-pub(super) fn prefetch(at: *const f32) {
+pub(crate) fn prefetch(at: *const f32) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch reads nothing and never faults, and every x86-64 has it.
     unsafe {

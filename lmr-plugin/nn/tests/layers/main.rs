@@ -220,7 +220,7 @@ fn check_batch_norm(case: &Case) {
     let vx = var(&x);
     let mut train = Train { batch_norm: BatchNormMode::Batch };
     if count < 2.0 {
-        assert!(train.conv_bn(&layer, &case.view(&vx), None, case.activation()).is_err());
+        assert!(train.convolution((&layer).into(), &case.view(&vx), None, case.activation()).is_err());
         return;
     }
     // A nearly constant channel amplifies rounding without bound.
@@ -238,7 +238,7 @@ fn check_batch_norm(case: &Case) {
 
     let vr = var(&residual);
     let r = case.residual.then(|| case.view(&vr));
-    let y = train.conv_bn(&layer, &case.view(&vx), r.as_ref(), case.activation()).unwrap();
+    let y = train.convolution((&layer).into(), &case.view(&vx), r.as_ref(), case.activation()).unwrap();
     let y = to_images(&y).unwrap();
     assert_close("y", &y, &relu(case, &before));
     let moved = |old: f64, new: f64| 0.9 * old + 0.1 * new;
@@ -263,8 +263,8 @@ fn check_batch_norm(case: &Case) {
     // With running statistics, training and inference compute the same.
     let mut running = Train { batch_norm: BatchNormMode::Running };
     let state = values(layer.bn().running_mean());
-    let a = running.conv_bn(&layer, &case.view(&vx), r.as_ref(), case.activation()).unwrap();
-    let b = Eval.conv_bn(&layer, &case.view(&vx), r.as_ref(), case.activation()).unwrap();
+    let a = running.convolution((&layer).into(), &case.view(&vx), r.as_ref(), case.activation()).unwrap();
+    let b = Eval.convolution((&layer).into(), &case.view(&vx), r.as_ref(), case.activation()).unwrap();
     assert_close("running", &to_images(&a).unwrap(), &values(&to_images(&b).unwrap()));
     assert_eq!(values(layer.bn().running_mean()), state);
     let grads = a.sum_all().unwrap().backward().unwrap();
@@ -348,7 +348,7 @@ fn variance_is_exact_far_from_zero() {
     let layer = layer(&case, &one(1.0), &one(1.0), &one(0.0));
     let mut x = case.random("x", case.x);
     x.data.iter_mut().for_each(|v| *v = f64::from((*v + 1000.0) as f32));
-    Train::default().conv_bn(&layer, &tensor(&x), None, Activation::None).unwrap();
+    Train::default().convolution((&layer).into(), &tensor(&x), None, Activation::None).unwrap();
     let (mean, var) = reference::moments(&x);
     let count = x.data.len() as f64;
     assert_close("running mean", layer.bn().running_mean(), &[0.1 * mean[0]]);

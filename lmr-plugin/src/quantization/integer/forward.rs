@@ -7,7 +7,7 @@ use super::Engine;
 use crate::Error;
 use crate::nn::int8::{self, Images};
 use crate::nn::{
-    Activation, BatchNorm2d, Conv2d, ConvBn, ConvTranspose2d, Forward, LayerNorm, Linear, PatchEmbedding, Result,
+    Activation, BatchNorm2d, ConvTranspose2d, Convolution, Forward, LayerNorm, Linear, PatchEmbedding, Result,
     pooled_size, to_tokens,
 };
 
@@ -16,26 +16,15 @@ impl Forward for Engine<'_> {
         self.encoded(x)
     }
 
-    fn conv_bn(
+    fn convolution(
         &mut self,
-        layer: &ConvBn,
+        layer: Convolution<'_>,
         x: &Tensor,
         residual: Option<&Tensor>,
         activation: Activation,
     ) -> Result<Tensor> {
-        let simulated = |how: &mut Integer<'_>, x: &Tensor, activation| how.conv_bn(layer, x, None, activation);
+        let simulated = |how: &mut Integer<'_>, x: &Tensor, activation| how.convolution(layer, x, None, activation);
         self.layer(layer.conv().name(), x, residual, activation, simulated)
-    }
-
-    fn conv(
-        &mut self,
-        layer: &Conv2d,
-        x: &Tensor,
-        residual: Option<&Tensor>,
-        activation: Activation,
-    ) -> Result<Tensor> {
-        let simulated = |how: &mut Integer<'_>, x: &Tensor, activation| how.conv(layer, x, None, activation);
-        self.layer(layer.name(), x, residual, activation, simulated)
     }
 
     fn linear(&mut self, layer: &Linear, x: &Tensor, activation: Activation) -> Result<Tensor> {

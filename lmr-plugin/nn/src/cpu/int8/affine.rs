@@ -1,7 +1,7 @@
 //! The integers of an activation, shifted so that they fit a byte.
 
-use super::super::super::Grid;
-use super::super::super::grid::MAGIC;
+use crate::grid::Grid;
+use crate::grid::MAGIC;
 
 /// A [`Grid`] of at most 256 values that contains 0, as numbers of the width that the kernels compute with. A code is the
 /// integer plus `zero`.

@@ -3,10 +3,10 @@
 use candle_core::{Result, bail};
 use rayon::prelude::*;
 
-use super::super::attention::softmax;
-use super::super::matmul::{Matrix, product};
-use super::super::scratch::Scratch;
 use super::{Affine, encode};
+use crate::cpu::scratch::Scratch;
+use crate::cpu::tokens::attention::softmax;
+use crate::cpu::tokens::matmul::{Matrix, product};
 
 /// The codes of `softmax(q · kᵀ / √d) · v` per head, `[B,T,D]`, for codes `[B,T,3·D]`: q, k and v, each head after head.
 pub fn attend(

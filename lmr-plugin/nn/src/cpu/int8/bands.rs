@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use super::super::super::ConvConfig;
 use super::{Images, LANES};
+use crate::layers::ConvConfig;
 
 /// Output pixels that a task has if possible: enough to read a panel of weights once for many of them, few enough that their
 /// windows stay in the second-level cache.

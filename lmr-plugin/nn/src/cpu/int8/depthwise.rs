@@ -3,10 +3,10 @@
 use candle_core::{Result, bail};
 use rayon::prelude::*;
 
-use super::super::super::ConvConfig;
 use super::bands::bands;
 use super::finish::Finish;
 use super::{Images, Kernel, LANES};
+use crate::layers::ConvConfig;
 
 /// The integer weights of a depthwise convolution.
 pub struct Depthwise {

@@ -3,9 +3,9 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
-use super::super::super::Activation;
-use super::super::activation::{Bounds, gelu};
 use super::{Affine, LANES};
+use crate::cpu::activation::{Bounds, gelu};
+use crate::layers::Activation;
 
 /// What becomes of the sums of a vector of output channels.
 pub trait Finish: Sync {

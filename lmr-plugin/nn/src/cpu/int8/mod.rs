@@ -1,7 +1,7 @@
 //! Layers on codes: activations are bytes, images channels-last `u8[B,H,W,C]`, tokens `u8[B,T,D]`, rows `u8[B,D]`; sums of
 //! their products with signed bytes are exact in 32 bits.
 //!
-//! A code is the integer of a [`Grid`](super::super::Grid) plus what makes it positive ([`Affine`]); what that adds to a sum is
+//! A code is the integer of a [`Grid`](crate::Grid) plus what makes it positive ([`Affine`]); what that adds to a sum is
 //! known from the weights' own sum. Where layers round, all kernels share one formula (`finish.rs`), so they agree to the bit.
 //!
 //! # How
@@ -64,7 +64,7 @@ mod vnni;
 
 use candle_core::{Result, bail};
 
-use super::super::ConvConfig;
+use crate::layers::ConvConfig;
 
 pub use access::{codes, values};
 pub use affine::Affine;

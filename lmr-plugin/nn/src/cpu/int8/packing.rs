@@ -1,7 +1,7 @@
 //! Weights in the order in which the kernels read them.
 
-use super::super::super::ConvConfig;
 use super::{LANES, Vector};
+use crate::layers::ConvConfig;
 
 /// Bytes of an activation that one instruction multiplies and sums.
 pub(super) const GROUP: usize = 4;

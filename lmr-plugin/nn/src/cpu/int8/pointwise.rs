@@ -3,9 +3,9 @@
 use pulp::Arch;
 use rayon::prelude::*;
 
-use super::super::super::Activation;
-use super::super::activation::{gelu, relu6};
 use super::Affine;
+use crate::cpu::activation::{gelu, relu6};
+use crate::layers::Activation;
 
 /// Elements that one task maps.
 const CHUNK: usize = 1 << 14;

@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 
-use super::super::super::Activation;
 use super::*;
+use crate::layers::Activation;
 
 /// What the layers should give, from the definition: exact sums, then the one formula.
 struct Reference<'a> {
@@ -46,7 +46,7 @@ impl Reference<'_> {
 
 fn affine(scale: f64, zero: u8) -> Affine {
     let zero = f64::from(zero);
-    Affine::of(&super::super::super::Grid { scale, low: -zero, high: 255.0 - zero }).unwrap()
+    Affine::of(&crate::Grid { scale, low: -zero, high: 255.0 - zero }).unwrap()
 }
 
 fn activations() -> impl Strategy<Value = Activation> {

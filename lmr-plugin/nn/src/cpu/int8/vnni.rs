@@ -7,12 +7,12 @@ use std::arch::x86_64::{
     _mm512_set1_epi32, _mm512_set1_ps, _mm512_storeu_si512, _mm512_sub_epi32, _mm512_sub_ps,
 };
 
-use super::super::super::grid::MAGIC;
-use super::super::activation::Bounds;
 use super::convolve::Job;
 use super::depthwise::Filter;
 use super::finish::{Finish, Rounded};
 use super::{Affine, LANES};
+use crate::cpu::activation::Bounds;
+use crate::grid::MAGIC;
 
 /// Whether this machine has what [`sweep`] needs.
 pub(super) fn available() -> bool {

@@ -5,8 +5,8 @@ use candle_core::{DType, Tensor};
 use super::super::super::{grid, round_activation};
 use super::super::Engine;
 use crate::nn::{
-    Activation, BatchNorm2d, Conv2d, ConvBn, ConvConfig, Forward, Grid, LayerNorm, Linear, PatchEmbedding, Result,
-    attend, with_portable_path,
+    Activation, BatchNorm2d, ConvConfig, Convolution, Forward, Grid, LayerNorm, Linear, PatchEmbedding, Result, attend,
+    with_portable_path,
 };
 
 /// An engine beside which everything is computed once more in f64, from the same integers.
@@ -138,14 +138,15 @@ impl Forward for Checked<'_> {
         Ok(y)
     }
 
-    fn conv_bn(&mut self, layer: &ConvBn, x: &Tensor, r: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
+    fn convolution(
+        &mut self,
+        layer: Convolution<'_>,
+        x: &Tensor,
+        r: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
         let named = (layer.conv().name(), *layer.conv().config());
-        self.check_layer(named, x, r, activation, |engine| engine.conv_bn(layer, x, r, activation))
-    }
-
-    fn conv(&mut self, layer: &Conv2d, x: &Tensor, r: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
-        let named = (layer.name(), *layer.config());
-        self.check_layer(named, x, r, activation, |engine| engine.conv(layer, x, r, activation))
+        self.check_layer(named, x, r, activation, |engine| engine.convolution(layer, x, r, activation))
     }
 
     fn linear(&mut self, layer: &Linear, x: &Tensor, activation: Activation) -> Result<Tensor> {

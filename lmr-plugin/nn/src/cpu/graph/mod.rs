@@ -1,0 +1,5 @@
+//! Several layers as one Candle operation.
+
+pub(crate) mod conv_bn;
+mod links;
+pub(crate) mod trunk;
