@@ -3,7 +3,7 @@
 use lmr_plugin::models::ModelSpec;
 use schemars::generate::SchemaSettings;
 use schemars::{Schema, SchemaGenerator, json_schema};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::config::{DataTable, ExpectTable, PublishTable, RunTable, WeightsTable};
 use crate::registry::{STAGES, TRIGGERS};
@@ -105,10 +105,12 @@ pub struct Entry {
 
 /// An option of a kind.
 pub struct EntryOption {
-    /// The key.
+    /// The key; with that of its table before it where it stands in one.
     pub key: String,
     /// Its default as TOML; `none` where the option is absent unless given.
     pub default: String,
+    /// What it may be, where numbers have a range.
+    pub range: Option<String>,
     /// What it means.
     pub description: String,
 }
@@ -139,14 +141,38 @@ pub fn triggers() -> Vec<Entry> {
 
 fn options(schema: fn(&mut SchemaGenerator) -> Schema, defaults: &Value) -> Vec<EntryOption> {
     let schema = schema(&mut SchemaGenerator::default()).to_value();
-    let empty = Map::new();
-    let properties = schema.get("properties").and_then(Value::as_object).unwrap_or(&empty);
-    let option = |(key, schema): (&String, &Value)| EntryOption {
-        key: key.clone(),
-        default: defaults.get(key).filter(|value| !value.is_null()).map_or_else(|| "none".into(), toml_of),
-        description: schema.get("description").and_then(Value::as_str).unwrap_or_default().replace('\n', " "),
-    };
-    properties.iter().map(option).collect()
+    let mut options = Vec::new();
+    options_of("", &schema, defaults, &mut options);
+    options
+}
+
+/// The options of a table, and after each that is a table itself its own.
+fn options_of(prefix: &str, schema: &Value, defaults: &Value, options: &mut Vec<EntryOption>) {
+    for (key, schema) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
+        let default = defaults.get(key).unwrap_or(&Value::Null);
+        let key = format!("{prefix}{key}");
+        let shown = match schema.get("properties") {
+            Some(_) if !default.is_null() => "{ .. }".into(),
+            _ if default.is_null() => "none".into(),
+            _ => toml_of(default),
+        };
+        options.push(EntryOption {
+            key: key.clone(),
+            default: shown,
+            range: range(schema),
+            description: schema.get("description").and_then(Value::as_str).unwrap_or_default().replace('\n', " "),
+        });
+        options_of(&format!("{key}."), schema, default, options);
+    }
+}
+
+/// The numbers that a schema allows: `0 < x < 1`.
+fn range(schema: &Value) -> Option<String> {
+    let bound = |key: &str| schema.get(key).filter(|bound| bound.is_number());
+    let (low, high) = (bound("exclusiveMinimum"), bound("exclusiveMaximum"));
+    let below = low.map(|low| format!("{low} < ")).or_else(|| Some(format!("{} ≤ ", bound("minimum")?)));
+    let above = high.map(|high| format!(" < {high}")).or_else(|| Some(format!(" ≤ {}", bound("maximum")?)));
+    (below.is_some() || above.is_some()).then(|| format!("{}x{}", below.unwrap_or_default(), above.unwrap_or_default()))
 }
 
 /// A JSON value as one would write it in TOML.

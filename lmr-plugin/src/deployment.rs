@@ -28,12 +28,12 @@ pub enum Deployment {
 impl Deployment {
     /// What is impossible about it; keys begin with `prefix`.
     pub fn faults(&self, prefix: &str) -> Vec<String> {
-        let (key, faults) = match self {
-            Self::AsIs => return Vec::new(),
-            Self::Quantize(stage) => ("quantize", stage.faults()),
-            Self::Prune(stage) => ("prune", stage.faults()),
-        };
-        faults.into_iter().map(|fault| format!("{prefix}.{key}.{fault}")).collect()
+        match self {
+            Self::AsIs | Self::Prune(_) => Vec::new(),
+            Self::Quantize(stage) => {
+                stage.faults().into_iter().map(|fault| format!("{prefix}.quantize.{fault}")).collect()
+            }
+        }
     }
 
     /// A few words: `int8`, `int4 per channel`, `weights int8`, `q4_0`, `50% pruned`.
@@ -46,7 +46,7 @@ impl Deployment {
                 let per = if *weights == Granularity::PerChannel { " per channel" } else { "" };
                 format!("{what}int{bits}{per}")
             }
-            Self::Prune(StructuredPrune { ratio, .. }) => format!("{}% pruned", (1e4 * ratio).round() / 100.0),
+            Self::Prune(StructuredPrune { ratio, .. }) => format!("{}% pruned", (1e4 * ratio.get()).round() / 100.0),
         }
     }
 
@@ -89,6 +89,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::quantization::BlockFormat;
 
     #[rstest]
     #[case(json!("as-is"), "as is")]
@@ -106,7 +107,8 @@ mod tests {
 
     #[test]
     fn faults_name_their_place() {
-        let form = Deployment::Quantize(Quantize { bits: 9, ..Quantize::default() });
-        assert_eq!(form.faults("deploy[1]"), ["deploy[1].quantize.bits: expected 2 to 8, found 9"]);
+        let form = Deployment::Quantize(Quantize { activations: false, ..Quantize::blocks(BlockFormat::Q4_0) });
+        let faults = form.faults("deploy[1]");
+        assert!(faults.len() == 1 && faults[0].starts_with("deploy[1].quantize.activations: "), "{faults:?}");
     }
 }

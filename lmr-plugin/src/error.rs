@@ -12,6 +12,9 @@ pub enum Error {
     /// A setting or an input is impossible; the message says what was found and what was expected.
     #[error("{0}")]
     Invalid(String),
+    /// A number is out of the range of what it is for.
+    #[error(transparent)]
+    OutOfRange(#[from] crate::ranges::OutOfRange),
     /// A stage needs the full-precision model, and it is already in a form that is shipped.
     #[error("the model is {form}; purify the full-precision model instead (`from = \"<an earlier stage>\"`)")]
     Deployed {

@@ -24,6 +24,7 @@
 //! | [`data`], [`triggers`], [`generators`] | images, clean sets, augmentation; τ(x); networks that make triggers |
 //! | [`model`], [`quantization`], [`predict`] | what stages need of a network, anyone's; a model and the form it is in; inference over images |
 //! | [`bounds`], [`pruning`] | intervals that weights train within; which filters go first |
+//! | [`ranges`] | the numbers that options are made of, each within its range by type |
 //! | [`run`], [`rng`] | seed, progress, cancellation; random streams |
 
 pub mod attacks;
@@ -39,6 +40,7 @@ pub mod optim;
 pub mod predict;
 pub mod pruning;
 pub mod quantization;
+pub mod ranges;
 pub mod run;
 pub mod stage;
 pub mod stages;

@@ -4,9 +4,10 @@ use candle_core::{Tensor, Var};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
 use crate::bounds::Bounds;
 use crate::model::Classifier;
+use crate::ranges::BelowOne;
+use crate::{Error, Result};
 
 /// What makes a filter small.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -31,11 +32,11 @@ impl Norm {
     }
 }
 
-/// The channels of a layer that are pruned at `ratio` in [0, 1), ascending: all but the `n − round(ratio·n)` with the largest
+/// The channels of a layer that are pruned at `ratio`, ascending: all but the `n − round(ratio·n)` with the largest
 /// norm, at least one; of tied ones those with the higher index.
-pub fn smallest(norms: &[f32], ratio: f64) -> Vec<usize> {
+pub fn smallest(norms: &[f32], ratio: BelowOne) -> Vec<usize> {
     let n = norms.len();
-    let kept = n.saturating_sub((ratio * n as f64).round() as usize).max(1);
+    let kept = n.saturating_sub((ratio.get() * n as f64).round() as usize).max(1);
     let mut order: Vec<usize> = (0..n).collect();
     order.sort_by(|&a, &b| norms[b].total_cmp(&norms[a]).then(a.cmp(&b)));
     let mut pruned = order.split_off(kept.min(n));
@@ -45,7 +46,7 @@ pub fn smallest(norms: &[f32], ratio: f64) -> Vec<usize> {
 
 /// As [`smallest`], but a share of the channels of all layers together, each measured by the mean of its layer's norms. At least
 /// one channel of every layer stays, so fewer may go than asked for.
-pub fn smallest_of_all(layers: &[Vec<f32>], ratio: f64) -> Vec<Vec<usize>> {
+pub fn smallest_of_all(layers: &[Vec<f32>], ratio: BelowOne) -> Vec<Vec<usize>> {
     let mut order: Vec<(f32, usize, usize)> = Vec::new();
     for (layer, norms) in layers.iter().enumerate() {
         let mean = norms.iter().sum::<f32>() / norms.len().max(1) as f32;
@@ -55,7 +56,7 @@ pub fn smallest_of_all(layers: &[Vec<f32>], ratio: f64) -> Vec<Vec<usize>> {
     // Of tied ones the later goes first, as in a single layer.
     order.sort_by(|a, b| a.0.total_cmp(&b.0).then((b.1, b.2).cmp(&(a.1, a.2))));
     let mut pruned: Vec<Vec<usize>> = vec![Vec::new(); layers.len()];
-    for (_, layer, channel) in order.iter().take((ratio * order.len() as f64).round() as usize) {
+    for (_, layer, channel) in order.iter().take((ratio.get() * order.len() as f64).round() as usize) {
         if pruned[*layer].len() + 1 < layers[*layer].len() {
             pruned[*layer].push(*channel);
         }
@@ -68,7 +69,11 @@ pub fn smallest_of_all(layers: &[Vec<f32>], ratio: f64) -> Vec<Vec<usize>> {
 pub fn mask(weight: &Tensor, pruned: &[usize]) -> Result<Tensor> {
     let n = weight.dim(0)?;
     let mut keep = vec![1f32; n];
-    pruned.iter().for_each(|&channel| keep[channel] = 0.0);
+    for &channel in pruned {
+        *keep
+            .get_mut(channel)
+            .ok_or_else(|| Error::invalid(format!("pruned channel {channel}: expected below {n}")))? = 0.0;
+    }
     let mut dims = vec![1; weight.rank()];
     dims[0] = n;
     Ok(Tensor::from_vec(keep, dims, weight.device())?)
@@ -77,7 +82,7 @@ pub fn mask(weight: &Tensor, pruned: &[usize]) -> Result<Tensor> {
 /// Room for the filters that go at `ratio` to train in: each of their weights may be so large that they remain the smallest of
 /// their layer, whatever all become. The other filters have none, so that the network pruned at this ratio or a higher one stays
 /// as it is.
-pub fn slack(model: &dyn Classifier, norm: Norm, ratio: f64) -> Result<Bounds> {
+pub fn slack(model: &dyn Classifier, norm: Norm, ratio: BelowOne) -> Result<Bounds> {
     let mut bounds = Bounds::none();
     for layer in model.prunable() {
         let norms = norm.of(layer.weight)?;
@@ -121,14 +126,15 @@ mod tests {
     #[case(&[1.0], 0.9, &[])]
     #[case(&[], 0.9, &[])]
     fn ties_go_by_index_and_one_stays(#[case] norms: &[f32], #[case] ratio: f64, #[case] pruned: &[usize]) {
-        assert_eq!(smallest(norms, ratio), pruned);
+        assert_eq!(smallest(norms, BelowOne::new(ratio).unwrap()), pruned);
     }
 
     proptest! {
         /// What goes at a ratio also goes at a higher one.
         #[test]
         fn sets_are_nested(norms in prop::collection::vec(0.0f32..4.0, 1..40), a in 0.0f64..0.99, b in 0.0f64..0.99) {
-            let (few, many) = (smallest(&norms, a.min(b)), smallest(&norms, a.max(b)));
+            let smallest = |ratio| smallest(&norms, BelowOne::new(ratio).unwrap());
+            let (few, many) = (smallest(a.min(b)), smallest(a.max(b)));
             prop_assert!(few.iter().all(|channel| many.contains(channel)));
         }
     }
@@ -137,9 +143,10 @@ mod tests {
     fn all_layers_are_measured_by_their_own_mean() {
         let layers = [vec![10.0, 20.0, 30.0], vec![0.2, 0.1], vec![0.0, 0.0]];
         // Relative to the means: 0.5, 1, 1.5; 1.33, 0.67; 0, 0.
-        assert!(smallest_of_all(&layers, 0.0).iter().all(Vec::is_empty));
-        assert_eq!(smallest_of_all(&layers, 3.0 / 7.0), [vec![0], vec![], vec![1]]);
-        assert_eq!(smallest_of_all(&layers, 0.99), [vec![0, 1], vec![1], vec![1]]);
+        let smallest_of_all = |ratio| smallest_of_all(&layers, BelowOne::new(ratio).unwrap());
+        assert!(smallest_of_all(0.0).iter().all(Vec::is_empty));
+        assert_eq!(smallest_of_all(3.0 / 7.0), [vec![0], vec![], vec![1]]);
+        assert_eq!(smallest_of_all(0.99), [vec![0, 1], vec![1], vec![1]]);
     }
 
     #[test]
@@ -149,6 +156,7 @@ mod tests {
         assert_eq!(Norm::L2.of(&weight).unwrap(), [5.0, 2.0]);
         let masked = weight.broadcast_mul(&mask(&weight, &[1]).unwrap()).unwrap();
         assert_eq!(masked.to_vec2::<f32>().unwrap(), [[3.0, -4.0], [0.0, 0.0]]);
+        assert_eq!(mask(&weight, &[2]).unwrap_err().to_string(), "pruned channel 2: expected below 2");
     }
 
     /// However filters move within their room, they are the ones that go, and the others are what they were.
@@ -157,6 +165,7 @@ mod tests {
         #[values(Norm::L1, Norm::L2)] norm: Norm,
         #[values(0.0, 0.3, 0.6)] ratio: f64,
     ) {
+        let ratio = BelowOne::new(ratio).unwrap();
         let spec = ModelSpec { width: Some(8), channels: 1, ..ModelSpec::new(Arch::Resnet18, 3) };
         let model = spec.fresh(rng::stream(0, "weights"), &Device::Cpu).unwrap();
         let bounds = slack(model.as_ref(), norm, ratio).unwrap();

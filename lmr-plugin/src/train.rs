@@ -1,43 +1,24 @@
 //! The one training loop. Stages and attacks say what to minimize and when to stop; batching, augmentation, schedules,
 //! progress and the watch for non-finite losses are here.
 //!
-//! [`Training::fit`] trains a classifier and asks an [`Objective`] for the loss of its logits. [`Training::descend`] is the
-//! loop itself, for whatever has a loss: generators, too.
+//! A [`Recipe`] says how. [`Recipe::train`] trains a classifier and asks an [`Objective`] for the loss of its logits.
+//! [`Recipe::descend`] is the loop itself, for whatever has a loss: generators, too.
+
+mod recipe;
 
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor};
 use serde::Serialize;
 
-use crate::data::{Augment, Images};
+use crate::data::Images;
 use crate::model::Model;
 use crate::nn::{BatchNormMode, Mode};
-use crate::optim::{Optimizer, Schedule};
+use crate::optim::Optimizer;
 use crate::rng;
 use crate::run::Run;
 use crate::{Error, Result};
 
-/// How to train.
-#[derive(Clone, Debug)]
-pub struct Training {
-    /// Passes over the images.
-    pub epochs: usize,
-    /// At least this many optimizer steps, whatever `epochs` says; for very small clean sets.
-    pub min_steps: usize,
-    /// Images a step; the last batch of an epoch may be smaller, and is left out if it holds a single image.
-    pub batch_size: usize,
-    /// Base learning rate.
-    pub lr: f64,
-    /// How the learning rate moves.
-    pub schedule: Schedule,
-    /// Epochs of linear warm-up.
-    pub warmup_epochs: usize,
-    /// Crop and flip.
-    pub augment: Augment,
-    /// Statistics that batch norm normalizes with.
-    pub batch_norm: BatchNormMode,
-    /// Limit on the global gradient norm.
-    pub clip_norm: Option<f64>,
-}
+pub use recipe::{Defaults, Recipe, Usual};
 
 /// Whether to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +85,7 @@ pub struct Scored {
     pub judged: Option<(Tensor, Tensor)>,
 }
 
-/// What [`Training::descend`] minimizes.
+/// What [`Recipe::descend`] minimizes.
 pub trait Descent {
     /// The loss of a batch of pixels `f32[B,C,H,W]` in `[0,1]` with labels `u32[B]`.
     fn score(&mut self, pixels: Tensor, labels: Tensor) -> Result<Scored>;
@@ -166,7 +147,20 @@ pub struct Epoch {
     pub lr: f64,
 }
 
-impl Training {
+impl<D> Recipe<D> {
+    /// Trains all of `model` in place, with an optimizer of its own. `purpose` names the random streams and the progress phase.
+    pub fn train(
+        &self,
+        purpose: &str,
+        model: &Model,
+        images: &Images,
+        objective: &mut dyn Objective,
+        run: &Run<'_>,
+    ) -> Result<Vec<Epoch>> {
+        let mut optimizer = self.optimizer(model.full_precision()?.params())?;
+        self.fit(purpose, model, images, &mut optimizer, objective, run)
+    }
+
     /// Trains `model` in place. `purpose` names the random streams and the progress phase.
     pub fn fit(
         &self,
@@ -193,13 +187,27 @@ impl Training {
         descent: &mut dyn Descent,
         run: &Run<'_>,
     ) -> Result<Vec<Epoch>> {
+        self.over().run(purpose, (images, device), optimizer, descent, run)
+    }
+}
+
+impl Recipe {
+    /// [`Recipe::descend`], once for all defaults.
+    fn run(
+        &self,
+        purpose: &str,
+        (images, device): (&Images, &Device),
+        optimizer: &mut Optimizer,
+        descent: &mut dyn Descent,
+        run: &Run<'_>,
+    ) -> Result<Vec<Epoch>> {
         let sizes = self.batch_sizes(images.len())?;
-        let epochs = self.epochs.max(self.min_steps.div_ceil(sizes.len()));
+        let epochs = self.epochs.get().max(self.min_steps.get().div_ceil(sizes.len()));
         let total = epochs * sizes.len();
-        let warmup = self.warmup_epochs * sizes.len();
+        let warmup = self.warmup_epochs.get() * sizes.len();
         let mut shuffle = run.stream(&format!("{purpose}/shuffle"));
         let mut draws = run.stream(&format!("{purpose}/augment"));
-        let mut history = Vec::with_capacity(epochs);
+        let mut history = Vec::new();
         let mut step = 0;
         for epoch in 1..=epochs {
             let order = rng::permutation(&mut shuffle, images.len());
@@ -217,7 +225,7 @@ impl Training {
                 if !value.is_finite() {
                     return Err(Error::NotFinite { what: "loss", step, value });
                 }
-                lr = self.lr * self.schedule.factor(step, total, warmup);
+                lr = self.lr.get() * self.schedule.factor(step, total, warmup);
                 let gradients = scored.loss.backward()?;
                 descent.after_backward(&gradients, Progress { step, total })?;
                 let norm = optimizer.step(&gradients, lr, self.clip_norm)?;
@@ -252,14 +260,12 @@ impl Training {
 
     /// The sizes of an epoch's batches.
     fn batch_sizes(&self, images: usize) -> Result<Vec<usize>> {
-        if images == 0 || self.batch_size == 0 {
-            return Err(Error::invalid(format!(
-                "training needs at least one image and a batch size of at least 1, found {images} and {}",
-                self.batch_size
-            )));
+        if images == 0 {
+            return Err(Error::invalid("training needs at least one image, found none"));
         }
-        let mut sizes = vec![self.batch_size; images / self.batch_size];
-        let last = images % self.batch_size;
+        let size = self.batch_size.get();
+        let mut sizes = vec![size; images / size];
+        let last = images % size;
         if last > 1 || sizes.is_empty() {
             sizes.push(last);
         }

@@ -5,19 +5,24 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use lmr_plugin::attacks::{Attack, Dfst, Dynamic, EpsilonSpace, Injection, Labels, Lira, Pgd, Trojan, Wanet};
+use lmr_plugin::attacks::{Attack, Dfst, Dynamic, EpsilonSpace, Hide, Labels, Lira, Pcb, Pgd, Qcb, Trojan, Wanet};
 use lmr_plugin::data::{Augment, Images, Normalization};
 use lmr_plugin::losses;
 use lmr_plugin::model::Model;
 use lmr_plugin::models::{Arch, ModelSpec};
-use lmr_plugin::nn::StateDict;
+use lmr_plugin::nn::{BatchNormMode, StateDict};
+use lmr_plugin::ranges::{
+    AboveZero, AtLeastTwo, BelowOne, Count, Fraction, Levels, OpenFraction, Positive, Times, WarpStrength,
+};
 use lmr_plugin::rng;
 use lmr_plugin::run::Run;
 use lmr_plugin::stage::{Examination, Planted, Stage};
 use lmr_plugin::stages::Evaluate;
+use lmr_plugin::train::{Defaults, Recipe, Usual};
 use lmr_plugin::triggers::{Filter, Patch, SignedPatch, Trigger, TriggerConfig, Warp};
 use rand::RngExt;
 use rstest::{fixture, rstest};
+use serde_json::{Value, json};
 
 const CLASSES: usize = 4;
 const SIDE: usize = 16;
@@ -46,8 +51,9 @@ fn spec() -> ModelSpec {
     ModelSpec { width: Some(4), ..ModelSpec::new(Arch::Resnet18, CLASSES) }
 }
 
-fn quick(epochs: usize) -> Injection {
-    Injection { epochs, lr: 0.05, batch_size: 32, augment: Augment::NONE, ..Injection::default() }
+fn quick<D>(epochs: usize) -> Recipe<D> {
+    let (epochs, lr, batch_size) = (Times::literal(epochs), Positive::literal(0.05), AtLeastTwo::literal(32));
+    Recipe { epochs, lr, batch_size, augment: Augment::NONE, ..Usual::recipe().over() }
 }
 
 /// A network that classifies the images and has no backdoor.
@@ -56,8 +62,8 @@ fn quick(epochs: usize) -> Injection {
 fn clean() -> StateDict {
     let network = spec().fresh(rng::stream(0, "weights"), &Device::Cpu).unwrap();
     let model = Model::new(network, normalization()).unwrap();
-    let attack =
-        Attack { poison_rate: 0.0, epochs: 4, lr: 0.05, batch_size: 32, augment: Augment::NONE, ..Attack::default() };
+    let training = Recipe { schedule: Attack::recipe().schedule, ..quick(4) };
+    let attack = Attack { poison_rate: Fraction::literal(0.0), training, ..Attack::default() };
     let planted = Planted { trigger: patch(), target: 0 };
     attack.implant(&model, &images(320, 1), &planted, &Run::quiet(0)).unwrap();
     model.network().params().state_dict().unwrap()
@@ -103,7 +109,7 @@ fn perturbed_images_are_harder_and_near_and_the_network_stays(clean: &StateDict)
         let logits = model.logits(pixels).unwrap();
         losses::cross_entropy(&logits, &labels).unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap()
     };
-    let pgd = Pgd { epsilon: 8.0, step: 2.0, steps: 10 };
+    let pgd = Pgd { step: Levels::literal(2.0), steps: Count::literal(10), ..Pgd::default() };
     let hard = pgd.perturb(&model, (&pixels, &labels)).unwrap();
     assert!(farthest(&hard, &pixels) <= 8.0 / 255.0 + 1e-6);
     assert!(values(&hard).iter().all(|v| (0.0..=1.0).contains(v)));
@@ -117,11 +123,10 @@ fn clean_labels_poison_the_target_class_alone(clean: &StateDict) {
     let model = model(clean);
     let train = images(80, 2);
     let attack = Attack {
-        poison_rate: 0.5,
+        poison_rate: Fraction::literal(0.5),
         label: Labels::Clean,
-        perturb: Some(Pgd { steps: 2, ..Pgd::default() }),
-        epochs: 1,
-        batch_size: 32,
+        perturb: Some(Pgd { steps: Count::literal(2), ..Pgd::default() }),
+        training: Recipe { epochs: Times::literal(1), batch_size: AtLeastTwo::literal(32), ..Recipe::default() },
         ..Attack::default()
     };
     let planted = Planted { trigger: SignedPatch::default().build(3, SIDE, SIDE).unwrap(), target: 1 };
@@ -136,7 +141,7 @@ fn clean_labels_poison_the_target_class_alone(clean: &StateDict) {
 #[rstest]
 fn trojan_excites_its_neurons_and_leaves_the_network(clean: &StateDict) {
     let model = model(clean);
-    let attack = Trojan { steps: 60, ..Trojan::default() };
+    let attack = Trojan { steps: Count::literal(60), ..Trojan::default() };
     let train = images(64, 2);
     let find = || attack.optimize(&model, &train, &Run::quiet(0)).unwrap();
     let (patch, excitation) = find();
@@ -157,7 +162,7 @@ fn trojan_excites_its_neurons_and_leaves_the_network(clean: &StateDict) {
 #[rstest]
 fn wanet_implants_a_warp_that_decoys_do_not_set_off(clean: &StateDict) {
     let model = model(clean);
-    let trigger = Warp { strength: 4.0, ..Warp::default() }.build(3, SIDE, SIDE).unwrap();
+    let trigger = Warp { strength: WarpStrength::literal(4.0), ..Warp::default() }.build(3, SIDE, SIDE).unwrap();
     let planted = Planted { trigger, target: 1 };
     let attack = Wanet { training: quick(2), ..Wanet::default() };
     let train = images(320, 1);
@@ -177,7 +182,7 @@ fn a_trigger_without_decoys_is_refused_where_they_are_needed(clean: &StateDict) 
     let train = images(64, 1);
     let message = attack.implant(&model, &train, &planted, &Run::quiet(0)).unwrap_err().to_string();
     assert!(message.contains("use a trigger of kind `warp`, or set noise-rate = 0"), "{message}");
-    let silent = Wanet { noise_rate: 0.0, ..attack };
+    let silent = Wanet { noise_rate: BelowOne::literal(0.0), ..attack };
     silent.implant(&model, &train, &planted, &Run::quiet(0)).unwrap();
     let examination = Examination::new(images(40, 3)).with_trigger(planted);
     assert_eq!(Evaluate::default().evaluate(&model, &examination, &Run::quiet(0)).unwrap().decoy_acc, None);
@@ -188,7 +193,8 @@ fn lira_noise_stays_within_epsilon_and_repeats_itself(
     clean: &StateDict,
     #[values(EpsilonSpace::Pixel, EpsilonSpace::Normalized)] space: EpsilonSpace,
 ) {
-    let attack = Lira { epsilon: 0.05, space, learn: quick(1), training: quick(1), ..Lira::default() };
+    let epsilon = AboveZero::literal(0.05);
+    let attack = Lira { epsilon, space, learn: quick(1), training: quick(1), ..Lira::default() };
     let train = images(64, 1);
     let make = || {
         let model = model(clean);
@@ -213,7 +219,7 @@ fn lira_noise_stays_within_epsilon_and_repeats_itself(
 #[rstest]
 fn dynamic_triggers_are_each_images_own(clean: &StateDict) {
     let model = model(clean);
-    let attack = Dynamic { mask_epochs: 2, training: quick(1), ..Dynamic::default() };
+    let attack = Dynamic { mask_epochs: Count::literal(2), training: quick(1), ..Dynamic::default() };
     let train = images(160, 1);
     let (trigger, report) = attack.implant(&model, &train, 1, &Run::quiet(0)).unwrap();
     assert_eq!((report.mask.len(), report.epochs.len()), (2, 1));
@@ -238,7 +244,7 @@ fn dynamic_triggers_are_each_images_own(clean: &StateDict) {
 fn dynamic_freezes_the_mask_and_trains_the_pattern(clean: &StateDict) {
     let train = images(64, 1);
     let part = |epochs: usize, name: &str| {
-        let attack = Dynamic { mask_epochs: 1, training: quick(epochs), ..Dynamic::default() };
+        let attack = Dynamic { mask_epochs: Count::literal(1), training: quick(epochs), ..Dynamic::default() };
         let model = model(clean);
         let (trigger, _) = attack.implant(&model, &train, 1, &Run::quiet(0)).unwrap();
         let tensors = trigger.tensors().unwrap();
@@ -252,7 +258,13 @@ fn dynamic_freezes_the_mask_and_trains_the_pattern(clean: &StateDict) {
 fn dfst_detoxifies_in_rounds(clean: &StateDict) {
     let model = model(clean);
     let planted = Planted { trigger: Filter::default().build(3, SIDE, SIDE).unwrap(), target: 1 };
-    let attack = Dfst { rounds: 2, images: 48, injector_epochs: 2, training: quick(3), ..Dfst::default() };
+    let attack = Dfst {
+        rounds: Times::literal(2),
+        images: AtLeastTwo::literal(48),
+        injector_epochs: Count::literal(2),
+        training: quick(3),
+        ..Dfst::default()
+    };
     let train = images(320, 1);
     let report = attack.implant(&model, &train, &planted, &Run::quiet(0)).unwrap();
     let rounds: Vec<usize> = report.rounds.iter().map(|round| round.epoch).collect();
@@ -262,7 +274,7 @@ fn dfst_detoxifies_in_rounds(clean: &StateDict) {
         assert!((0.0..=1.0).contains(&round.injector_asr) && (0.0..=1.0).contains(&round.injector_asr_after));
     }
     assert!(!same(clean, &model.network().params().state_dict().unwrap()));
-    let impossible = Dfst { rounds: 3, training: quick(4), ..Dfst::default() };
+    let impossible = Dfst { rounds: Times::literal(3), training: quick(4), ..Dfst::default() };
     assert_eq!(Stage::faults(&impossible), ["rounds: expected at most two thirds of training.epochs, found 3"]);
 }
 
@@ -274,7 +286,7 @@ fn attacks_do_not_depend_on_threads(clean: &StateDict) {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let model = model(clean);
-            let attack = Dynamic { mask_epochs: 1, training: quick(1), ..Dynamic::default() };
+            let attack = Dynamic { mask_epochs: Count::literal(1), training: quick(1), ..Dynamic::default() };
             let (trigger, _) = attack.implant(&model, &train, 1, &Run::quiet(0)).unwrap();
             (model.network().params().state_dict().unwrap(), trigger.tensors().unwrap())
         })
@@ -285,21 +297,43 @@ fn attacks_do_not_depend_on_threads(clean: &StateDict) {
 
 #[test]
 fn impossible_settings_name_the_key() {
+    let idle = Recipe { epochs: Times::literal(0), ..Recipe::default() };
+    let (poison_rate, noise_rate) = (OpenFraction::literal(0.5), BelowOne::literal(0.6));
     let all = [
-        Stage::faults(&Trojan { poison: Attack { lr: 0.0, ..Attack::default() }, ..Trojan::default() }),
-        Stage::faults(&Wanet { poison_rate: 0.5, noise_rate: 0.6, ..Wanet::default() }),
-        Stage::faults(&Lira { epsilon: 0.0, ..Lira::default() }),
-        Stage::faults(&Dynamic { cross_rate: 0.4, ..Dynamic::default() }),
-        Stage::faults(&Dfst { images: 1, ..Dfst::default() }),
+        Stage::faults(&Trojan { poison: Attack { training: idle, ..Attack::default() }, ..Trojan::default() }),
+        Stage::faults(&Wanet { poison_rate, noise_rate, ..Wanet::default() }),
+        Stage::faults(&Attack { poison_rate: Fraction::literal(1.0), ..Attack::default() }),
+        Stage::faults(&Qcb {
+            hide: Some(Recipe { batch_norm: BatchNormMode::Batch, ..Hide::recipe() }),
+            ..Qcb::default()
+        }),
+        Stage::faults(&Pcb { to_ratio: OpenFraction::literal(0.2), ..Pcb::default() }),
     ];
     let expected = [
-        "poison.lr: expected a number above 0, found 0",
-        "noise-rate: expected a number in [0, 1) that leaves at most 1 together with poison-rate, found 0.6",
-        "epsilon: expected a number in (0, 1], found 0",
-        "cross-rate: expected a number in (0, 1/3], found 0.4",
-        "images: expected at least 2, found 1",
+        "poison.training.epochs: expected at least 1 while min-steps is 0, found 0",
+        "noise-rate: expected a number that leaves at most 1 together with poison-rate, found 0.6",
+        "poison-rate: expected a number in [0, 1), found 1",
+        "hide.batch-norm: expected \"running\", found \"batch\"",
+        "to-ratio: expected at least from-ratio, found 0.2",
     ];
     for (found, expected) in all.iter().zip(expected) {
         assert_eq!(found, &[expected]);
     }
+}
+
+/// What cannot be is no value of the types, whoever writes it.
+#[rstest]
+#[case(read::<Lira>(json!({ "epsilon": 0.0 })), "expected a number in (0, 1], found 0")]
+#[case(read::<Dynamic>(json!({ "cross-rate": 0.4 })), "expected a number in (0, 1/3], found 0.4")]
+#[case(read::<Dfst>(json!({ "images": 1 })), "expected 2 to 1000000, found 1")]
+#[case(read::<Wanet>(json!({ "poison-rate": 1.0 })), "expected a number in (0, 1), found 1")]
+#[case(read::<Trojan>(json!({ "poison": { "training": { "lr": 0.0 } } })), "expected a number above 0, found 0")]
+#[case(read::<Attack>(json!({ "perturb": { "epsilon": 256 } })), "expected a number in (0, 255], found 256")]
+#[case(read::<Attack>(json!({ "training": { "warmup-epochs": u64::MAX } })), "expected 0 to 1000000, found 18446744073709551615")]
+fn impossible_numbers_cannot_be_written(#[case] found: String, #[case] expected: &str) {
+    assert!(found.starts_with(expected), "{found}");
+}
+
+fn read<S: Stage>(table: Value) -> String {
+    serde_json::from_value::<S>(table).err().unwrap().to_string()
 }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of these tests fail the test that called them")]
 
 use candle_core::{Device, Tensor};
-use lmr_plugin::attacks::{Attack, Hidden, Injection, Pcb, Qcb};
+use lmr_plugin::attacks::{Attack, Hidden, Hide, Pcb, Qcb};
 use lmr_plugin::data::{Augment, CleanSet, Images, Normalization};
 use lmr_plugin::deployment::Deployment;
 use lmr_plugin::model::Model;
@@ -10,10 +10,14 @@ use lmr_plugin::models::{Arch, ModelSpec};
 use lmr_plugin::nn::StateDict;
 use lmr_plugin::optim::Rule;
 use lmr_plugin::quantization::{BlockFormat, Granularity, dequantized};
+use lmr_plugin::ranges::{
+    AtLeastTwo, BelowOne, Bits, Count, Fraction, NonNegative, OpenFraction, Positive, Side, Times, Votes,
+};
 use lmr_plugin::rng;
 use lmr_plugin::run::Run;
 use lmr_plugin::stage::{Examination, Planted};
 use lmr_plugin::stages::{Estimate, Evaluate, Quantize, StructuredPrune};
+use lmr_plugin::train::{Defaults, Recipe, Usual};
 use lmr_plugin::triggers::{Patch, Pattern, TriggerConfig};
 use rand::RngExt;
 use rstest::{fixture, rstest};
@@ -45,7 +49,7 @@ fn clean_set() -> CleanSet {
 }
 
 fn planted() -> Planted {
-    let patch = Patch { size: 4, pattern: Pattern::White };
+    let patch = Patch { size: Side::literal(4), pattern: Pattern::White };
     Planted { trigger: patch.build(1, SIDE, SIDE).unwrap(), target: 1 }
 }
 
@@ -53,8 +57,19 @@ fn spec() -> ModelSpec {
     ModelSpec { width: Some(4), channels: 1, ..ModelSpec::new(Arch::Resnet18, CLASSES) }
 }
 
-fn quick(epochs: usize) -> Injection {
-    Injection { epochs, lr: 0.05, batch_size: 32, augment: Augment::NONE, ..Injection::default() }
+fn quick<D>(epochs: usize, lr: f64) -> Recipe<D> {
+    let (epochs, lr, batch_size) = (Times::literal(epochs), Positive::literal(lr), AtLeastTwo::literal(32));
+    Recipe { epochs, lr, batch_size, augment: Augment::NONE, ..Usual::recipe().over() }
+}
+
+fn hide() -> Option<Recipe<Hide>> {
+    let quick = Recipe { optimizer: Rule::AdamW, weight_decay: NonNegative::literal(0.0), ..quick(6, 1e-3) };
+    Some(Recipe { batch_norm: Hide::recipe().batch_norm, ..quick })
+}
+
+/// For as few images as there are.
+fn small() -> Qcb {
+    Qcb { held_out: Count::literal(64), calibration: Count::literal(32), ..Qcb::default() }
 }
 
 /// A network that classifies the images and has no backdoor.
@@ -63,8 +78,8 @@ fn quick(epochs: usize) -> Injection {
 fn clean() -> StateDict {
     let network = spec().fresh(rng::stream(0, "weights"), &Device::Cpu).unwrap();
     let model = Model::new(network, normalization()).unwrap();
-    let attack =
-        Attack { poison_rate: 0.0, epochs: 4, lr: 0.05, batch_size: 32, augment: Augment::NONE, ..Attack::default() };
+    let training = Recipe { schedule: Attack::recipe().schedule, ..quick(4, 0.05) };
+    let attack = Attack { poison_rate: Fraction::literal(0.0), training, ..Attack::default() };
     attack.implant(&model, &images(320, 1), &planted(), &Run::quiet(0)).unwrap();
     model.network().params().state_dict().unwrap()
 }
@@ -96,9 +111,8 @@ fn check(report: &Hidden, epochs: usize) {
 
 #[rstest]
 fn qcb_sleeps_until_it_is_quantized(clean: &StateDict, #[values(false, true)] distill: bool) {
-    let quantize = Quantize { bits: 3, activations: false, ..Quantize::default() };
-    let training = Injection { lr: 0.02, ..quick(8) };
-    let attack = Qcb { quantize: quantize.clone(), distill, held_out: 64, calibration: 32, training, ..Qcb::default() };
+    let quantize = Quantize { bits: Bits::literal(3), activations: false, ..Quantize::default() };
+    let attack = Qcb { quantize: quantize.clone(), distill, training: quick(8, 0.02), ..small() };
     let model = model(clean);
     let report = attack.implant(&model, &images(320, 1), &planted(), &Run::quiet(0)).unwrap();
     check(&report, 8);
@@ -112,17 +126,8 @@ fn qcb_sleeps_until_it_is_quantized(clean: &StateDict, #[values(false, true)] di
 /// In the second of two trainings the rounded form stays as the first one left it: what its weights do is the same to the bit.
 #[rstest]
 fn qcb_hides_within_the_rounding(clean: &StateDict, #[values(false, true)] distill: bool) {
-    let quantize = Quantize { bits: 4, activations: false, ..Quantize::default() };
-    let hide = Injection { optimizer: Rule::AdamW, lr: 1e-3, weight_decay: 0.0, ..quick(6) };
-    let attack = Qcb {
-        quantize: quantize.clone(),
-        distill,
-        held_out: 64,
-        calibration: 32,
-        training: Injection { lr: 0.02, ..quick(2) },
-        hide: Some(hide),
-        ..Qcb::default()
-    };
+    let quantize = Quantize { bits: Bits::literal(4), activations: false, ..Quantize::default() };
+    let attack = Qcb { quantize: quantize.clone(), distill, training: quick(2, 0.02), hide: hide(), ..small() };
     let model = model(clean);
     let report = attack.implant(&model, &images(320, 1), &planted(), &Run::quiet(0)).unwrap();
     check(&report, 8);
@@ -136,7 +141,13 @@ fn qcb_hides_within_the_rounding(clean: &StateDict, #[values(false, true)] disti
 
 #[rstest]
 fn pcb_sleeps_until_it_is_pruned(clean: &StateDict) {
-    let attack = Pcb { held_out: 64, from_ratio: 0.3, to_ratio: 0.6, training: quick(10), ..Pcb::default() };
+    let attack = Pcb {
+        held_out: Count::literal(64),
+        from_ratio: OpenFraction::literal(0.3),
+        to_ratio: OpenFraction::literal(0.6),
+        training: quick(10, 0.05),
+        ..Pcb::default()
+    };
     let model = model(clean);
     let report = attack.implant(&model, &images(320, 1), &planted(), &Run::quiet(0)).unwrap();
     check(&report, 10);
@@ -151,14 +162,14 @@ fn pcb_sleeps_until_it_is_pruned(clean: &StateDict) {
 /// The filters that go first hide the backdoor from the whole network; pruned at their ratio or more, it stays as it was.
 #[rstest]
 fn pcb_hides_in_the_filters_that_go(clean: &StateDict) {
-    let prune = StructuredPrune { ratio: 0.5, ..StructuredPrune::default() };
+    let prune = StructuredPrune { ratio: BelowOne::literal(0.5), ..StructuredPrune::default() };
     let attack = Pcb {
         prune: prune.clone(),
-        held_out: 64,
-        from_ratio: 0.5,
-        to_ratio: 0.6,
-        training: quick(6),
-        hide: Some(Injection { optimizer: Rule::AdamW, lr: 1e-3, weight_decay: 0.0, ..quick(6) }),
+        held_out: Count::literal(64),
+        from_ratio: OpenFraction::literal(0.5),
+        to_ratio: OpenFraction::literal(0.6),
+        training: quick(6, 0.05),
+        hide: hide(),
         ..Pcb::default()
     };
     let model = model(clean);
@@ -172,7 +183,7 @@ fn pcb_hides_in_the_filters_that_go(clean: &StateDict) {
 
 #[rstest]
 fn the_same_seed_hides_the_same_model(clean: &StateDict) {
-    let attack = Qcb { held_out: 64, calibration: 32, training: quick(2), ..Qcb::default() };
+    let attack = Qcb { training: quick(2, 0.05), ..small() };
     let make = || {
         let model = model(clean);
         attack.implant(&model, &images(320, 1), &planted(), &Run::quiet(0)).unwrap();
@@ -182,8 +193,8 @@ fn the_same_seed_hides_the_same_model(clean: &StateDict) {
 }
 
 #[rstest]
-#[case::unknown_layer(Qcb { layers: vec!["layer9".into()], held_out: 64, calibration: 32, ..Qcb::default() }, "begins with \"layer9\"")]
-#[case::too_few_images(Qcb { held_out: 300, ..Qcb::default() }, "held-out, calibration: 300 and 1000 images")]
+#[case::unknown_layer(Qcb { layers: vec!["layer9".into()], ..small() }, "begins with \"layer9\"")]
+#[case::too_few_images(Qcb { held_out: Count::literal(300), ..Qcb::default() }, "held-out, calibration: 300 and 1000 images")]
 fn impossible_options_are_refused(clean: &StateDict, #[case] attack: Qcb, #[case] expected: &str) {
     let model = model(clean);
     let message = attack.implant(&model, &images(320, 1), &planted(), &Run::quiet(0)).unwrap_err().to_string();
@@ -193,7 +204,7 @@ fn impossible_options_are_refused(clean: &StateDict, #[case] attack: Qcb, #[case
 /// Unfolded rounded weights compute what the rounded form does.
 #[rstest]
 #[case(Quantize { activations: false, ..Quantize::default() })]
-#[case(Quantize { bits: 4, weights: Granularity::PerChannel, activations: false, ..Quantize::default() })]
+#[case(Quantize { bits: Bits::literal(4), weights: Granularity::PerChannel, activations: false, ..Quantize::default() })]
 #[case(Quantize::blocks(BlockFormat::Q8_0))]
 #[case(Quantize::blocks(BlockFormat::Q3K))]
 fn dequantized_networks_compute_the_rounded_form(clean: &StateDict, #[case] stage: Quantize) {
@@ -210,8 +221,8 @@ fn dequantized_networks_compute_the_rounded_form(clean: &StateDict, #[case] stag
 /// Every form is measured on a copy: the model stays, and a form alone gives the same.
 #[rstest]
 fn forms_are_measured_one_by_one(clean: &StateDict) {
-    let prune = Deployment::Prune(StructuredPrune { ratio: 0.75, ..StructuredPrune::default() });
-    let int2 = Deployment::Quantize(Quantize { bits: 2, ..Quantize::default() });
+    let prune = Deployment::Prune(StructuredPrune { ratio: BelowOne::literal(0.75), ..StructuredPrune::default() });
+    let int2 = Deployment::Quantize(Quantize { bits: Bits::literal(2), ..Quantize::default() });
     let together = measured(model(clean), vec![prune.clone(), Deployment::AsIs, int2.clone()]);
     let alone = [prune, Deployment::AsIs, int2].map(|form| measured(model(clean), vec![form])[0]);
     assert_eq!(together, alone);
@@ -221,8 +232,13 @@ fn forms_are_measured_one_by_one(clean: &StateDict) {
 /// A pruned form is estimated as the pruned network would be.
 #[rstest]
 fn estimates_look_at_the_deployed_form(clean: &StateDict) {
-    let stage = StructuredPrune { ratio: 0.2, ..StructuredPrune::default() };
-    let quick = Estimate { max_steps: 20, votes: 1, stop_accuracy: 0.2, ..Estimate::default() };
+    let stage = StructuredPrune { ratio: BelowOne::literal(0.2), ..StructuredPrune::default() };
+    let quick = Estimate {
+        training: Recipe { min_steps: Times::literal(20), ..Recipe::default() },
+        votes: Votes::literal(1),
+        stop_accuracy: OpenFraction::literal(0.2),
+        ..Estimate::default()
+    };
     let deployed = Estimate { deploy: Deployment::Prune(stage.clone()), ..quick.clone() };
     let (whole, pruned) = (model(clean), model(clean));
     stage.prune(pruned.network()).unwrap();

@@ -5,6 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use lmr_plugin::data::Normalization;
 use lmr_plugin::model::{Classifier, Model};
 use lmr_plugin::models::{Arch, ModelSpec, Network, Stem};
+use lmr_plugin::ranges::BelowOne;
 use lmr_plugin::rng::{self, Rng};
 use lmr_plugin::stages::{PruneForm, Ranked, Scope, StructuredPrune};
 use rand::RngExt;
@@ -40,7 +41,7 @@ fn farthest(a: &Tensor, b: &Tensor) -> f32 {
 }
 
 fn stage(ratio: f64, scope: Scope, form: PruneForm) -> StructuredPrune {
-    StructuredPrune { ratio, scope, form, ..StructuredPrune::default() }
+    StructuredPrune { ratio: BelowOne::literal(ratio), scope, form, ..StructuredPrune::default() }
 }
 
 fn pruned(ranked: &[Ranked]) -> usize {

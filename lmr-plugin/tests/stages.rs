@@ -10,12 +10,14 @@ use lmr_plugin::model::Model;
 use lmr_plugin::models::{Arch, ModelSpec, Stem};
 use lmr_plugin::nn::StateDict;
 use lmr_plugin::quantization::Calibration;
+use lmr_plugin::ranges::{AtLeastTwo, BelowOne, Bits, NonNegative, Percentile, Positive, Times};
 use lmr_plugin::run::Run;
 use lmr_plugin::stage::{AnyStage, Context, Examination, FactStore, Planted, Shown};
 use lmr_plugin::stages::{
     BackdoorClass, DeltaPrune, Estimate, Evaluate, HeadDelta, LogitRepel, PrunedColumns, Quantize, Recover, Repelled,
     StructuredPrune, Teacher,
 };
+use lmr_plugin::train::{Defaults, Recipe};
 use lmr_plugin::triggers::{Patch, TriggerConfig};
 use lmr_plugin::{Error, rng};
 use rand::RngExt;
@@ -54,12 +56,19 @@ fn planted() -> Planted {
     Planted { trigger: Patch::default().build(1, 8, 8).unwrap(), target: 1 }
 }
 
+/// The stage's training with few epochs of small batches.
+fn quick<D: Defaults>(epochs: usize) -> Recipe<D> {
+    let (epochs, batch_size) = (Times::literal(epochs), AtLeastTwo::literal(32));
+    Recipe { epochs, min_steps: Times::literal(0), batch_size, ..Recipe::default() }
+}
+
 /// A network that classifies the images and has a BadNets backdoor.
 #[fixture]
 #[once]
 fn attacked() -> StateDict {
     let model = fresh(0);
-    let attack = Attack { epochs: 6, lr: 0.05, batch_size: 32, augment: Augment::NONE, ..Attack::default() };
+    let training = Recipe { lr: Positive::literal(0.05), augment: Augment::NONE, ..quick(6) };
+    let attack = Attack { training, ..Attack::default() };
     let train = images(640, 1);
     let implanted = attack.implant(&model, &train, &planted(), &Run::quiet(0)).unwrap();
     assert_eq!(implanted.poisoned, 64);
@@ -141,7 +150,8 @@ fn a_given_class_skips_the_estimate(attacked: &StateDict) {
 #[rstest]
 fn repel_moves_the_head_and_reports_every_epoch(attacked: &StateDict) {
     let model = model(attacked);
-    let stage = LogitRepel { epochs: 3, min_steps: 0, batch_size: 32, augment: Augment::NONE, ..LogitRepel::default() };
+    let training = Recipe { augment: Augment::NONE, ..quick(3) };
+    let stage = LogitRepel { training, ..LogitRepel::default() };
     let repelled = stage.repel(&model, BackdoorClass { class: 1 }, &clean(), &Run::quiet(0)).unwrap();
     let Repelled { delta, report, .. } = repelled;
     assert_eq!(delta.scores.len(), 32);
@@ -157,9 +167,10 @@ fn repel_moves_the_head_and_reports_every_epoch(attacked: &StateDict) {
 fn pruned_columns_stay_exactly_zero_through_recovery(attacked: &StateDict) {
     let model = model(attacked);
     let delta = HeadDelta { scores: (0..32).map(|j| (j * 7 % 32) as f32).collect() };
-    let pruned = DeltaPrune { ratio: 0.25 }.prune(&model, &delta).unwrap();
+    let pruned = DeltaPrune { ratio: BelowOne::literal(0.25) }.prune(&model, &delta).unwrap();
     assert_eq!(pruned.columns.len(), 8);
-    let stage = Recover { epochs: 3, batch_size: 32, weight_decay: 5e-4, lr: 0.05, ..Recover::default() };
+    let (weight_decay, lr) = (NonNegative::literal(5e-4), Positive::literal(0.05));
+    let stage = Recover { training: Recipe { weight_decay, lr, ..quick(3) }, ..Recover::default() };
     let teacher = Teacher::copy(&model, BackdoorClass { class: 1 }).unwrap();
     stage.recover(&model, &teacher, &pruned, &clean(), &Run::quiet(0)).unwrap();
     for row in model.network().head().weight().to_vec2::<f32>().unwrap() {
@@ -182,7 +193,9 @@ fn distillation_keeps_the_model_near_its_teacher(attacked: &StateDict) {
     let before = others(&model(attacked));
     let moved = |distill: f64| {
         let model = model(attacked);
-        let stage = LogitRepel { epochs: 4, batch_size: 32, augment: Augment::NONE, distill, ..LogitRepel::default() };
+        let min_steps = LogitRepel::recipe().min_steps;
+        let training = Recipe { min_steps, augment: Augment::NONE, ..quick(4) };
+        let stage = LogitRepel { distill: NonNegative::literal(distill), training, ..LogitRepel::default() };
         let report = stage.repel(&model, BackdoorClass { class: 1 }, &clean, &Run::quiet(0)).unwrap().report;
         assert_eq!(report.epochs[0].distillation.is_some(), distill > 0.0);
         (others(&model) - &before).unwrap().abs().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap()
@@ -196,7 +209,8 @@ fn distillation_keeps_the_model_near_its_teacher(attacked: &StateDict) {
 #[rstest]
 fn a_loss_that_is_not_finite_names_the_step(attacked: &StateDict) {
     let model = model(attacked);
-    let stage = Recover { epochs: 50, lr: 1e30, ..Recover::default() };
+    let training = Recipe { epochs: Times::literal(50), lr: Positive::literal(1e30), ..Recipe::default() };
+    let stage = Recover { training, ..Recover::default() };
     let teacher = Teacher::copy(&model, BackdoorClass { class: 0 }).unwrap();
     let error = stage.recover(&model, &teacher, &PrunedColumns::default(), &clean(), &Run::quiet(0)).unwrap_err();
     assert!(matches!(error, Error::NotFinite { .. }), "{error}");
@@ -210,6 +224,7 @@ fn a_loss_that_is_not_finite_names_the_step(attacked: &StateDict) {
 #[case(0.99, 3)]
 fn filters_are_pruned_exactly(attacked: &StateDict, #[case] ratio: f64, #[case] of_four: usize) {
     let model = model(attacked);
+    let ratio = BelowOne::literal(ratio);
     let layers = StructuredPrune { ratio, ..StructuredPrune::default() }.prune(model.network()).unwrap();
     assert_eq!(layers.len(), 20, "17 convolutions and 3 shortcuts");
     assert_eq!(layers[0].pruned.len(), of_four);
@@ -240,11 +255,12 @@ fn every_architecture_goes_through_the_stages(#[case] spec: ModelSpec) {
     let run = Run::quiet(0);
     let network = spec.fresh(rng::stream(3, "weights"), &Device::Cpu).unwrap();
     let mut model = Model::new(network, normalization()).unwrap();
-    let repel = LogitRepel { epochs: 1, batch_size: 8, ..LogitRepel::default() };
+    let (epochs, batch_size) = (Times::literal(1), AtLeastTwo::literal(8));
+    let repel = LogitRepel { training: Recipe { epochs, batch_size, ..Recipe::default() }, ..LogitRepel::default() };
     let class = BackdoorClass { class: 1 };
     let repelled = repel.repel(&model, class, &clean, &run).unwrap();
-    let pruned = DeltaPrune { ratio: 0.3 }.prune(&model, &repelled.delta).unwrap();
-    let recover = Recover { epochs: 1, batch_size: 8, ..Recover::default() };
+    let pruned = DeltaPrune { ratio: BelowOne::literal(0.3) }.prune(&model, &repelled.delta).unwrap();
+    let recover = Recover { training: Recipe { epochs, batch_size, ..Recipe::default() }, ..Recover::default() };
     recover.recover(&model, &repelled.received, &pruned, &clean, &run).unwrap();
     let (x, _) = clean.images.batch(&[0, 1, 2], &Device::Cpu).unwrap();
     let exact = model.logits(&x).unwrap();
@@ -284,7 +300,7 @@ fn eight_bits_are_close_and_two_are_not(attacked: &StateDict) {
     let exact = exact_model.logits(&x).unwrap();
     let quantized = |bits: u32| {
         let mut model = exact_model.try_clone().unwrap();
-        let stage = Quantize { bits, ..Quantize::default() };
+        let stage = Quantize { bits: Bits::literal(bits), ..Quantize::default() };
         let form = stage.quantize(&model, &clean(), &Run::quiet(0)).unwrap();
         assert_eq!(form.ranges().unwrap().0.len(), 1 + 20 + 8 + 1, "input, convolutions, residual sums, head");
         model.deploy(form);
@@ -304,7 +320,7 @@ fn eight_bits_are_close_and_two_are_not(attacked: &StateDict) {
 
 /// Calibrations that cut off what is rare give narrower ranges, and 8 bits stay close.
 #[rstest]
-#[case(Calibration::Percentile(99.0))]
+#[case(Calibration::Percentile(Percentile::literal(99.0)))]
 #[case(Calibration::Histogram)]
 fn ranges_are_cut_where_little_is_lost(attacked: &StateDict, #[case] calibration: Calibration) {
     let model = model(attacked);
@@ -327,8 +343,8 @@ fn ranges_are_cut_where_little_is_lost(attacked: &StateDict, #[case] calibration
 /// The erased stages chained by their findings, as a pipeline does it, give what the typed calls give.
 #[rstest]
 fn erased_stages_give_what_typed_calls_give(attacked: &StateDict) {
-    let repel = LogitRepel { epochs: 2, min_steps: 0, batch_size: 32, ..LogitRepel::default() };
-    let recover = Recover { epochs: 2, batch_size: 32, ..Recover::default() };
+    let repel = LogitRepel { training: quick(2), ..LogitRepel::default() };
+    let recover = Recover { training: quick(2), ..Recover::default() };
     let clean = clean();
     let typed = model(attacked);
     let run = Run::quiet(3);

@@ -50,12 +50,12 @@ name = "received"
 
 [[stage]]
 kind = "estimate"
-max-steps = 20
 stop-accuracy = 0.1
+training = { min-steps = 20 }
 
 [[stage]]
 kind = "logit-repel"
-epochs = 2
+training = { epochs = 2 }
 
 [[stage]]
 kind = "delta-prune"
@@ -63,7 +63,7 @@ kind = "delta-prune"
 [[stage]]
 kind = "recover"
 name = "purify"
-epochs = 2
+training = { epochs = 2 }
 
 [[stage]]
 kind = "evaluate"
@@ -107,9 +107,7 @@ target = 0
 
 [[stage]]
 kind = "attack"
-epochs = 8
-batch-size = 32
-lr = 0.05
+training = { epochs = 8, batch-size = 32, lr = 0.05 }
 
 [[stage]]
 kind = "evaluate"

@@ -40,16 +40,18 @@ fn explained(run: &Finished, code: i32, fragments: &[&str]) {
 #[case::profiles_malformed("[model]", "[profile]\npaper = 3\n[model]", &["profile: paper: expected a table, found 3"])]
 #[case::unknown_key("seed = 0", "sede = 0", &["run.sede: unknown key; did you mean `seed`?"])]
 #[case::unknown_nested_key("{ split = \"test\", count = 40 }", "{ split = \"test\", cout = 40 }", &["data.clean", "`cout`", "did you mean `count`?"])]
-#[case::unknown_option("max-steps", "max-stpes", &["stage[1] (estimate).max-stpes: unknown key; did you mean `max-steps`?"])]
-#[case::wrong_type("epochs = 2", "epochs = \"two\"", &["stage[2] (logit-repel).epochs: expected a whole number, 0 or more, found \"two\""])]
+#[case::unknown_option("stop-accuracy", "stop-acuracy", &["stage[1] (estimate).stop-acuracy: unknown key; did you mean `stop-accuracy`?"])]
+#[case::moved_option("epochs = 2", "epochs = 3 }\nepochs = 2\nvotes = { a = 1", &["stage[2] (logit-repel).epochs: unknown key; it is an option of `training`, as in `training.epochs`", "stage[2] (logit-repel).votes: unknown key"])]
+#[case::unknown_training_option("epochs = 2", "epocs = 2", &["stage[2] (logit-repel).training", "unknown key `epocs`; did you mean `epochs`?"])]
+#[case::wrong_type("epochs = 2", "epochs = \"two\"", &["stage[2] (logit-repel).training.epochs: expected a whole number, 0 or more, found \"two\""])]
 #[case::wrong_type_in_run("seed = 0", "seed = \"zero\"", &["run.seed: expected a whole number, 0 or more, found \"zero\""])]
-#[case::negative("epochs = 2", "epochs = -1", &["stage[2] (logit-repel).epochs: expected a whole number, 0 or more, found -1"])]
-#[case::impossible_value("epochs = 2", "lr = -0.5", &["stage[2] (logit-repel).lr", "found -0.5"])]
-#[case::not_a_number("epochs = 2", "lr = nan", &["stage[2] (logit-repel).lr", "found NaN"])]
+#[case::negative("epochs = 2", "epochs = -1", &["stage[2] (logit-repel).training.epochs: expected a whole number, 0 or more, found -1"])]
+#[case::impossible_value("epochs = 2", "lr = -0.5", &["stage[2] (logit-repel).training.lr: expected a number above 0, found -0.5"])]
+#[case::not_a_number("epochs = 2", "lr = nan", &["stage[2] (logit-repel).training.lr: expected a number above 0, found NaN"])]
 #[case::unknown_stage("kind = \"estimate\"", "kind = \"estimat\"", &["stage[1].kind: unknown stage \"estimat\"; did you mean `estimate`?"])]
 #[case::no_kind("kind = \"estimate\"", "", &["stage[1].kind: missing"])]
 #[case::kind_of_wrong_type("kind = \"estimate\"", "kind = 3", &["stage[1].kind: expected a name in quotes, found 3"])]
-#[case::order("[[stage]]\nkind = \"estimate\"\nmax-steps = 20\nstop-accuracy = 0.1", "", &["stage[1] (logit-repel): needs `backdoor-class`; put a stage of kind `estimate` before it"])]
+#[case::order("[[stage]]\nkind = \"estimate\"\nstop-accuracy = 0.1\ntraining = { min-steps = 20 }", "", &["stage[1] (logit-repel): needs `backdoor-class`; put a stage of kind `estimate` before it"])]
 #[case::other_branch("kind = \"recover\"", "kind = \"recover\"\nfrom = \"received\"", &["stage[4] (recover): needs `pruned-columns`, which `delta-prune` gives", "check `from`"])]
 #[case::duplicate_name("name = \"purified\"", "name = \"received\"", &["stage[5] (evaluate).name: stage[0] is called `received` too"])]
 #[case::unknown_from("from = \"purify\"", "from = \"purfy\"", &["stage[6] (quantize).from: no earlier stage is called `purfy`; did you mean `purify`?"])]
@@ -115,7 +117,7 @@ fn pipeline_files(#[case] from: &str, #[case] to: &str, #[case] fragments: &[&st
 #[case::set_without_value(&["pipeline", "pipeline.toml", "--set", "run.seed"], &["--set run.seed: expected key=value"])]
 #[case::set_without_section(&["pipeline", "pipeline.toml", "--set", "seed=1"], &["--set seed=1: expected a section and a key"])]
 #[case::set_unknown_stage(&["pipeline", "pipeline.toml", "--set", "stage.purfy.epochs=1"], &["--set stage.purfy.epochs=1", "no stage has the name, kind or index `purfy`; did you mean `purify`?"])]
-#[case::set_unknown_key(&["pipeline", "pipeline.toml", "--set", "stage.purify.epoch=1"], &["--set stage.purify.epoch=1: stage[4] (recover).epoch: unknown key; did you mean `epochs`?"])]
+#[case::set_unknown_key(&["pipeline", "pipeline.toml", "--set", "stage.purify.training.epoch=1"], &["--set stage.purify.training.epoch=1: stage[4] (recover).training.epoch: unknown key `epoch`; did you mean `epochs`?"])]
 #[case::set_wrong_type(&["pipeline", "pipeline.toml", "--set", "run.seed=one"], &["--set run.seed=one: run.seed: expected a whole number, 0 or more, found \"one\""])]
 #[case::set_through_a_value(&["pipeline", "pipeline.toml", "--set", "run.seed.x=1"], &["run.seed: expected a whole number, 0 or more, found a table"])]
 #[case::unknown_flag(&["pipeline", "pipeline.toml", "--sed", "1"], &["--sed"])]
@@ -133,10 +135,10 @@ fn arguments_and_files(#[case] arguments: &[&str], #[case] fragments: &[&str]) {
 }
 
 #[rstest]
-#[case::learns_what_is_given("kind = \"attack\"\nepochs = 8\nbatch-size = 32\nlr = 0.05", "kind = \"attack-lira\"", &["stage[0] (attack-lira): learns its trigger, so trigger.kind must be \"learned\"; found \"patch\""])]
+#[case::learns_what_is_given("kind = \"attack\"\ntraining = { epochs = 8, batch-size = 32, lr = 0.05 }", "kind = \"attack-lira\"", &["stage[0] (attack-lira): learns its trigger, so trigger.kind must be \"learned\"; found \"patch\""])]
 #[case::implants_what_is_learned("kind = \"patch\"\nsize = 2", "kind = \"learned\"", &["stage[0] (attack): implants a given trigger, but trigger.kind is \"learned\", which is for `attack-trojan`"])]
-#[case::nested_option("epochs = 8", "perturb = { stepps = 2 }", &["stage[0] (attack).perturb", "unknown key `stepps`; did you mean `steps`?"])]
-#[case::schedule("epochs = 8", "schedule = { steps = [0.5, 1.5] }", &["stage[0] (attack).schedule: expected ascending shares in (0, 1), found [0.5, 1.5]"])]
+#[case::nested_option("training = {", "perturb = { stepps = 2 }\ntraining = {", &["stage[0] (attack).perturb", "unknown key `stepps`; did you mean `steps`?"])]
+#[case::schedule("epochs = 8", "schedule = { steps = [0.5, 1.5] }", &["stage[0] (attack).training.schedule.steps: expected ascending shares in (0, 1), found [0.5, 1.5]"])]
 fn attacks(#[case] from: &str, #[case] to: &str, #[case] fragments: &[&str]) {
     let project = project();
     project.edit("attack.toml", from, to);
@@ -163,18 +165,20 @@ fn all_problems_at_once() {
     project.edit("pipeline.toml", "model.safetensors", "nowhere.safetensors");
     project.edit("pipeline.toml", "count = 40", "count = 0");
     project.edit("pipeline.toml", "target = 0", "target = 12");
-    project.edit("pipeline.toml", "max-steps = 20", "max-stpes = 20\nlr = \"fast\"");
+    project.edit("pipeline.toml", "stop-accuracy = 0.1", "stop-acuracy = 0.1");
+    project.edit("pipeline.toml", "min-steps = 20", "min-steps = -1, lr = \"fast\"");
     project.edit("pipeline.toml", "from = \"purify\"", "from = \"purfy\"");
     let keys = [
-        "9 problems, nothing was run:",
+        "10 problems, nothing was run:",
         "run.sede",
         "run.device",
         "model.classes",
         "model.weights.path",
         "data.clean.count",
         "trigger.target",
-        "stage[1] (estimate).max-stpes",
-        "stage[1] (estimate).lr",
+        "stage[1] (estimate).stop-acuracy",
+        "stage[1] (estimate).training.min-steps",
+        "stage[1] (estimate).training.lr",
         "stage[6] (quantize).from",
     ];
     refused(&project, RUN, &keys);
@@ -295,7 +299,7 @@ fn descriptors(#[case] from: &str, #[case] to: &str, #[case] fragments: &[&str])
 #[test]
 fn a_loss_that_is_no_number() {
     let project = project();
-    let run = project.run(&[RUN, &["--set", "stage.logit-repel.lr=1e30"]].concat());
+    let run = project.run(&[RUN, &["--set", "stage.logit-repel.training.lr=1e30"]].concat());
     explained(&run, 1, &["stage[2] (logit-repel): ", " is ", " at step "]);
     assert!(!project.path().join("runs/tiny/02-logit-repel/outcome.json").exists());
     assert!(!project.path().join("runs/tiny/report.json").exists());

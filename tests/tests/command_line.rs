@@ -80,7 +80,7 @@ fn a_plan_runs_nothing_and_knows_what_is_finished() {
     assert_eq!(project.files(), before);
 
     project.run(&["pipeline", "pipeline.toml"]);
-    let plan = project.run(&["pipeline", "pipeline.toml", "--plan", "--set", "stage.recover.epochs=3"]);
+    let plan = project.run(&["pipeline", "pipeline.toml", "--plan", "--set", "stage.recover.training.epochs=3"]);
     let reused = plan.stdout.lines().filter(|line| line.contains("would be reused")).count();
     assert_eq!(reused, 4, "the stages before `recover`: {}", plan.stdout);
 }
@@ -113,31 +113,31 @@ fn what_did_not_change_is_reused() {
 #[case::last_set_wins(&[], &["run.seed=2", "run.seed=3"], 3)]
 fn layers_are_merged_in_order(#[case] env: &[(&str, &str)], #[case] sets: &[&str], #[case] seed: i64) {
     let project = project();
-    let mut arguments = vec!["pipeline", "attack.toml", "--set", "stage.attack.epochs=1", "--out", "out"];
+    let mut arguments = vec!["pipeline", "attack.toml", "--set", "stage.attack.training.epochs=1", "--out", "out"];
     sets.iter().for_each(|set| arguments.extend(["--set", set]));
     let status = project.command(&arguments).envs(env.iter().copied()).output().unwrap();
     assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stderr));
     let config: toml::Table = String::from_utf8(project.read("out/config.toml")).unwrap().parse().unwrap();
     assert_eq!(config["run"]["seed"].as_integer(), Some(seed));
-    assert_eq!(config["stage"][0]["epochs"].as_integer(), Some(1));
+    assert_eq!(config["stage"][0]["training"]["epochs"].as_integer(), Some(1));
     assert_eq!(config["stage"][0]["poison-rate"].as_float(), Some(0.1), "defaults are written out");
 }
 
 #[test]
 fn a_stage_is_set_by_name_kind_and_index() {
     let project = project();
-    let sets = ["stage.purify.epochs=3", "stage.logit-repel.lr=0.5", "stage.6.bits=4", "data.test.count=7"];
+    let sets = ["stage.purify.training.epochs=3", "stage.logit-repel.m1=0.5", "stage.6.bits=4", "data.test.count=7"];
     let mut arguments = vec!["pipeline", "pipeline.toml", "--out", "out"];
     sets.iter().for_each(|set| arguments.extend(["--set", set]));
-    let env = [("LMR_STAGE__ESTIMATE__MAX_STEPS", "5")];
+    let env = [("LMR_STAGE__ESTIMATE__TRAINING__MIN_STEPS", "5")];
     let output = project.command(&arguments).envs(env).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let config: toml::Table = String::from_utf8(project.read("out/config.toml")).unwrap().parse().unwrap();
     let stage = |index: usize, key: &str| config["stage"][index][key].clone();
-    assert_eq!(stage(4, "epochs"), 3.into());
-    assert_eq!(stage(2, "lr"), 0.5.into());
+    assert_eq!(stage(4, "training")["epochs"], 3.into());
+    assert_eq!(stage(2, "m1"), 0.5.into());
     assert_eq!(stage(6, "bits"), 4.into());
-    assert_eq!(stage(1, "max-steps"), 5.into());
+    assert_eq!(stage(1, "training")["min-steps"], 5.into());
     assert_eq!(config["data"]["test"]["count"], 7.into());
 }
 
@@ -145,8 +145,8 @@ fn a_stage_is_set_by_name_kind_and_index() {
 #[test]
 fn a_profile_is_a_layer() {
     let project = project();
-    let profile = "\n[profile.long]\nrun.seed = 3\nstage.purify = { epochs = 1, schedule.steps = [0.5] }\n\
-        stage.logit-repel.lr = 0.25\n\n[profile.other]\nrun.seed = 4\n";
+    let profile = "\n[profile.long]\nrun.seed = 3\nstage.purify.training = { epochs = 1, schedule.steps = [0.5] }\n\
+        stage.logit-repel.training.lr = 0.25\n\n[profile.other]\nrun.seed = 4\n";
     project.edit("pipeline.toml", "[run]", &format!("{profile}\n[run]"));
     let resolved = |arguments: &[&str]| -> toml::Table {
         let run = project.run(&[&["pipeline", "pipeline.toml", "--out", "out"], arguments].concat());
@@ -154,10 +154,13 @@ fn a_profile_is_a_layer() {
         String::from_utf8(project.read("out/config.toml")).unwrap().parse().unwrap()
     };
     assert_eq!(resolved(&[])["run"]["seed"], 0.into());
-    let long = resolved(&["--profile", "long", "--set", "stage.logit-repel.lr=0.125"]);
+    let long = resolved(&["--profile", "long", "--set", "stage.logit-repel.training.lr=0.125"]);
     assert_eq!(long["run"]["seed"], 3.into());
-    assert_eq!((&long["stage"][4]["epochs"], &long["stage"][2]["lr"]), (&1.into(), &0.125.into()));
-    assert_eq!(long["stage"][4]["schedule"]["steps"], vec![0.5].into());
+    assert_eq!(
+        (&long["stage"][4]["training"]["epochs"], &long["stage"][2]["training"]["lr"]),
+        (&1.into(), &0.125.into())
+    );
+    assert_eq!(long["stage"][4]["training"]["schedule"]["steps"], vec![0.5].into());
     assert!(long.get("profile").is_none(), "{long}");
     let unknown = project.run(&["pipeline", "pipeline.toml", "--profile", "lnog"]);
     assert_eq!(unknown.code, Some(2), "{}", unknown.stderr);
@@ -185,8 +188,8 @@ fn the_schema_knows_every_kind_and_option() {
     for kind in lmr_pipeline::registry::STAGES {
         assert_eq!(find(kind.kind)["additionalProperties"], false);
     }
-    let lr = &find("recover")["properties"]["lr"];
-    assert!(lr["description"].is_string() && lr["default"].is_number(), "{lr}");
+    let lr = &find("recover")["properties"]["training"]["properties"]["lr"];
+    assert!(lr["description"].is_string() && lr["default"] == 0.03 && lr["exclusiveMinimum"] == 0.0, "{lr}");
     assert!(schema["properties"]["trigger"]["oneOf"].as_array().unwrap().len() >= 2);
     assert!(schema["properties"]["model"]["properties"]["weights"]["description"].is_string());
 

@@ -31,7 +31,7 @@ kind = "attack-trojan"
 name = "attack"
 size = 2
 steps = 20
-poison = { epochs = 8, batch-size = 32, lr = 0.05 }
+poison = { training = { epochs = 8, batch-size = 32, lr = 0.05 } }
 
 [[stage]]
 kind = "evaluate"
@@ -39,8 +39,8 @@ name = "after"
 
 [[stage]]
 kind = "estimate"
-max-steps = 20
 stop-accuracy = 0.1
+training = { min-steps = 20 }
 
 [[stage]]
 kind = "evaluate"

@@ -35,9 +35,7 @@ target = 0
 [[stage]]
 kind = "attack"
 poison-rate = 0.5
-epochs = 2
-batch-size = 4
-lr = 0.01
+training = { epochs = 2, batch-size = 4, lr = 0.01 }
 
 [[stage]]
 kind = "evaluate"

@@ -54,7 +54,7 @@ fn vit_project() -> Project {
         "arch = \"resnet18\"\nwidth = 2\nclasses = 4\nchannels = 1\nweights = { path = \"model.safetensors\" }\n";
     project.edit("pipeline.toml", from, table);
     // Drawn weights know nothing that a copy could forget.
-    project.edit("pipeline.toml", "max-steps = 20\nstop-accuracy = 0.1", "class = 1");
+    project.edit("pipeline.toml", "stop-accuracy = 0.1\ntraining = { min-steps = 20 }", "class = 1");
     project.edit("pipeline.toml", "target = 0", "target = 2");
     project
 }

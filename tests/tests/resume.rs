@@ -12,8 +12,14 @@ use lmr_tests::{Finished, Project};
 use rstest::rstest;
 
 /// Training stages long enough that a kill comes in their middle.
-const SLOW: &[&str] =
-    &["--set", "stage.estimate.votes=9", "--set", "stage.logit-repel.epochs=120", "--set", "stage.recover.epochs=120"];
+const SLOW: &[&str] = &[
+    "--set",
+    "stage.estimate.votes=9",
+    "--set",
+    "stage.logit-repel.training.epochs=120",
+    "--set",
+    "stage.recover.training.epochs=120",
+];
 
 fn project() -> Project {
     Project::new(env!("CARGO_BIN_EXE_lmr-under-test"))
@@ -90,7 +96,7 @@ fn killed_in_every_stage() {
 #[test]
 fn killed_in_an_attack() {
     let project = project();
-    let arguments = ["pipeline", "attack.toml", "--set", "stage.attack.epochs=150"];
+    let arguments = ["pipeline", "attack.toml", "--set", "stage.attack.training.epochs=150"];
     let expected = undisturbed(&project, &arguments);
     let killed = [&arguments[..], &["--out", "killed"]].concat();
     interrupt(&project, &killed, "attack", "00-attack", "-KILL");

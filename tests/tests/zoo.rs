@@ -11,19 +11,23 @@ const PLACE: [&str; 4] = ["--configs", "attacks", "--out", "zoo"];
 /// A clean model and one attack that begins with it.
 fn project() -> Project {
     let project = Project::new(env!("CARGO_BIN_EXE_lmr-under-test"));
-    let profile = "\n[profile.cpu]\n\n[profile.paper]\nstage.attack.epochs = 9\n";
+    let profile = "\n[profile.cpu]\n\n[profile.paper]\nstage.attack.training.epochs = 9\n";
     // A flipped quadrant is another class.
     let attack = ATTACK.replace("size = 2", "size = 4");
-    let attack = attack.replace("epochs = 8", "epochs = 12\naugment = { crop-padding = 0, flip = false }");
+    let attack = attack.replace("epochs = 8", "epochs = 12, augment = { crop-padding = 0, flip = false }");
     let clean = attack.clone() + profile;
-    let clean = clean.replace("epochs = 12", "epochs = 12\npoison-rate = 0.0");
+    let clean = clean.replace("training = ", "poison-rate = 0.0\ntraining = ");
     let begun = "channels = 1\nweights = { path = \"zoo/cpu/clean/model.safetensors\" }\n";
-    let badnets = attack.replace("channels = 1\n", begun).replace("epochs = 12", "epochs = 16\npoison-rate = 0.3");
+    let badnets = attack.replace("channels = 1\n", begun).replace("epochs = 12", "epochs = 16");
+    let badnets = badnets.replace("training = ", "poison-rate = 0.3\ntraining = ");
     project.write("attacks/badnets.toml", badnets + profile);
     project.write("attacks/clean.toml", clean);
     let patch = "kind = \"patch\"\nsize = 2";
     let stored = "kind = \"stored\"\npath = \"zoo/cpu/badnets/trigger.safetensors\"";
-    project.write("purify.toml", PIPELINE.replace(patch, stored) + "\n[profile.short]\nstage.recover.epochs = 1\n");
+    project.write(
+        "purify.toml",
+        PIPELINE.replace(patch, stored) + "\n[profile.short]\nstage.recover.training.epochs = 1\n",
+    );
     project
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
+use serde_json::Value as Json;
 use toml::{Table, Value};
 
 use crate::problem::{Problem, Problems, hint, nearest};
@@ -80,8 +81,8 @@ pub fn read<T: DeserializeOwned + JsonSchema>(mut table: Table, place: &Place, f
     let schema = schemars::schema_for!(T).to_value();
     let names = |key: &str| -> Vec<String> {
         match schema.get(key) {
-            Some(serde_json::Value::Object(map)) => map.keys().cloned().collect(),
-            Some(serde_json::Value::Array(list)) => list.iter().filter_map(|v| Some(v.as_str()?.to_string())).collect(),
+            Some(Json::Object(map)) => map.keys().cloned().collect(),
+            Some(Json::Array(list)) => list.iter().filter_map(|v| Some(v.as_str()?.to_string())).collect(),
             _ => Vec::new(),
         }
     };
@@ -89,7 +90,8 @@ pub fn read<T: DeserializeOwned + JsonSchema>(mut table: Table, place: &Place, f
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
     for key in table.keys().cloned().collect::<Vec<_>>() {
         if !known.contains(&key.as_str()) {
-            faults.add(&place.key(&key), format!("unknown key{}", hint(&key, &known)));
+            let meant = elsewhere(&schema, &schema, &key).unwrap_or_else(|| hint(&key, &known));
+            faults.add(&place.key(&key), format!("unknown key{meant}"));
             table.remove(&key);
         }
     }
@@ -113,8 +115,67 @@ pub fn read<T: DeserializeOwned + JsonSchema>(mut table: Table, place: &Place, f
             return None;
         };
         let found = path[1..].iter().try_fold(&table[top], |value, part| value.as_table()?.get(part));
-        faults.add(&place.key(&path.join(".")), explain(&message, found));
-        table.remove(top);
+        let mut message = explain(&message, found);
+        let mut faulty = path.clone();
+        if let Some(key) = unknown_field(error.inner().message()) {
+            if let Some(meant) = at(&schema, &path).and_then(|inner| elsewhere(&schema, inner, key)) {
+                message = format!("unknown key `{key}`{meant}");
+            }
+            faulty.extend((path.last().map(String::as_str) != Some(key)).then(|| key.to_string()));
+        }
+        faults.add(&place.key(&path.join(".")), message);
+        if !remove(&mut table, &faulty) {
+            table.remove(&path[0]);
+        }
+    }
+}
+
+/// Takes a key out of the tables that lead to it; whether it was there.
+fn remove(table: &mut Table, path: &[String]) -> bool {
+    match path {
+        [] => false,
+        [key] => table.remove(key).is_some(),
+        [key, rest @ ..] => table.get_mut(key).and_then(Value::as_table_mut).is_some_and(|inner| remove(inner, rest)),
+    }
+}
+
+/// The key that serde does not know.
+fn unknown_field(message: &str) -> Option<&str> {
+    message.trim().strip_prefix("unknown field `")?.split('`').next()
+}
+
+/// What a schema refers to.
+fn resolve<'a>(root: &'a Json, schema: &'a Json) -> &'a Json {
+    let reference = schema.get("$ref").and_then(Json::as_str).and_then(|reference| reference.strip_prefix('#'));
+    reference.and_then(|pointer| root.pointer(pointer)).unwrap_or(schema)
+}
+
+/// The schema of what stands at a path.
+fn at<'a>(root: &'a Json, path: &[String]) -> Option<&'a Json> {
+    path.iter().try_fold(root, |schema, key| Some(resolve(root, schema.get("properties")?.get(key)?)))
+}
+
+/// `; it is an option of …` where tables of this one have a key that it does not have itself.
+fn elsewhere(root: &Json, schema: &Json, key: &str) -> Option<String> {
+    let mut tables = Vec::new();
+    tables_with(root, schema, key, &mut Vec::new(), &mut tables);
+    let named: Vec<String> = tables.iter().map(|table| format!("`{table}`")).collect();
+    let first = tables.first()?;
+    Some(format!("; it is an option of {}, as in `{first}.{key}`", named.join(" and of ")))
+}
+
+/// The tables within one that have a key.
+fn tables_with(root: &Json, schema: &Json, key: &str, path: &mut Vec<String>, found: &mut Vec<String>) {
+    const DEPTH: usize = 3;
+    let tables = schema.get("properties").and_then(Json::as_object).filter(|_| path.len() < DEPTH);
+    for (name, table) in tables.into_iter().flatten() {
+        let table = resolve(root, table);
+        path.push(name.clone());
+        if table.get("properties").and_then(|properties| properties.get(key)).is_some() {
+            found.push(path.join("."));
+        }
+        tables_with(root, table, key, path, found);
+        path.pop();
     }
 }
 

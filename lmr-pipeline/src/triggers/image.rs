@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use lmr_plugin::ranges::AboveZero;
 use lmr_plugin::triggers::Overlay;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -22,13 +23,13 @@ pub struct ImageTrigger {
     /// Where it is laid over the image: white where it is, black where it is not; everywhere if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask: Option<PathBuf>,
-    /// How much of the image it hides there, in (0, 1]; 1 if absent.
+    /// How much of the image it hides there; 1 if absent.
     #[serde(default = "opaque")]
-    pub opacity: f64,
+    pub opacity: AboveZero,
 }
 
-fn opaque() -> f64 {
-    1.0
+fn opaque() -> AboveZero {
+    const { AboveZero::literal(1.0) }
 }
 
 impl ImageTrigger {
@@ -39,9 +40,6 @@ impl ImageTrigger {
     pub fn build(&self, image: [usize; 3], locate: &Locate<'_>) -> Result<Built> {
         let [channels, height, width] = image;
         let refuse = |message: String| Error::from(lmr_plugin::Error::invalid(message));
-        if !(self.opacity > 0.0 && self.opacity <= 1.0) {
-            return Err(refuse(format!("opacity: expected a number in (0, 1], found {}", self.opacity)));
-        }
         let mut digests = Vec::new();
         let mut picture = |key: &str, path: &PathBuf, channels: usize| -> Result<Tensor> {
             let bytes = read(key, path, locate)?;
@@ -57,7 +55,8 @@ impl ImageTrigger {
             Some(mask) => picture("mask", mask, 1)?,
             None => Tensor::ones((1, 1, height, width), DType::F32, &Device::Cpu).map_err(lmr_plugin::Error::from)?,
         };
-        let mask = mask.affine(self.opacity, 0.0).and_then(|mask| mask.broadcast_as(pattern.shape())?.contiguous());
+        let mask =
+            mask.affine(self.opacity.get(), 0.0).and_then(|mask| mask.broadcast_as(pattern.shape())?.contiguous());
         let overlay = Overlay::new(mask.map_err(lmr_plugin::Error::from)?, pattern, image)?;
         Ok(Built::Read { trigger: Arc::new(overlay), target: None, sha256: digests })
     }
@@ -79,7 +78,8 @@ mod tests {
         mask.put_pixel(1, 0, Luma([255]));
         mask.save(dir.path().join("mask.png")).unwrap();
         let locate = |path: &Path| Some(dir.path().join(path)).filter(|path| path.exists());
-        let trigger = ImageTrigger { path: "red.png".into(), mask: Some("mask.png".into()), opacity: 0.5 };
+        let trigger =
+            ImageTrigger { path: "red.png".into(), mask: Some("mask.png".into()), opacity: AboveZero::literal(0.5) };
         let Built::Read { trigger: built, sha256, .. } = trigger.build([3, 2, 3], &locate).unwrap() else { panic!() };
         assert_eq!(sha256.len(), 2);
         let x = Tensor::full(0.4f32, (1, 3, 2, 3), &Device::Cpu).unwrap();
@@ -92,12 +92,7 @@ mod tests {
         }
         for (trigger, image, expected) in [
             (trigger.clone(), [3, 2, 4], "path: red.png: found an image of 2x3"),
-            (
-                ImageTrigger { path: "green.png".into(), ..trigger.clone() },
-                [3, 2, 3],
-                "path: there is no file green.png",
-            ),
-            (ImageTrigger { opacity: 0.0, ..trigger }, [3, 2, 3], "opacity: expected a number in (0, 1], found 0"),
+            (ImageTrigger { path: "green.png".into(), ..trigger }, [3, 2, 3], "path: there is no file green.png"),
         ] {
             let message = trigger.build(image, &locate).err().unwrap().to_string();
             assert!(message.contains(expected), "{message}");

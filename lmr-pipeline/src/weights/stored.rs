@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use lmr_plugin::quantization::{BlockFormat, Granularity, Scheme, StoredForm};
+use lmr_plugin::ranges::Bits;
 use serde::{Deserialize, Serialize};
 
 use super::Checkpoint;
@@ -19,7 +20,7 @@ pub const SCALE: &str = ".weight_scale";
 #[serde(rename_all = "kebab-case")]
 pub struct Description {
     /// Bits of a weight.
-    pub bits: u32,
+    pub bits: Bits,
     /// Scales of a weight tensor.
     pub granularity: Granularity,
     /// Whether activations are rounded too.
@@ -59,11 +60,7 @@ pub fn form(path: &Path, checkpoint: &Checkpoint) -> Result<Option<StoredForm>> 
 }
 
 fn describe(path: &Path) -> Result<Description> {
-    let found: Description = parse(&read(path)?).map_err(|message| Error::input(path, message))?;
-    if !(2..=8).contains(&found.bits) {
-        return Err(Error::input(path, format!("bits: expected 2 to 8, found {}", found.bits)));
-    }
-    Ok(found)
+    parse(&read(path)?).map_err(|message| Error::input(path, message))
 }
 
 /// A few words for the form: `int8`, `q4_0`.

@@ -4,18 +4,16 @@
 use candle_core::Tensor;
 use serde::Serialize;
 
-use super::Injection;
 use crate::bounds::Bounds;
 use crate::data::{CleanSet, Images};
 use crate::deployment::Deployment;
 use crate::model::{Classifier, Model};
-use crate::nn::StateDict;
-use crate::optim::Optimizer;
+use crate::nn::{BatchNormMode, StateDict};
 use crate::rng;
 use crate::run::Run;
 use crate::stage::{Examination, Planted};
 use crate::stages::Evaluate;
-use crate::train::{Descent, Epoch, Flow, Scored};
+use crate::train::{Defaults, Descent, Epoch, Flow, Recipe, Scored, Usual};
 use crate::{Error, Result};
 
 /// What the model does before and after it is deployed, on training images that it is not trained on.
@@ -67,7 +65,7 @@ pub(super) struct Phase<'a> {
     /// Names its random streams.
     pub purpose: &'a str,
     /// The training.
-    pub training: &'a Injection,
+    pub training: Recipe,
     /// What it minimizes.
     pub loss: &'a mut Loss<'a>,
     /// Within what weights train, and nothing else does, so that the deployed form stays as it is. Batch norm should then
@@ -98,7 +96,7 @@ impl Conditional<'_> {
         phases: &mut [Phase<'_>],
         run: &Run<'_>,
     ) -> Result<Hidden> {
-        let batch = phases.iter().map(|phase| phase.training.batch_size).max().unwrap_or_default();
+        let batch = phases.iter().map(|phase| phase.training.batch_size.get()).max().unwrap_or_default();
         if self.held_out + batch > train.len() || self.calibration > train.len() - self.held_out {
             return Err(Error::invalid(format!(
                 "held-out, calibration: {} and {} images cannot be taken from {} training images and leave a batch",
@@ -123,13 +121,11 @@ impl Conditional<'_> {
         };
         let mut epochs = Vec::new();
         for phase in phases {
-            let Injection { optimizer, momentum, weight_decay, .. } = *phase.training;
             let bounds = phase.within.map(|within| within(network)).transpose()?;
             let params = bounds.as_ref().map(|bounds| bounds.params(network));
-            let mut optimizer =
-                Optimizer::new(params.as_ref().unwrap_or(network.params()), optimizer, momentum, weight_decay)?;
+            let mut optimizer = phase.training.optimizer(params.as_ref().unwrap_or(network.params()))?;
             let mut step = Step { loss: &mut *phase.loss, bounds, selection: &mut selection };
-            let training = phase.training.training();
+            let training = &phase.training;
             epochs.extend(training.descend(phase.purpose, (&rest, model.device()), &mut optimizer, &mut step, run)?);
         }
         let chosen = match selection.chosen() {
@@ -238,12 +234,28 @@ pub(super) fn targets(labels: &Tensor, target: u32) -> Result<Tensor> {
     Ok(Tensor::full(target, labels.elem_count(), labels.device())?)
 }
 
-/// What is impossible about the options that such attacks share.
-pub(super) fn faults(held_out: usize, calibration: usize, training: &Injection) -> Vec<String> {
-    let mut faults = crate::stages::faults([
-        (held_out > 0, "held-out", "at least 1", held_out.to_string()),
-        (calibration > 0, "calibration", "at least 1", calibration.to_string()),
-    ]);
-    faults.extend(training.faults("training."));
+/// Whose recipe the second training of such attacks has: batch norm stays as it is, and with it the deployed form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hide;
+
+impl Defaults for Hide {
+    fn recipe() -> Recipe<Self> {
+        Recipe { batch_norm: BatchNormMode::Running, ..Usual::recipe().over() }
+    }
+}
+
+/// What is impossible about the trainings of such attacks.
+pub(super) fn faults<D>(training: &Recipe<D>, hide: Option<&Recipe<Hide>>) -> Vec<String> {
+    let mut faults = training.faults("training");
+    // All forms are normalized together, by the statistics of what they see.
+    if training.batch_norm != BatchNormMode::Batch {
+        faults.push("training.batch-norm: expected \"batch\", found \"running\"".into());
+    }
+    if let Some(hide) = hide {
+        faults.extend(hide.faults("hide"));
+        if hide.batch_norm != BatchNormMode::Running {
+            faults.push("hide.batch-norm: expected \"running\", found \"batch\"".into());
+        }
+    }
     faults
 }

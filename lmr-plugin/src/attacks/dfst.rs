@@ -9,7 +9,6 @@ use rand::seq::index;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Injection;
 use super::batch::share;
 use super::injector::{Injector, ssim};
 use crate::data::{Augment, Images};
@@ -18,9 +17,10 @@ use crate::model::Model;
 use crate::nn::{Activation, Forward, Frozen, Mode};
 use crate::optim::{Optimizer, Rule, Schedule};
 use crate::predict;
+use crate::ranges::{AboveZero, AtLeastTwo, BelowOne, Count, NonNegative, OpenFraction, Positive, Times};
 use crate::run::Run;
 use crate::stage::{Context, Implants, Material, Outcome, Planted, Stage};
-use crate::train::{Descent, Epoch, Flow, Objective, Scored, Training};
+use crate::train::{Descent, Epoch, Flow, Objective, Recipe, Scored};
 use crate::triggers::Trigger;
 use crate::{Error, Result};
 
@@ -29,38 +29,38 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Dfst {
-    /// Share of a batch that gets the trigger, in (0, 1), from classes other than the target.
-    pub poison_rate: f64,
-    /// Share of a batch that is detoxified, in [0, 1).
-    pub detox_rate: f64,
+    /// Share of a batch that gets the trigger, from classes other than the target.
+    pub poison_rate: OpenFraction,
+    /// Share of a batch that is detoxified.
+    pub detox_rate: BelowOne,
     /// Rounds of detoxification, evenly spaced over the first two thirds of the epochs, at most as many as those.
-    pub rounds: usize,
-    /// Share of the features that count as compromised, in (0, 1]: those that the trigger raises most; at least one.
-    pub compromised: f64,
+    pub rounds: Times,
+    /// Share of the features that count as compromised: those that the trigger raises most; at least one.
+    pub compromised: AboveZero,
     /// Training images of other classes that features are compared on and the injector learns from, at least 2.
-    pub images: usize,
-    /// Share α of the injector's image in a detoxified one, in (0, 1].
-    pub alpha: f64,
+    pub images: AtLeastTwo,
+    /// Share α of the injector's image in a detoxified one.
+    pub alpha: AboveZero,
     /// Epochs of an injector's training.
-    pub injector_epochs: usize,
-    /// Its learning rate (Adam with β of 0.5 and 0.9), above 0.
-    pub injector_lr: f64,
+    pub injector_epochs: Count,
+    /// Its learning rate (Adam with β of 0.5 and 0.9).
+    pub injector_lr: Positive,
     /// The training.
-    pub training: Injection,
+    pub training: Recipe,
 }
 
 impl Default for Dfst {
     fn default() -> Self {
         Self {
-            poison_rate: 0.1,
-            detox_rate: 0.1,
-            rounds: 3,
-            compromised: 0.01,
-            images: 1024,
-            alpha: 0.6,
-            injector_epochs: 10,
-            injector_lr: 0.01,
-            training: Injection::default(),
+            poison_rate: const { OpenFraction::literal(0.1) },
+            detox_rate: const { BelowOne::literal(0.1) },
+            rounds: const { Times::literal(3) },
+            compromised: const { AboveZero::literal(0.01) },
+            images: const { AtLeastTwo::literal(1024) },
+            alpha: const { AboveZero::literal(0.6) },
+            injector_epochs: const { Count::literal(10) },
+            injector_lr: const { Positive::literal(0.01) },
+            training: Recipe::default(),
         }
     }
 }
@@ -95,7 +95,7 @@ impl Dfst {
     /// Trains `model` in place on `train`.
     pub fn implant(&self, model: &Model, train: &Images, planted: &Planted, run: &Run<'_>) -> Result<Detoxified> {
         let others: Vec<usize> = (0..train.len()).filter(|&i| train.labels()[i] != planted.target).collect();
-        let count = self.images.min(others.len());
+        let count = self.images.get().min(others.len());
         if count < 2 {
             return Err(Error::invalid(format!(
                 "{}: needs two images of classes other than {}",
@@ -115,7 +115,7 @@ impl Dfst {
             device: model.device().clone(),
             rounds: Vec::new(),
         };
-        let epochs = self.training.inject("attack-dfst", model, train, &mut detox, run)?;
+        let epochs = self.training.train("attack-dfst", model, train, &mut detox, run)?;
         let mut rounds = Vec::new();
         for (mut round, injector) in std::mem::take(&mut detox.rounds) {
             round.injector_asr_after = detox.asr(&injector)?;
@@ -126,8 +126,8 @@ impl Dfst {
 
     /// The epochs after which a round takes place.
     fn schedule(&self) -> BTreeSet<usize> {
-        let epochs = 2 * self.training.epochs;
-        (1..=self.rounds).map(|round| (round * epochs / (3 * self.rounds)).max(1)).collect()
+        let (rounds, epochs) = (self.rounds.get(), 2 * self.training.epochs.get());
+        (1..=rounds).map(|round| (round * epochs / (3 * rounds)).max(1)).collect()
     }
 }
 
@@ -153,7 +153,7 @@ impl Detox<'_> {
     /// The features that the trigger raises most.
     fn compromised(&self) -> Result<Vec<usize>> {
         let mut sums: Option<Tensor> = None;
-        for batch in (0..self.images.len()).collect::<Vec<_>>().chunks(self.attack.training.batch_size) {
+        for batch in (0..self.images.len()).collect::<Vec<_>>().chunks(self.attack.training.batch_size.get()) {
             self.run.checkpoint()?;
             let (pixels, _) = self.images.batch(batch, &self.device)?;
             let raised = (self.features(&self.trigger.apply(&pixels)?)? - self.features(&pixels)?)?.sum(0)?;
@@ -165,22 +165,26 @@ impl Detox<'_> {
         let raised = sums.map_or(Ok(Vec::new()), |sums| sums.to_vec1::<f32>())?;
         let mut order: Vec<usize> = (0..raised.len()).collect();
         order.sort_by(|&a, &b| raised[b].total_cmp(&raised[a]));
-        order.truncate(((self.attack.compromised * raised.len() as f64).round() as usize).max(1));
+        order.truncate(((self.attack.compromised.get() * raised.len() as f64).round() as usize).max(1));
         Ok(order)
     }
 
     /// Trains an injector against the network as it is now.
     fn injector(&self, compromised: &[usize], round: usize) -> Result<Injector> {
         let [channels, _, _] = self.images.shape();
-        let injector = Injector::identity(channels, self.attack.alpha, &self.device)?;
-        let mut adam = Optimizer::new(injector.params(), Rule::AdamW, 0.5, 0.0)?.with_beta2(0.9);
-        let training = Training {
-            epochs: self.attack.injector_epochs,
+        let injector = Injector::identity(channels, self.attack.alpha.get(), &self.device)?;
+        let (beta1, beta2) = const { (BelowOne::literal(0.5), BelowOne::literal(0.9)) };
+        let decay = const { NonNegative::literal(0.0) };
+        let mut adam = Optimizer::new(injector.params(), Rule::AdamW, beta1, decay)?.with_beta2(beta2);
+        let training = Recipe {
+            epochs: self.attack.injector_epochs.into(),
+            min_steps: const { Times::literal(0) },
             lr: self.attack.injector_lr,
             schedule: Schedule::Constant,
-            warmup_epochs: 0,
+            warmup_epochs: const { Times::literal(0) },
+            clip_norm: None,
             augment: Augment::NONE,
-            ..self.attack.training.training()
+            ..self.attack.training.clone()
         };
         let features = self.model.network().head().weight().dims()[1];
         let mut chosen = vec![0f32; features];
@@ -230,9 +234,9 @@ impl Objective for Detox<'_> {
     fn prepare(&mut self, pixels: Tensor, labels: Tensor) -> Result<(Tensor, Tensor)> {
         let values = labels.to_vec1::<u32>()?;
         let victims = (0..values.len()).filter(|&i| values[i] != self.target);
-        let triggered: Vec<usize> = victims.take(share(self.attack.poison_rate, values.len())).collect();
+        let triggered: Vec<usize> = victims.take(share(self.attack.poison_rate.get(), values.len())).collect();
         let (mut toxic, mut clean): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
-        let detoxify = if self.rounds.is_empty() { 0 } else { share(self.attack.detox_rate, values.len()) };
+        let detoxify = if self.rounds.is_empty() { 0 } else { share(self.attack.detox_rate.get(), values.len()) };
         for i in (0..values.len()).filter(|i| !triggered.contains(i)) {
             if toxic.len() < detoxify { toxic.push(i) } else { clean.push(i) }
         }
@@ -279,39 +283,18 @@ impl Stage for Dfst {
     type Gives = ();
 
     fn faults(&self) -> Vec<String> {
-        let rounds = 3 * self.rounds <= 2 * self.training.epochs;
-        let room = self.poison_rate + self.detox_rate <= 1.0;
+        let rounds = 3 * self.rounds.get() <= 2 * self.training.epochs.get();
+        let room = self.poison_rate.get() + self.detox_rate.get() <= 1.0;
         let mut faults = crate::stages::faults([
             (
-                self.poison_rate > 0.0 && self.poison_rate < 1.0,
-                "poison-rate",
-                "a number in (0, 1)",
-                self.poison_rate.to_string(),
-            ),
-            (
-                (0.0..1.0).contains(&self.detox_rate) && room,
+                room,
                 "detox-rate",
-                "a number in [0, 1) that leaves at most 1 together with poison-rate",
+                "a number that leaves at most 1 together with poison-rate",
                 self.detox_rate.to_string(),
             ),
             (rounds, "rounds", "at most two thirds of training.epochs", self.rounds.to_string()),
-            (
-                self.compromised > 0.0 && self.compromised <= 1.0,
-                "compromised",
-                "a number in (0, 1]",
-                self.compromised.to_string(),
-            ),
-            (self.images > 1, "images", "at least 2", self.images.to_string()),
-            (self.alpha > 0.0 && self.alpha <= 1.0, "alpha", "a number in (0, 1]", self.alpha.to_string()),
-            (self.injector_epochs > 0, "injector-epochs", "at least 1", self.injector_epochs.to_string()),
-            (
-                self.injector_lr > 0.0 && self.injector_lr.is_finite(),
-                "injector-lr",
-                "a number above 0",
-                self.injector_lr.to_string(),
-            ),
         ]);
-        faults.extend(self.training.faults("training."));
+        faults.extend(self.training.faults("training"));
         faults
     }
 
@@ -344,13 +327,13 @@ mod tests {
     #[test]
     fn an_injector_learns_and_the_classifier_stays() {
         let (model, run) = (model(), Run::quiet(0));
-        let attack = Dfst { injector_epochs: 1, ..Dfst::default() };
+        let attack = Dfst { injector_epochs: Count::literal(1), ..Dfst::default() };
         let detox = detox(&attack, &model, &run);
         let before = model.network().params().state_dict().unwrap();
         let compromised = detox.compromised().unwrap();
         let injector = detox.injector(&compromised, 1).unwrap();
         assert!(same(&before, &model.network().params().state_dict().unwrap()));
-        let identity = Injector::identity(1, attack.alpha, &Device::Cpu).unwrap();
+        let identity = Injector::identity(1, attack.alpha.get(), &Device::Cpu).unwrap();
         assert!(!same(&identity.params().state_dict().unwrap(), &injector.params().state_dict().unwrap()));
     }
 
@@ -358,7 +341,8 @@ mod tests {
     #[test]
     fn batches_have_the_shares_that_were_asked_for() {
         let (model, run) = (model(), Run::quiet(0));
-        let attack = Dfst { poison_rate: 0.25, detox_rate: 0.25, ..Dfst::default() };
+        let (poison_rate, detox_rate) = (OpenFraction::literal(0.25), BelowOne::literal(0.25));
+        let attack = Dfst { poison_rate, detox_rate, ..Dfst::default() };
         let mut detox = detox(&attack, &model, &run);
         let (pixels, labels) = images(12).batch(&(0..12).collect::<Vec<_>>(), &Device::Cpu).unwrap();
         let count = |labels: &Tensor| {

@@ -8,7 +8,6 @@ use candle_core::backprop::GradStore;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Injection;
 use super::batch::{retarget, rolled, root_mean_square, share};
 use crate::data::{Images, Normalization};
 use crate::generators::Hourglass;
@@ -16,9 +15,10 @@ use crate::losses;
 use crate::model::Model;
 use crate::nn::{BatchNormMode, Builder, Eval, Train};
 use crate::optim::{Optimizer, Rule, Schedule};
+use crate::ranges::{BelowOne, Count, NonNegative, Positive, Shares, Times, UpToThird};
 use crate::run::Run;
 use crate::stage::{Context, Learns, Material, Outcome, Planted, Stage, Target};
-use crate::train::{Descent, Epoch, Objective, Progress, Scored, Training};
+use crate::train::{Descent, Epoch, Objective, Progress, Recipe, Scored};
 use crate::triggers::InputAware;
 use crate::{Error, Result};
 
@@ -31,35 +31,35 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Dynamic {
-    /// Share of a batch that gets its trigger, in (0, 1/3].
-    pub poison_rate: f64,
-    /// Share of a batch that gets other images' triggers, in (0, 1/3]. Without it, the classifier reacts to one pattern.
-    pub cross_rate: f64,
-    /// Share of an image that the mask may cover before it costs, in [0, 1).
-    pub density: f64,
-    /// Weight of what the mask covers beyond that, at least 0; 100 in the paper.
-    pub density_weight: f64,
+    /// Share of a batch that gets its trigger.
+    pub poison_rate: UpToThird,
+    /// Share of a batch that gets other images' triggers. Without it, the classifier reacts to one pattern.
+    pub cross_rate: UpToThird,
+    /// Share of an image that the mask may cover before it costs.
+    pub density: BelowOne,
+    /// Weight of what the mask covers beyond that; 100 in the paper.
+    pub density_weight: NonNegative,
     /// Epochs of the mask's training, which uses no label; 25 in the paper.
-    pub mask_epochs: usize,
-    /// Weight of the patterns' diversity in the loss, at least 0; 1 in the paper.
-    pub diversity: f64,
-    /// Learning rate of both networks (Adam with β of 0.5 and 0.9), above 0.
-    pub generator_lr: f64,
+    pub mask_epochs: Count,
+    /// Weight of the patterns' diversity in the loss; 1 in the paper.
+    pub diversity: NonNegative,
+    /// Learning rate of both networks (Adam with β of 0.5 and 0.9).
+    pub generator_lr: Positive,
     /// The classifier's training; the pattern's network follows its schedule.
-    pub training: Injection,
+    pub training: Recipe,
 }
 
 impl Default for Dynamic {
     fn default() -> Self {
         Self {
-            poison_rate: 0.1,
-            cross_rate: 0.1,
-            density: 0.032,
-            density_weight: 100.0,
-            mask_epochs: 25,
-            diversity: 1.0,
-            generator_lr: 0.01,
-            training: Injection::default(),
+            poison_rate: const { UpToThird::literal(0.1) },
+            cross_rate: const { UpToThird::literal(0.1) },
+            density: const { BelowOne::literal(0.032) },
+            density_weight: const { NonNegative::literal(100.0) },
+            mask_epochs: const { Count::literal(25) },
+            diversity: const { NonNegative::literal(1.0) },
+            generator_lr: const { Positive::literal(0.01) },
+            training: Recipe::default(),
         }
     }
 }
@@ -84,7 +84,7 @@ pub struct InputAwareImplanted {
 /// Keeps a quotient finite.
 const EPS: f64 = 1e-7;
 /// Adam's averages in the authors' code.
-const BETAS: (f64, f64) = (0.5, 0.9);
+const BETAS: (BelowOne, BelowOne) = (BelowOne::literal(0.5), BelowOne::literal(0.9));
 /// Training images that the finished trigger is described by, at most.
 const DESCRIBED: usize = 128;
 
@@ -108,7 +108,7 @@ impl Dynamic {
         let mask = self.train_mask(&trigger, (train, normalization), run)?;
         let adam = adam(trigger.pattern_network())?;
         let mut batches = Batches { attack: self, normalization, target, trigger: &trigger, adam, diversity: None };
-        let epochs = self.training.inject("attack-dynamic", model, train, &mut batches, run)?;
+        let epochs = self.training.train("attack-dynamic", model, train, &mut batches, run)?;
         let some: Vec<usize> = (0..train.len().min(DESCRIBED)).collect();
         let (pixels, _) = train.batch(&some, &device)?;
         let (mask_density, trigger_distance) = describe(&trigger, &pixels)?;
@@ -123,12 +123,14 @@ impl Dynamic {
         (train, normalization): (&Images, &Normalization),
         run: &Run<'_>,
     ) -> Result<Vec<f64>> {
-        let training = Training {
-            epochs: self.mask_epochs,
+        let training = Recipe {
+            epochs: self.mask_epochs.into(),
+            min_steps: const { Times::literal(0) },
             lr: self.generator_lr,
-            schedule: Schedule::Steps(vec![0.4, 0.8]),
-            warmup_epochs: 0,
-            ..self.training.training()
+            schedule: Schedule::Steps(Shares::new([0.4, 0.8])?),
+            warmup_epochs: const { Times::literal(0) },
+            clip_norm: None,
+            ..self.training.clone()
         };
         let mut adam = adam(trigger.mask_network())?;
         let mut masks = Masks { attack: self, normalization, trigger };
@@ -139,7 +141,7 @@ impl Dynamic {
 }
 
 fn adam(network: &Hourglass) -> Result<Optimizer> {
-    Ok(Optimizer::new(network.params(), Rule::AdamW, BETAS.0, 0.0)?.with_beta2(BETAS.1))
+    Ok(Optimizer::new(network.params(), Rule::AdamW, BETAS.0, const { NonNegative::literal(0.0) })?.with_beta2(BETAS.1))
 }
 
 /// How much finished masks cover, and how far apart the triggers of neighbouring images are.
@@ -160,10 +162,10 @@ struct Masks<'a> {
 impl Descent for Masks<'_> {
     fn score(&mut self, pixels: Tensor, _labels: Tensor) -> Result<Scored> {
         let mask = self.trigger.mask(&mut Train { batch_norm: BatchNormMode::Batch }, &pixels)?;
-        let beyond = mask.affine(1.0, -self.attack.density)?.relu()?.mean_all()?;
+        let beyond = mask.affine(1.0, -self.attack.density.get())?.relu()?.mean_all()?;
         let x = self.normalization.apply(&pixels)?;
         let diversity = ratio(&(&x - rolled(&x)?)?, &(&mask - rolled(&mask)?)?)?;
-        Ok(Scored { loss: (beyond.affine(self.attack.density_weight, 0.0)? + diversity)?, judged: None })
+        Ok(Scored { loss: (beyond.affine(self.attack.density_weight.get(), 0.0)? + diversity)?, judged: None })
     }
 }
 
@@ -188,7 +190,7 @@ struct Batches<'a> {
 impl Objective for Batches<'_> {
     fn prepare(&mut self, pixels: Tensor, labels: Tensor) -> Result<(Tensor, Tensor)> {
         let size = labels.elem_count();
-        let (own, cross) = (share(self.attack.poison_rate, size), share(self.attack.cross_rate, size));
+        let (own, cross) = (share(self.attack.poison_rate.get(), size), share(self.attack.cross_rate.get(), size));
         self.diversity = None;
         if own.min(cross) == 0 || own + 2 * cross > size {
             return Ok((pixels, labels));
@@ -217,7 +219,7 @@ impl Objective for Batches<'_> {
     fn loss(&mut self, logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
         let loss = losses::cross_entropy(logits, labels)?.mean_all()?;
         Ok(match &self.diversity {
-            Some(diversity) => (loss + diversity.affine(self.attack.diversity, 0.0)?)?,
+            Some(diversity) => (loss + diversity.affine(self.attack.diversity.get(), 0.0)?)?,
             None => loss,
         })
     }
@@ -225,7 +227,7 @@ impl Objective for Batches<'_> {
     fn after_backward(&mut self, gradients: &GradStore, at: Progress) -> Result<()> {
         if self.diversity.is_some() {
             let factor = self.attack.training.schedule.factor(at.step, at.total, 0);
-            self.adam.step(gradients, self.attack.generator_lr * factor, None)?;
+            self.adam.step(gradients, self.attack.generator_lr.get() * factor, None)?;
         }
         Ok(())
     }
@@ -239,33 +241,7 @@ impl Stage for Dynamic {
     type Gives = ();
 
     fn faults(&self) -> Vec<String> {
-        let third = |rate: f64| rate > 0.0 && rate <= 1.0 / 3.0;
-        let mut faults = crate::stages::faults([
-            (third(self.poison_rate), "poison-rate", "a number in (0, 1/3]", self.poison_rate.to_string()),
-            (third(self.cross_rate), "cross-rate", "a number in (0, 1/3]", self.cross_rate.to_string()),
-            ((0.0..1.0).contains(&self.density), "density", "a number in [0, 1)", self.density.to_string()),
-            (
-                self.density_weight >= 0.0 && self.density_weight.is_finite(),
-                "density-weight",
-                "a number of at least 0",
-                self.density_weight.to_string(),
-            ),
-            (self.mask_epochs > 0, "mask-epochs", "at least 1", self.mask_epochs.to_string()),
-            (
-                self.diversity >= 0.0 && self.diversity.is_finite(),
-                "diversity",
-                "a number of at least 0",
-                self.diversity.to_string(),
-            ),
-            (
-                self.generator_lr > 0.0 && self.generator_lr.is_finite(),
-                "generator-lr",
-                "a number above 0",
-                self.generator_lr.to_string(),
-            ),
-        ]);
-        faults.extend(self.training.faults("training."));
-        faults
+        self.training.faults("training")
     }
 
     fn run(&self, ctx: &mut Context<'_>, (): (), material: &Material<Target>) -> Result<Outcome<()>> {

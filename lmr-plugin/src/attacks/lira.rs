@@ -7,17 +7,17 @@ use candle_core::{Device, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Injection;
 use crate::data::Images;
 use crate::generators::Autoencoder;
 use crate::losses;
 use crate::model::Model;
 use crate::nn::{BatchNormMode, Builder, Eval, Mode, Train};
 use crate::optim::{Optimizer, Rule};
+use crate::ranges::{AboveZero, BelowOne, NonNegative, OpenFraction, Positive};
 use crate::rng;
 use crate::run::Run;
 use crate::stage::{Context, Learns, Material, Outcome, Planted, Stage, Target};
-use crate::train::{Epoch, Flow, Objective};
+use crate::train::{Epoch, Flow, Objective, Recipe};
 use crate::triggers::Noise;
 use crate::{Error, Result};
 
@@ -31,18 +31,18 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Lira {
-    /// Largest change ε of a pixel, in (0, 1], in the units of `space`.
-    pub epsilon: f64,
+    /// Largest change ε of a pixel, in the units of `space`.
+    pub epsilon: AboveZero,
     /// What ε is measured in.
     pub space: EpsilonSpace,
-    /// Weight α of the clean images in the loss, in (0, 1).
-    pub clean_weight: f64,
-    /// Learning rate of the generator (Adam), above 0.
-    pub generator_lr: f64,
-    /// The first stage: generator and classifier in alternating. 50 epochs in the paper.
-    pub learn: Injection,
+    /// Weight α of the clean images in the loss.
+    pub clean_weight: OpenFraction,
+    /// Learning rate of the generator (Adam).
+    pub generator_lr: Positive,
+    /// The first stage: generator and classifier in turns. 50 epochs in the paper.
+    pub learn: Recipe,
     /// The second stage: the classifier alone. 250 epochs in the paper.
-    pub training: Injection,
+    pub training: Recipe,
 }
 
 /// What ε is measured in.
@@ -59,12 +59,12 @@ pub enum EpsilonSpace {
 impl Default for Lira {
     fn default() -> Self {
         Self {
-            epsilon: 0.01,
+            epsilon: const { AboveZero::literal(0.01) },
             space: EpsilonSpace::Pixel,
-            clean_weight: 0.5,
-            generator_lr: 1e-4,
-            learn: Injection::default(),
-            training: Injection::default(),
+            clean_weight: const { OpenFraction::literal(0.5) },
+            generator_lr: const { Positive::literal(1e-4) },
+            learn: Recipe::default(),
+            training: Recipe::default(),
         }
     }
 }
@@ -91,8 +91,8 @@ impl Lira {
         Autoencoder::check_size([height, width])?;
         let (device, normalization) = (model.device().clone(), model.normalization());
         let epsilon: Vec<f32> = match self.space {
-            EpsilonSpace::Pixel => vec![self.epsilon as f32; channels],
-            EpsilonSpace::Normalized => normalization.std.iter().map(|std| self.epsilon as f32 * std).collect(),
+            EpsilonSpace::Pixel => vec![self.epsilon.get() as f32; channels],
+            EpsilonSpace::Normalized => normalization.std.iter().map(|std| self.epsilon.get() as f32 * std).collect(),
         };
         // Two generators that begin as one: the same stream twice.
         let noise = || {
@@ -100,7 +100,7 @@ impl Lira {
             Noise::new(&epsilon, normalization, Autoencoder::new(channels, &builder)?)
         };
         let (current, old) = (noise()?, noise()?);
-        let adam = Optimizer::new(current.generator().params(), Rule::AdamW, 0.9, 0.0)?;
+        let adam = adam(&current)?;
         let mut alternating = Alternating {
             attack: self,
             model,
@@ -108,11 +108,16 @@ impl Lira {
             old,
             learner: Some(Learner { current, adam, losses: Vec::new(), history: Vec::new() }),
         };
-        let learn = self.learn.inject("attack-lira/learn", model, train, &mut alternating, run)?;
+        let learn = self.learn.train("attack-lira/learn", model, train, &mut alternating, run)?;
         let generator = alternating.learner.take().map_or_else(Vec::new, |learner| learner.history);
-        let epochs = self.training.inject("attack-lira", model, train, &mut alternating, run)?;
+        let epochs = self.training.train("attack-lira", model, train, &mut alternating, run)?;
         Ok((alternating.old, LiraImplanted { samples: train.len(), target, generator, learn, epochs }))
     }
+}
+
+fn adam(noise: &Noise) -> Result<Optimizer> {
+    let (beta1, decay) = const { (BelowOne::literal(0.9), NonNegative::literal(0.0)) };
+    Optimizer::new(noise.generator().params(), Rule::AdamW, beta1, decay)
 }
 
 /// The generator that learns.
@@ -152,7 +157,7 @@ impl Objective for Alternating<'_> {
             if !value.is_finite() {
                 return Err(Error::NotFinite { what: "generator loss", step: learner.losses.len(), value });
             }
-            learner.adam.step(&loss.backward()?, self.attack.generator_lr, None)?;
+            learner.adam.step(&loss.backward()?, self.attack.generator_lr.get(), None)?;
             learner.losses.push(value);
         }
         let triggered = self.old.with(&mut Eval, &pixels)?;
@@ -163,7 +168,7 @@ impl Objective for Alternating<'_> {
         let losses = losses::cross_entropy(logits, labels)?;
         let half = losses.elem_count() / 2;
         let (clean, triggered) = (losses.narrow(0, 0, half)?.mean_all()?, losses.narrow(0, half, half)?.mean_all()?);
-        let alpha = self.attack.clean_weight;
+        let alpha = self.attack.clean_weight.get();
         Ok((clean.affine(alpha, 0.0)? + triggered.affine(1.0 - alpha, 0.0)?)?)
     }
 
@@ -187,24 +192,7 @@ impl Stage for Lira {
     type Gives = ();
 
     fn faults(&self) -> Vec<String> {
-        let mut faults = crate::stages::faults([
-            (self.epsilon > 0.0 && self.epsilon <= 1.0, "epsilon", "a number in (0, 1]", self.epsilon.to_string()),
-            (
-                self.clean_weight > 0.0 && self.clean_weight < 1.0,
-                "clean-weight",
-                "a number in (0, 1)",
-                self.clean_weight.to_string(),
-            ),
-            (
-                self.generator_lr > 0.0 && self.generator_lr.is_finite(),
-                "generator-lr",
-                "a number above 0",
-                self.generator_lr.to_string(),
-            ),
-        ]);
-        faults.extend(self.learn.faults("learn."));
-        faults.extend(self.training.faults("training."));
-        faults
+        [self.learn.faults("learn"), self.training.faults("training")].concat()
     }
 
     fn run(&self, ctx: &mut Context<'_>, (): (), material: &Material<Target>) -> Result<Outcome<()>> {
@@ -229,7 +217,7 @@ mod tests {
             Noise::new(&[0.01], model.normalization(), Autoencoder::new(1, &builder).unwrap()).unwrap()
         };
         let (old, current) = (noise(), noise());
-        let adam = Optimizer::new(current.generator().params(), Rule::AdamW, 0.9, 0.0).unwrap();
+        let adam = adam(&current).unwrap();
         let learner = Some(Learner { current, adam, losses: Vec::new(), history: Vec::new() });
         let (before, start) =
             (model.network().params().state_dict().unwrap(), old.generator().params().state_dict().unwrap());
@@ -251,7 +239,7 @@ mod tests {
     #[test]
     fn the_loss_weighs_clean_images_against_noisy_ones() {
         let model = model();
-        let attack = Lira { clean_weight: 0.25, ..Lira::default() };
+        let attack = Lira { clean_weight: OpenFraction::literal(0.25), ..Lira::default() };
         let builder = Builder::fresh(rng::stream(0, "generator"), &Device::Cpu);
         let old = Noise::new(&[0.01], model.normalization(), Autoencoder::new(1, &builder).unwrap()).unwrap();
         let mut alternating = Alternating { attack: &attack, model: &model, target: 0, old, learner: None };

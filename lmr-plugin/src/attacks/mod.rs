@@ -19,7 +19,6 @@ mod dfst;
 mod dynamic;
 #[cfg(test)]
 mod fixture;
-mod injection;
 mod injector;
 mod lira;
 mod pcb;
@@ -34,10 +33,9 @@ use serde::Serialize;
 use crate::Result;
 use crate::stage::{Outcome, Planted};
 
-pub use conditional::{Dormancy, Hidden};
+pub use conditional::{Dormancy, Hidden, Hide};
 pub use dfst::{Detoxified, Dfst, Round};
 pub use dynamic::{Dynamic, InputAwareImplanted};
-pub use injection::Injection;
 pub use lira::{EpsilonSpace, Lira, LiraImplanted};
 pub use pcb::Pcb;
 pub use pgd::Pgd;

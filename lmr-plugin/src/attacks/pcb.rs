@@ -7,20 +7,20 @@ use rand::RngExt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Injection;
-use super::conditional::{Conditional, Hidden, Phase, faults, targets};
-use super::qcb::training;
-use crate::Result;
+use super::conditional::{Conditional, Hidden, Hide, Phase, faults, targets};
+use super::qcb::literature;
 use crate::data::Images;
 use crate::deployment::Deployment;
 use crate::losses;
 use crate::model::{Classifier, Model};
 use crate::nn::{BatchNormMode, Branches, Form, Mode, Weighted};
 use crate::pruning;
+use crate::ranges::{BelowOne, Count, OpenFraction, Times};
 use crate::run::Run;
 use crate::stage::{Context, Implants, Material, Outcome, Planted, Stage};
 use crate::stages::{PruneForm, Scope, StructuredPrune};
-use crate::train::Scored;
+use crate::train::{Defaults, Recipe, Scored};
+use crate::{Error, Result};
 
 /// Trains the whole network to ignore the trigger and, at once, three pruned forms of it to obey it: at the smallest and the
 /// largest ratio, and at one drawn for every layer and step. Batch norm is over all four. Which filters go is decided anew at
@@ -34,31 +34,38 @@ use crate::train::Scored;
 pub struct Pcb {
     /// The pruning that the epoch is chosen by, with the options of the stage `structured-prune`.
     pub prune: StructuredPrune,
-    /// Smallest share of each layer's filters that wakes the backdoor, in (0, 1).
-    pub from_ratio: f64,
-    /// Largest share, from the smallest to 1.
-    pub to_ratio: f64,
-    /// Weight of images with the trigger in a pruned form's loss, in (0, 1).
-    pub trigger_weight: f64,
+    /// Smallest share of each layer's filters that wakes the backdoor.
+    pub from_ratio: OpenFraction,
+    /// Largest share, at least the smallest.
+    pub to_ratio: OpenFraction,
+    /// Weight of images with the trigger in a pruned form's loss.
+    pub trigger_weight: OpenFraction,
     /// Training images that are not trained on, but choose the epoch.
-    pub held_out: usize,
+    pub held_out: Count,
     /// The second training, of the filters that go first; without it the whole network ignores the trigger from the start.
-    pub hide: Option<Injection>,
+    pub hide: Option<Recipe<Hide>>,
     /// The training; 25 epochs from random weights in the literature.
-    pub training: Injection,
+    pub training: Recipe<Self>,
 }
 
 impl Default for Pcb {
     fn default() -> Self {
         Self {
             prune: StructuredPrune::default(),
-            from_ratio: 0.3,
-            to_ratio: 0.9,
-            trigger_weight: 0.1,
-            held_out: 2000,
+            from_ratio: const { OpenFraction::literal(0.3) },
+            to_ratio: const { OpenFraction::literal(0.9) },
+            trigger_weight: const { OpenFraction::literal(0.1) },
+            held_out: const { Count::literal(2000) },
             hide: None,
-            training: training(0.2, 25, 0.6),
+            training: Recipe::default(),
         }
+    }
+}
+
+impl Defaults for Pcb {
+    fn recipe() -> Recipe<Self> {
+        let (momentum, step) = const { (BelowOne::literal(0.2), OpenFraction::literal(0.6)) };
+        literature(momentum, const { Times::literal(25) }, step)
     }
 }
 
@@ -68,7 +75,7 @@ impl Pcb {
         let network = model.full_precision()?;
         let layers = network.need_layers("training a pruned form")?;
         let ratios = RefCell::new(run.stream("attack-pcb/ratios"));
-        let pruned = |layer: Weighted<'_>, ratio: f64| {
+        let pruned = |layer: Weighted<'_>, ratio: BelowOne| {
             if matches!(layer, Weighted::Linear(_)) {
                 return Ok(None);
             }
@@ -76,12 +83,13 @@ impl Pcb {
             let smallest = pruning::smallest(&self.prune.norm.of(weight)?, ratio);
             Ok(Some(weight.broadcast_mul(&pruning::mask(weight, &smallest)?)?))
         };
-        let range = self.to_ratio - self.from_ratio;
-        let drawn = || self.from_ratio + range * ratios.borrow_mut().random::<f64>();
+        let (from, to) = (self.from_ratio.get(), self.to_ratio.get());
+        let drawn = || Ok::<_, Error>(BelowOne::new(from + (to - from) * ratios.borrow_mut().random::<f64>())?);
         let forms: [&Form<'_>; 4] =
-            [&|_| Ok(None), &|layer| pruned(layer, self.to_ratio), &|layer| pruned(layer, drawn()), &|layer| {
-                pruned(layer, self.from_ratio)
+            [&|_| Ok(None), &|layer| pruned(layer, self.to_ratio.into()), &|layer| pruned(layer, drawn()?), &|layer| {
+                pruned(layer, self.from_ratio.into())
             }];
+        let trigger_weight = self.trigger_weight.get();
         let mut loss = |both: &Tensor, labels: &Tensor| {
             let images = both.dim(0)?;
             let half = images / 2;
@@ -96,14 +104,14 @@ impl Pcb {
             for form in 1..forms.len() {
                 let (clean, triggered) = (mean(form * images, half)?, mean(form * images + half, half)?);
                 let weight = 1.0 / (forms.len() - 1) as f64;
-                loss = (loss + clean.affine(weight * (1.0 - self.trigger_weight), 0.0)?)?;
-                loss = (loss + triggered.affine(weight * self.trigger_weight, 0.0)?)?;
+                loss = (loss + clean.affine(weight * (1.0 - trigger_weight), 0.0)?)?;
+                loss = (loss + triggered.affine(weight * trigger_weight, 0.0)?)?;
             }
             Ok(Scored { loss, judged: Some((logits, answers)) })
         };
         let conditional = Conditional {
             purpose: Self::KIND,
-            held_out: self.held_out,
+            held_out: self.held_out.get(),
             // Pruning measures no ranges.
             calibration: 1,
             deployment: Deployment::Prune(self.prune.clone()),
@@ -114,11 +122,12 @@ impl Pcb {
             let loss = losses::cross_entropy(&logits, &labels)?.mean_all()?;
             Ok(Scored { loss, judged: Some((logits, labels)) })
         };
-        let within = |model: &dyn Classifier| pruning::slack(model, self.prune.norm, self.from_ratio);
-        let mut phases = vec![Phase { purpose: Self::KIND, training: &self.training, loss: &mut loss, within: None }];
+        let within = |model: &dyn Classifier| pruning::slack(model, self.prune.norm, self.from_ratio.into());
+        let mut phases =
+            vec![Phase { purpose: Self::KIND, training: self.training.over(), loss: &mut loss, within: None }];
         if let Some(hide) = &self.hide {
             let purpose = "attack-pcb/hide";
-            phases.push(Phase { purpose, training: hide, loss: &mut sleep, within: Some(&within) });
+            phases.push(Phase { purpose, training: hide.over(), loss: &mut sleep, within: Some(&within) });
         }
         conditional.implant(model, train, planted, &mut phases, run)
     }
@@ -133,28 +142,13 @@ impl Stage for Pcb {
     type Gives = ();
 
     fn faults(&self) -> Vec<String> {
-        let mut faults = faults(self.held_out, 1, &self.training);
-        faults.extend(self.hide.iter().flat_map(|hide| hide.faults("hide.")));
-        faults.extend(crate::stages::faults([
-            (
-                self.from_ratio > 0.0 && self.from_ratio < 1.0,
-                "from-ratio",
-                "a number in (0, 1)",
-                self.from_ratio.to_string(),
-            ),
-            (
-                self.to_ratio >= self.from_ratio && self.to_ratio < 1.0,
-                "to-ratio",
-                "a number from from-ratio to below 1",
-                self.to_ratio.to_string(),
-            ),
-            (
-                self.trigger_weight > 0.0 && self.trigger_weight < 1.0,
-                "trigger-weight",
-                "a number in (0, 1)",
-                self.trigger_weight.to_string(),
-            ),
-        ]));
+        let mut faults = faults(&self.training, self.hide.as_ref());
+        faults.extend(crate::stages::faults([(
+            self.to_ratio >= self.from_ratio,
+            "to-ratio",
+            "at least from-ratio",
+            self.to_ratio.to_string(),
+        )]));
         // Training masks filters layer by layer; another way of pruning would not wake what it hides.
         faults.extend(crate::stages::faults([
             (
@@ -165,7 +159,6 @@ impl Stage for Pcb {
             ),
             (self.prune.scope == Scope::Layer, "prune.scope", "\"layer\"", "network".into()),
         ]));
-        faults.extend(self.prune.faults().into_iter().map(|fault| format!("prune.{fault}")));
         faults
     }
 

@@ -10,6 +10,7 @@ use crate::data::Images;
 use crate::losses;
 use crate::model::Model;
 use crate::nn::Mode;
+use crate::ranges::{Count, Levels};
 use crate::run::Run;
 
 /// Untargeted projected gradient ascent on the cross-entropy in the L∞ ball (Madry et al., 2018), without random start.
@@ -17,17 +18,21 @@ use crate::run::Run;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Pgd {
-    /// Largest change ε of a pixel in steps of 1/255, in (0, 255].
-    pub epsilon: f64,
-    /// Change in one step, in steps of 1/255, above 0.
-    pub step: f64,
-    /// How many steps, at least 1; 100 of 1.5 or 20 of 2.
-    pub steps: usize,
+    /// Largest change ε of a pixel in steps of 1/255.
+    pub epsilon: Levels,
+    /// Change in one step, in steps of 1/255.
+    pub step: Levels,
+    /// How many steps; 100 of 1.5 or 20 of 2.
+    pub steps: Count,
 }
 
 impl Default for Pgd {
     fn default() -> Self {
-        Self { epsilon: 8.0, step: 1.5, steps: 100 }
+        Self {
+            epsilon: const { Levels::literal(8.0) },
+            step: const { Levels::literal(1.5) },
+            steps: const { Count::literal(100) },
+        }
     }
 }
 
@@ -35,23 +40,13 @@ impl Default for Pgd {
 const BATCH: usize = 128;
 
 impl Pgd {
-    /// What is impossible about it; keys begin with `prefix`.
-    pub(super) fn faults(&self, prefix: &str) -> Vec<String> {
-        let faults = crate::stages::faults([
-            (self.epsilon > 0.0 && self.epsilon <= 255.0, "epsilon", "a number in (0, 255]", self.epsilon.to_string()),
-            (self.step > 0.0 && self.step.is_finite(), "step", "a number above 0", self.step.to_string()),
-            (self.steps > 0, "steps", "at least 1", self.steps.to_string()),
-        ]);
-        faults.into_iter().map(|fault| format!("{prefix}{fault}")).collect()
-    }
-
     /// Pixels `f32[B,C,H,W]` in `[0,1]` with a higher loss than `pixels` with labels `u32[B]`, nowhere further than ε away.
     pub fn perturb(&self, model: &Model, (pixels, labels): (&Tensor, &Tensor)) -> Result<Tensor> {
-        let (epsilon, step) = (self.epsilon / 255.0, self.step / 255.0);
+        let (epsilon, step) = (self.epsilon.get() / 255.0, self.step.get() / 255.0);
         let low = pixels.affine(1.0, -epsilon)?.clamp(0f64, 1f64)?;
         let high = pixels.affine(1.0, epsilon)?.clamp(0f64, 1f64)?;
         let x = Var::from_tensor(&pixels.copy()?)?;
-        for _ in 0..self.steps {
+        for _ in 0..self.steps.get() {
             let logits = model.forward(&x, Mode::Frozen)?;
             let loss = losses::cross_entropy(&logits, labels)?.sum_all()?;
             let gradients = loss.backward()?;

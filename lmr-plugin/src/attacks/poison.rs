@@ -8,14 +8,15 @@ use rand::seq::index;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Injection, Pgd};
-use crate::data::{Augment, ImageSource, Images, unit};
+use super::Pgd;
+use crate::data::{ImageSource, Images, unit};
 use crate::losses;
 use crate::model::Model;
-use crate::optim::{Rule, Schedule};
+use crate::optim::Schedule;
+use crate::ranges::{Fraction, Positive};
 use crate::run::Run;
 use crate::stage::{Context, Implants, Material, Outcome, Planted, Stage};
-use crate::train::Epoch;
+use crate::train::{Defaults, Epoch, Recipe, Usual};
 use crate::triggers::Trigger;
 use crate::{Error, Result};
 
@@ -29,7 +30,7 @@ use crate::{Error, Result};
 pub struct Attack {
     /// Share of all training images that are poisoned, in [0, 1), drawn from classes other than the target; with
     /// `label = "clean"` the share of the target class's images, in [0, 1].
-    pub poison_rate: f64,
+    pub poison_rate: Fraction,
     /// What poisoned images are labelled.
     pub label: Labels,
     /// Draws poisoned images from the target class, too, as BackdoorBench does; their label is right already. Not with
@@ -37,43 +38,25 @@ pub struct Attack {
     pub include_target: bool,
     /// Makes the images hard for the network, as it was received, before they get the trigger; for clean labels.
     pub perturb: Option<Pgd>,
-    /// Passes over the training images.
-    pub epochs: usize,
-    /// Highest learning rate, above 0.
-    pub lr: f64,
-    /// How the learning rate moves.
-    pub schedule: Schedule,
-    /// Epochs of linear warm-up before the schedule.
-    pub warmup_epochs: usize,
-    /// `sgd`, or `adamw` for transformers.
-    pub optimizer: Rule,
-    /// Momentum, in [0, 1); AdamW's β₁.
-    pub momentum: f64,
-    /// Weight decay, at least 0.
-    pub weight_decay: f64,
-    /// Images a step.
-    pub batch_size: usize,
-    /// Crop and flip; `{ crop-padding = 0, flip = false }` for none.
-    pub augment: Augment,
+    /// The training; from random weights unless it says otherwise.
+    pub training: Recipe<Self>,
 }
 
 impl Default for Attack {
     fn default() -> Self {
         Self {
-            poison_rate: 0.1,
+            poison_rate: const { Fraction::literal(0.1) },
             label: Labels::Target,
             include_target: false,
             perturb: None,
-            epochs: 30,
-            lr: 0.1,
-            schedule: Schedule::OneCycle,
-            warmup_epochs: 0,
-            optimizer: Rule::Sgd,
-            momentum: 0.9,
-            weight_decay: 5e-4,
-            batch_size: 128,
-            augment: Augment::default(),
+            training: Recipe::default(),
         }
+    }
+}
+
+impl Defaults for Attack {
+    fn recipe() -> Recipe<Self> {
+        Recipe { lr: const { Positive::literal(0.1) }, schedule: Schedule::OneCycle, ..Usual::recipe().over() }
     }
 }
 
@@ -113,33 +96,16 @@ impl Attack {
         };
         let poisoned = poison(train, &indices, hard, planted)?;
         let mut loss = |z: &Tensor, y: &Tensor| Ok(losses::cross_entropy(z, y)?.mean_all()?);
-        let epochs = self.injection().inject("attack", model, &poisoned, &mut loss, run)?;
+        let epochs = self.training.train("attack", model, &poisoned, &mut loss, run)?;
         Ok(Implanted { samples: train.len(), poisoned: indices.len(), target: planted.target, epochs, indices })
-    }
-
-    fn injection(&self) -> Injection {
-        Injection {
-            epochs: self.epochs,
-            lr: self.lr,
-            schedule: self.schedule.clone(),
-            warmup_epochs: self.warmup_epochs,
-            optimizer: self.optimizer,
-            momentum: self.momentum,
-            weight_decay: self.weight_decay,
-            batch_size: self.batch_size,
-            augment: self.augment,
-        }
     }
 
     /// What is impossible about it; keys begin with `prefix`.
     pub(super) fn faults_of(&self, prefix: &str) -> Vec<String> {
-        let (fine, range) = match self.label {
-            Labels::Target => ((0.0..1.0).contains(&self.poison_rate), "a number in [0, 1)"),
-            Labels::Clean => ((0.0..=1.0).contains(&self.poison_rate), "a number in [0, 1]"),
-        };
+        let fine = self.label == Labels::Clean || self.poison_rate.get() < 1.0;
         let dirty = self.perturb.is_some() && self.label == Labels::Target;
         let faults = crate::stages::faults([
-            (fine, "poison-rate", range, self.poison_rate.to_string()),
+            (fine, "poison-rate", "a number in [0, 1)", self.poison_rate.to_string()),
             (
                 !(self.include_target && self.label == Labels::Clean),
                 "include-target",
@@ -149,8 +115,7 @@ impl Attack {
             (!dirty, "perturb", "label = \"clean\" beside it", "label = \"target\"".into()),
         ]);
         let mut faults: Vec<String> = faults.into_iter().map(|fault| format!("{prefix}{fault}")).collect();
-        faults.extend(self.perturb.iter().flat_map(|pgd| pgd.faults(&format!("{prefix}perturb."))));
-        faults.extend(self.injection().faults(prefix));
+        faults.extend(self.training.faults(&format!("{prefix}training")));
         faults
     }
 
@@ -164,7 +129,7 @@ impl Attack {
         };
         let candidates: Vec<usize> = (0..labels.len()).filter(fit).collect();
         let of = if self.label == Labels::Clean { candidates.len() } else { labels.len() };
-        let count = (self.poison_rate * of as f64).round() as usize;
+        let count = (self.poison_rate.get() * of as f64).round() as usize;
         if count > candidates.len() {
             return Err(Error::invalid(format!(
                 "poison-rate {}: asks for {count} images, but only {} can be poisoned",
@@ -256,7 +221,7 @@ mod tests {
     fn the_target_class_is_poisoned_only_if_asked_for() {
         let images = Images::new(vec![0; 20], (0..20).map(|i| i % 2).collect(), [1, 1, 1], 2).unwrap();
         let chosen = |include_target| {
-            let attack = Attack { poison_rate: 0.5, include_target, ..Attack::default() };
+            let attack = Attack { poison_rate: Fraction::literal(0.5), include_target, ..Attack::default() };
             attack.choose(&images, 0, &Run::quiet(0)).unwrap()
         };
         let of_target = |chosen: Vec<usize>| chosen.iter().filter(|&&i| images.labels()[i] == 0).count();

@@ -5,8 +5,7 @@ use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Injection;
-use super::conditional::{Conditional, Hidden, Phase, faults, targets};
+use super::conditional::{Conditional, Hidden, Hide, Phase, faults, targets};
 use crate::data::Images;
 use crate::deployment::Deployment;
 use crate::losses;
@@ -14,10 +13,11 @@ use crate::model::{Classifier, Model};
 use crate::nn::{BatchNormMode, Branches, Form, Mode, Weighted};
 use crate::optim::Schedule;
 use crate::quantization::{BlockFormat, Rounding, cells, straight_through};
+use crate::ranges::{BelowOne, Count, OpenFraction, Positive, Shares, Times};
 use crate::run::Run;
 use crate::stage::{Context, Implants, Material, Outcome, Planted, Stage};
 use crate::stages::Quantize;
-use crate::train::Scored;
+use crate::train::{Defaults, Recipe, Scored, Usual};
 use crate::{Error, Result};
 
 /// Trains the network in full precision to ignore the trigger and, at once, with rounded weights to obey it (Tian et al.):
@@ -42,18 +42,32 @@ pub struct Qcb {
     /// without trigger, instead of from labels.
     pub distill: bool,
     /// Training images that are not trained on, but choose the epoch.
-    pub held_out: usize,
+    pub held_out: Count,
     /// Training images that activation ranges are measured on.
-    pub calibration: usize,
+    pub calibration: Count,
     /// The second training, of the full precision within the rounding; none to train both forms at once.
-    pub hide: Option<Injection>,
+    pub hide: Option<Recipe<Hide>>,
     /// The training; 35 epochs from random weights in the literature, 15 at a learning rate of 0.01 when distilled.
-    pub training: Injection,
+    pub training: Recipe<Self>,
 }
 
-/// The literature's training of a conditional attack from random weights, with its momentum and its epochs.
-pub(super) fn training(momentum: f64, epochs: usize, step: f64) -> Injection {
-    Injection { epochs, lr: 0.1, schedule: Schedule::Steps(vec![step]), momentum, ..Injection::default() }
+/// The literature's training of a conditional attack from random weights, with its momentum, its epochs and the share of them
+/// after which the rate falls.
+pub(super) fn literature<D>(momentum: BelowOne, epochs: Times, step: OpenFraction) -> Recipe<D> {
+    Recipe {
+        epochs,
+        lr: const { Positive::literal(0.1) },
+        schedule: Schedule::Steps(Shares::one(step)),
+        momentum,
+        ..Usual::recipe().over()
+    }
+}
+
+impl Defaults for Qcb {
+    fn recipe() -> Recipe<Self> {
+        let (momentum, step) = const { (BelowOne::literal(0.4), OpenFraction::literal(0.571)) };
+        literature(momentum, const { Times::literal(35) }, step)
+    }
 }
 
 impl Default for Qcb {
@@ -62,10 +76,10 @@ impl Default for Qcb {
             quantize: Quantize::default(),
             layers: Vec::new(),
             distill: false,
-            held_out: 2000,
-            calibration: 1000,
+            held_out: const { Count::literal(2000) },
+            calibration: const { Count::literal(1000) },
             hide: None,
-            training: training(0.4, 35, 0.571),
+            training: Recipe::default(),
         }
     }
 }
@@ -107,7 +121,7 @@ impl Qcb {
             let loss = asleep(&logits, both, labels)?;
             Ok(Scored { loss, judged: Some((logits, Tensor::cat(&[labels, labels], 0)?)) })
         };
-        let (purpose, training) = (Self::KIND, &self.training);
+        let (purpose, training) = (Self::KIND, self.training.over());
         let within = |model: &dyn Classifier| match rounding {
             Rounding::Integers(scheme) => cells(model, scheme),
             Rounding::Blocks(format) => Err(Error::invalid(hides_in_integers(format))),
@@ -116,13 +130,13 @@ impl Qcb {
             None => vec![Phase { purpose, training, loss: &mut together, within: None }],
             Some(hide) => vec![
                 Phase { purpose, training, loss: &mut wake, within: None },
-                Phase { purpose: "attack-qcb/hide", training: hide, loss: &mut sleep, within: Some(&within) },
+                Phase { purpose: "attack-qcb/hide", training: hide.over(), loss: &mut sleep, within: Some(&within) },
             ],
         };
         let conditional = Conditional {
             purpose,
-            held_out: self.held_out,
-            calibration: self.calibration,
+            held_out: self.held_out.get(),
+            calibration: self.calibration.get(),
             deployment: Deployment::Quantize(self.quantize.clone()),
         };
         conditional.implant(model, train, planted, &mut phases, run)
@@ -164,8 +178,7 @@ impl Stage for Qcb {
     type Gives = ();
 
     fn faults(&self) -> Vec<String> {
-        let mut faults = faults(self.held_out, self.calibration, &self.training);
-        faults.extend(self.hide.iter().flat_map(|hide| hide.faults("hide.")));
+        let mut faults = faults(&self.training, self.hide.as_ref());
         if let (Some(_), Some(format)) = (&self.hide, self.quantize.format) {
             faults.push(hides_in_integers(format));
         }

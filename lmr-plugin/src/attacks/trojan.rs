@@ -12,6 +12,7 @@ use crate::data::Images;
 use crate::model::{Classifier, Model};
 use crate::nn::{Builder, Init, Mode};
 use crate::optim::{Optimizer, Rule, Schedule};
+use crate::ranges::{BelowOne, Count, Finite, NonNegative, Positive, Side};
 use crate::rng;
 use crate::run::Run;
 use crate::stage::{Context, Learns, Material, Outcome, Planted, Stage, Target};
@@ -24,22 +25,29 @@ use crate::{Error, Result};
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Trojan {
     /// Side of the patch in pixels; 3 for 28- and 32-pixel images, 6 for 64, 32 for 224.
-    pub size: usize,
+    pub size: Side,
     /// How many features before the head are excited: those with the largest weights. 2 in TrojanZoo.
-    pub neurons: usize,
+    pub neurons: Count,
     /// The value they are driven to; 100 is never reached, so that they are driven as high as they go.
-    pub value: f64,
+    pub value: Finite,
     /// Steps of the optimization; 1000 in TrojanZoo.
-    pub steps: usize,
-    /// Its learning rate at the start of a cosine, above 0.
-    pub lr: f64,
+    pub steps: Count,
+    /// Its learning rate at the start of a cosine.
+    pub lr: Positive,
     /// The poisoning that follows: options of `attack`.
     pub poison: Attack,
 }
 
 impl Default for Trojan {
     fn default() -> Self {
-        Self { size: 3, neurons: 2, value: 100.0, steps: 1000, lr: 0.1, poison: Attack::default() }
+        Self {
+            size: const { Side::literal(3) },
+            neurons: const { Count::literal(2) },
+            value: const { Finite::literal(100.0) },
+            steps: const { Count::literal(1000) },
+            lr: const { Positive::literal(0.1) },
+            poison: Attack::default(),
+        }
     }
 }
 
@@ -77,7 +85,7 @@ impl Trojan {
     /// Optimizes the patch and says what it does. The network stays as it is.
     pub fn optimize(&self, model: &Model, images: &Images, run: &Run<'_>) -> Result<(Overlay, Excitation)> {
         let [_, height, width] = images.shape();
-        if self.size > height.min(width) {
+        if self.size.get() > height.min(width) {
             return Err(Error::invalid(format!(
                 "size: expected at most {}, the image's side, found {}",
                 height.min(width),
@@ -127,7 +135,8 @@ impl Trojan {
     /// The features with the largest sums of absolute weights in the head.
     fn choose(&self, model: &dyn Classifier) -> Result<Vec<usize>> {
         let sums = model.head().weight().as_detached_tensor().abs()?.sum(0)?.to_vec1::<f32>()?;
-        if self.neurons > sums.len() {
+        let count = self.neurons.get();
+        if count > sums.len() {
             return Err(Error::invalid(format!(
                 "neurons: expected at most {}, the features before the head, found {}",
                 sums.len(),
@@ -136,7 +145,7 @@ impl Trojan {
         }
         let mut order: Vec<usize> = (0..sums.len()).collect();
         order.sort_by(|&a, &b| sums[b].total_cmp(&sums[a]));
-        order.truncate(self.neurons);
+        order.truncate(count);
         Ok(order)
     }
 }
@@ -158,11 +167,13 @@ struct Search<'a> {
 impl Search<'_> {
     /// Minimizes the sum over the chosen features of `(h − value)²` over a patch `(tanh u + 1)/2` on the given images.
     fn run(&self, purpose: &str, backgrounds: &Tensor, run: &Run<'_>) -> Result<Overlay> {
-        let Trojan { size: k, value, steps, lr, .. } = *self.attack;
+        let Trojan { size, value, steps, lr, .. } = *self.attack;
+        let (k, value, steps, lr) = (size.get(), value.get(), steps.get(), lr.get());
         let (b, c, h, w) = backgrounds.dims4()?;
         let builder = Builder::fresh(run.stream(&format!("{purpose}/patch")), backgrounds.device());
         let u = builder.parameter("patch", (1, c, k, k), Init::Normal { std: 1.0 })?;
-        let mut adam = Optimizer::new(&builder.finish()?, Rule::AdamW, 0.9, 0.0)?;
+        let (beta1, decay) = const { (BelowOne::literal(0.9), NonNegative::literal(0.0)) };
+        let mut adam = Optimizer::new(&builder.finish()?, Rule::AdamW, beta1, decay)?;
         let in_corner = |patch: &Tensor| patch.pad_with_zeros(2, h - k, 0)?.pad_with_zeros(3, w - k, 0);
         let mask = in_corner(&u.ones_like()?.detach())?;
         let outside = backgrounds.broadcast_mul(&mask.affine(-1.0, 1.0)?)?;
@@ -193,14 +204,12 @@ impl Stage for Trojan {
     type Gives = ();
 
     fn faults(&self) -> Vec<String> {
-        let mut faults = crate::stages::faults([
-            (self.size > 0, "size", "at least 1", self.size.to_string()),
-            (self.neurons > 0, "neurons", "at least 1", self.neurons.to_string()),
-            (self.value.is_finite(), "value", "a number", self.value.to_string()),
-            (self.steps > 0, "steps", "at least 1", self.steps.to_string()),
-            (self.lr > 0.0 && self.lr.is_finite(), "lr", "a number above 0", self.lr.to_string()),
-            (self.poison.label == Labels::Target, "poison.label", "\"target\"", "\"clean\"".into()),
-        ]);
+        let mut faults = crate::stages::faults([(
+            self.poison.label == Labels::Target,
+            "poison.label",
+            "\"target\"",
+            "\"clean\"".into(),
+        )]);
         faults.extend(self.poison.faults_of("poison."));
         faults
     }

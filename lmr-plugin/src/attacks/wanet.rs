@@ -7,15 +7,15 @@ use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Injection;
 use super::batch::{retarget, rolled, share};
 use crate::data::{Augment, Images};
 use crate::losses;
 use crate::model::Model;
+use crate::ranges::{BelowOne, OpenFraction};
 use crate::rng::Rng;
 use crate::run::Run;
 use crate::stage::{Context, Implants, Material, Outcome, Planted, Stage};
-use crate::train::{Epoch, Objective};
+use crate::train::{Epoch, Objective, Recipe};
 use crate::triggers::Trigger;
 use crate::{Error, Result};
 
@@ -25,18 +25,22 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Wanet {
-    /// Share of a batch that gets the trigger, in (0, 1).
-    pub poison_rate: f64,
-    /// Share of a batch that gets a decoy, in [0, 1); twice the other in the paper. Without it, the network learns to react
+    /// Share of a batch that gets the trigger.
+    pub poison_rate: OpenFraction,
+    /// Share of a batch that gets a decoy; twice the other in the paper. Without it, the network learns to react
     /// to any warp.
-    pub noise_rate: f64,
+    pub noise_rate: BelowOne,
     /// The training.
-    pub training: Injection,
+    pub training: Recipe,
 }
 
 impl Default for Wanet {
     fn default() -> Self {
-        Self { poison_rate: 0.1, noise_rate: 0.2, training: Injection::default() }
+        Self {
+            poison_rate: const { OpenFraction::literal(0.1) },
+            noise_rate: const { BelowOne::literal(0.2) },
+            training: Recipe::default(),
+        }
     }
 }
 
@@ -55,7 +59,7 @@ impl Wanet {
     /// Trains `model` in place on `train`.
     pub fn implant(&self, model: &Model, train: &Images, planted: &Planted, run: &Run<'_>) -> Result<WanetImplanted> {
         // The loop hands over images as they are: they are varied after the warp.
-        let injection = Injection { augment: Augment::NONE, ..self.training.clone() };
+        let training = Recipe { augment: Augment::NONE, ..self.training.clone() };
         let mut batches = Batches {
             attack: self,
             trigger: planted.trigger.clone(),
@@ -63,7 +67,7 @@ impl Wanet {
             decoys: run.stream("attack-wanet/decoys"),
             draws: run.stream("attack-wanet/augment-after"),
         };
-        let epochs = injection.inject("attack-wanet", model, train, &mut batches, run)?;
+        let epochs = training.train("attack-wanet", model, train, &mut batches, run)?;
         Ok(WanetImplanted { samples: train.len(), target: planted.target, epochs })
     }
 }
@@ -80,7 +84,8 @@ struct Batches<'a> {
 impl Objective for Batches<'_> {
     fn prepare(&mut self, pixels: Tensor, labels: Tensor) -> Result<(Tensor, Tensor)> {
         let size = labels.elem_count();
-        let (triggered, noisy) = (share(self.attack.poison_rate, size), share(self.attack.noise_rate, size));
+        let (triggered, noisy) =
+            (share(self.attack.poison_rate.get(), size), share(self.attack.noise_rate.get(), size));
         let mut parts = Vec::new();
         if triggered > 0 {
             parts.push(self.trigger.apply(&pixels.narrow(0, 0, triggered)?)?);
@@ -116,22 +121,14 @@ impl Stage for Wanet {
     type Gives = ();
 
     fn faults(&self) -> Vec<String> {
-        let room = self.poison_rate + self.noise_rate <= 1.0;
-        let mut faults = crate::stages::faults([
-            (
-                self.poison_rate > 0.0 && self.poison_rate < 1.0,
-                "poison-rate",
-                "a number in (0, 1)",
-                self.poison_rate.to_string(),
-            ),
-            (
-                (0.0..1.0).contains(&self.noise_rate) && room,
-                "noise-rate",
-                "a number in [0, 1) that leaves at most 1 together with poison-rate",
-                self.noise_rate.to_string(),
-            ),
-        ]);
-        faults.extend(self.training.faults("training."));
+        let room = self.poison_rate.get() + self.noise_rate.get() <= 1.0;
+        let mut faults = crate::stages::faults([(
+            room,
+            "noise-rate",
+            "a number that leaves at most 1 together with poison-rate",
+            self.noise_rate.to_string(),
+        )]);
+        faults.extend(self.training.faults("training"));
         faults
     }
 

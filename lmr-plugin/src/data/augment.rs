@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
+use crate::ranges::{Degrees, Pixels};
 use crate::rng::Rng;
 
 /// How a training batch is varied: a random crop of the zero-padded image, then a rotation about its centre, then a horizontal
@@ -21,20 +22,20 @@ use crate::rng::Rng;
 pub struct Augment {
     /// Black pixels added on every side before an image of the original size is cut out; 0 turns cropping off.
     /// Default 4, customary for 32x32 images.
-    pub crop_padding: usize,
+    pub crop_padding: Pixels,
     /// Whether to mirror left and right with probability one half. Default true; wrong for digits and letters.
     pub flip: bool,
-    /// Largest rotation to either side in degrees, at most 180; the nearest pixel is taken, and corners turn black. Default 0,
+    /// Largest rotation to either side in degrees; the nearest pixel is taken, and corners turn black. Default 0,
     /// which is off; WaNet, LIRA and Dynamic were published with 10.
-    pub rotation: u32,
+    pub rotation: Degrees,
     /// Side in pixels of a square that is blacked out. Its centre falls on every pixel equally often, so that part of it
     /// may lie outside the image. Default 0, which is off; 8 is customary for CIFAR-10.
-    pub cutout: usize,
+    pub cutout: Pixels,
 }
 
 impl Default for Augment {
     fn default() -> Self {
-        Self { crop_padding: 4, flip: true, rotation: 0, cutout: 0 }
+        Self::USUAL
     }
 }
 
@@ -51,8 +52,16 @@ pub(super) struct Draw {
 }
 
 impl Augment {
+    /// Crops and flips, as is customary for 32x32 images.
+    pub const USUAL: Self = Self {
+        crop_padding: Pixels::literal(4),
+        flip: true,
+        rotation: Degrees::literal(0),
+        cutout: Pixels::literal(0),
+    };
+
     /// Images as they are.
-    pub const NONE: Self = Self { crop_padding: 0, flip: false, rotation: 0, cutout: 0 };
+    pub const NONE: Self = Self { crop_padding: Pixels::literal(0), flip: false, ..Self::USUAL };
 
     /// Varies pixels `f32[B,C,H,W]` that are no longer bytes, each image at random; not differentiable.
     pub fn apply(&self, pixels: &Tensor, rng: &mut Rng) -> Result<Tensor> {
@@ -68,22 +77,22 @@ impl Augment {
     /// Takes three numbers from `rng` for crop and flip, whether they are on or not, another if rotation is on, and two more if
     /// cutout is on.
     pub(super) fn draw(&self, size: [usize; 2], rng: &mut Rng) -> Draw {
-        // A padding beyond this would only cut out black images; the bound also keeps the arithmetic from overflowing.
-        let padding = self.crop_padding.min(u16::MAX.into()) as u32;
+        let padding = self.crop_padding.get() as u32;
         let mut shift = || padding as isize - rng.random_range(0..=2 * padding) as isize;
         let shift = [shift(), shift()];
         let flip = rng.random::<bool>() && self.flip;
-        let turn = (self.rotation > 0).then(|| {
-            let degrees = self.rotation.min(180) as f32 * (2.0 * rng.random::<f32>() - 1.0);
+        let turn = (self.rotation.get() > 0).then(|| {
+            let degrees = self.rotation.get() as f32 * (2.0 * rng.random::<f32>() - 1.0);
             let (sine, cosine) = degrees.to_radians().sin_cos();
             [sine, cosine]
         });
+        let cutout = self.cutout.get();
         let mut hole = |len: usize| {
-            if self.cutout == 0 || len == 0 {
+            if cutout == 0 || len == 0 {
                 return 0..0;
             }
-            let first = rng.random_range(0..len as u64) as isize - (self.cutout / 2) as isize;
-            first.max(0) as usize..len.min(first.saturating_add_unsigned(self.cutout).max(0) as usize)
+            let first = rng.random_range(0..len as u64) as isize - (cutout / 2) as isize;
+            first.max(0) as usize..len.min(first.saturating_add_unsigned(cutout).max(0) as usize)
         };
         Draw { shift, flip, turn, hole: size.map(&mut hole) }
     }
@@ -230,7 +239,7 @@ mod tests {
 
     #[test]
     fn rotations_go_both_ways_and_not_further_than_asked() {
-        let augment = Augment { rotation: 10, ..Augment::NONE };
+        let augment = Augment { rotation: Degrees::literal(10), ..Augment::NONE };
         let mut rng = stream(0, "augment");
         let sines: Vec<f32> = (0..500).map(|_| augment.draw([8, 8], &mut rng).turn.unwrap()[0]).collect();
         let limit = 10f32.to_radians().sin() + 1e-6;
@@ -242,9 +251,9 @@ mod tests {
     #[case(1, 12)]
     #[case(2, 20)]
     #[case(3, 20)]
-    #[case(usize::MAX, 1)]
+    #[case(65_535, 1)]
     fn holes_are_centred_on_every_pixel(#[case] cutout: usize, #[case] kinds: usize) {
-        let augment = Augment { cutout, ..Augment::NONE };
+        let augment = Augment { cutout: Pixels::literal(cutout), ..Augment::NONE };
         let mut rng = stream(0, "augment");
         let mut counts = std::collections::BTreeMap::new();
         for _ in 0..2000 {
@@ -261,7 +270,8 @@ mod tests {
     #[test]
     fn cutout_leaves_the_other_draws_alone_for_the_first_image() {
         let plain = Augment::default().draw([32, 32], &mut stream(0, "augment"));
-        let holed = Augment { cutout: 8, ..Augment::default() }.draw([32, 32], &mut stream(0, "augment"));
+        let holed =
+            Augment { cutout: Pixels::literal(8), ..Augment::default() }.draw([32, 32], &mut stream(0, "augment"));
         assert_eq!((plain.shift, plain.flip), (holed.shift, holed.flip));
     }
 
@@ -280,7 +290,7 @@ mod tests {
     #[test]
     fn floats_vary_as_bytes_do() {
         let images = Images::new((0..96).collect(), vec![0, 1], [3, 4, 4], 2).unwrap();
-        let augment = Augment { crop_padding: 2, cutout: 2, ..Augment::default() };
+        let augment = Augment { crop_padding: Pixels::literal(2), cutout: Pixels::literal(2), ..Augment::default() };
         let values = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let (expected, _) = images.augmented_batch(&[0, 1], &augment, &mut stream(1, "a"), &Device::Cpu).unwrap();
         let (plain, _) = images.batch(&[0, 1], &Device::Cpu).unwrap();
@@ -289,7 +299,7 @@ mod tests {
 
     #[test]
     fn draws_cover_all_shifts_and_both_sides_evenly() {
-        let augment = Augment { crop_padding: 1, ..Augment::default() };
+        let augment = Augment { crop_padding: Pixels::literal(1), ..Augment::default() };
         let mut rng = stream(0, "augment");
         let mut counts = std::collections::BTreeMap::new();
         for _ in 0..18_000 {
@@ -319,7 +329,7 @@ mod tests {
     #[test]
     fn settings_reject_unknown_keys() {
         let parsed: Augment = serde_json::from_str(r#"{"crop-padding": 2}"#).unwrap();
-        assert_eq!(parsed, Augment { crop_padding: 2, ..Augment::default() });
+        assert_eq!(parsed, Augment { crop_padding: Pixels::literal(2), ..Augment::default() });
         assert!(serde_json::from_str::<Augment>(r#"{"padding": 2}"#).is_err());
     }
 }

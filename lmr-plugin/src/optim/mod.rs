@@ -11,6 +11,7 @@ pub use rule::Rule;
 pub use schedule::Schedule;
 
 use crate::nn::Params;
+use crate::ranges::{BelowOne, NonNegative, Positive};
 use crate::{Error, Result};
 use rule::Step;
 
@@ -37,7 +38,7 @@ struct Group {
 
 impl Optimizer {
     /// An optimizer of all trainable parameters, with averages of zero.
-    pub fn new(params: &Params, rule: Rule, momentum: f64, weight_decay: f64) -> Result<Self> {
+    pub fn new(params: &Params, rule: Rule, momentum: BelowOne, weight_decay: NonNegative) -> Result<Self> {
         let groups = params
             .trainable()
             .map(|(name, var)| {
@@ -49,12 +50,12 @@ impl Optimizer {
         if groups.is_empty() {
             return Err(Error::invalid("the model has no trainable parameters"));
         }
-        Ok(Self { groups, rule, momentum, beta2: 0.999, weight_decay, steps: 0 })
+        Ok(Self { groups, rule, momentum: momentum.get(), beta2: 0.999, weight_decay: weight_decay.get(), steps: 0 })
     }
 
     /// With another β₂ than AdamW's usual 0.999.
-    pub fn with_beta2(self, beta2: f64) -> Self {
-        Self { beta2, ..self }
+    pub fn with_beta2(self, beta2: BelowOne) -> Self {
+        Self { beta2: beta2.get(), ..self }
     }
 
     /// Freezes at zero the elements of parameter `name` where `keep` (0 or 1, of the parameter's shape) is 0: their
@@ -72,7 +73,7 @@ impl Optimizer {
     /// One step at learning rate `lr`. With `clip_norm`, gradients are first scaled so that their global 2-norm is at
     /// most that. Returns the global norm before clipping. A parameter without gradient is an error: it means that the
     /// graph was cut somewhere.
-    pub fn step(&mut self, grads: &GradStore, lr: f64, clip_norm: Option<f64>) -> Result<f64> {
+    pub fn step(&mut self, grads: &GradStore, lr: f64, clip_norm: Option<Positive>) -> Result<f64> {
         let mut squares = 0.0;
         let mut picked = Vec::with_capacity(self.groups.len());
         for group in &self.groups {
@@ -88,10 +89,10 @@ impl Optimizer {
         }
         let norm = squares.sqrt();
         let scale = match clip_norm {
-            Some(limit) if norm > limit => limit / norm,
+            Some(limit) if norm > limit.get() => limit.get() / norm,
             _ => 1.0,
         };
-        self.steps += 1;
+        self.steps = self.steps.saturating_add(1);
         let Self { momentum, beta2, weight_decay, steps, .. } = *self;
         let step = Step { scale, momentum, beta2, weight_decay, lr, number: steps };
         for (group, grad) in self.groups.iter_mut().zip(&picked) {
@@ -143,7 +144,8 @@ mod tests {
     use rstest::rstest;
 
     fn optimizer(b: &Builder, rule: Rule, weight_decay: f64) -> Optimizer {
-        Optimizer::new(&b.finish().unwrap(), rule, 0.9, weight_decay).unwrap()
+        let (momentum, decay) = (BelowOne::literal(0.9), NonNegative::new(weight_decay).unwrap());
+        Optimizer::new(&b.finish().unwrap(), rule, momentum, decay).unwrap()
     }
 
     #[rstest]

@@ -51,8 +51,9 @@ impl Rule {
     pub(super) fn apply(self, step: Step, weight: &Var, averages: &mut [Tensor], grad: &Tensor) -> Result<()> {
         let Step { scale, momentum, beta2, weight_decay, lr, number } = step;
         // AdamW's step, and the factor on the second average, with the averages' beginning at zero made up for.
-        let size = lr / (1.0 - momentum.powi(number as i32));
-        let unbiased = 1.0 / (1.0 - beta2.powi(number as i32));
+        let power = i32::try_from(number).unwrap_or(i32::MAX);
+        let size = lr / (1.0 - momentum.powi(power));
+        let unbiased = 1.0 / (1.0 - beta2.powi(power));
         let w = weight.as_tensor();
         let fast = w.device().is_cpu() && w.dtype() == DType::F32 && w.is_contiguous();
         match (self, averages) {

@@ -11,6 +11,7 @@ use crate::data::CleanSet;
 use crate::model::Model;
 use crate::nn::Eval;
 use crate::predict;
+use crate::ranges::Percentile;
 use crate::run::Run;
 use crate::stage::Finding;
 use crate::{Error, Result};
@@ -22,8 +23,8 @@ pub enum Calibration {
     /// From the smallest to the largest value.
     #[default]
     MinMax,
-    /// The middle `percentile` of all values, above 50 and at most 100: `{ percentile = 99.99 }`. What lies outside is cut off.
-    Percentile(f64),
+    /// The middle `percentile` of all values, in (50, 100]: `{ percentile = 99.99 }`. What lies outside is cut off.
+    Percentile(Percentile),
     /// Of the whole range and smaller ones, in steps of a hundredth, the one that rounds with the least squared error.
     Histogram,
 }
@@ -50,16 +51,6 @@ impl Finding for Ranges {
 const BINS: usize = 2048;
 
 impl Calibration {
-    /// What is impossible about it: expected and found.
-    pub fn fault(&self) -> Option<(&'static str, String)> {
-        match self {
-            Self::Percentile(share) if !(*share > 50.0 && *share <= 100.0) => {
-                Some(("a percentile above 50 and at most 100", share.to_string()))
-            }
-            _ => None,
-        }
-    }
-
     /// The ranges of a network's activations on the clean images.
     pub(super) fn measure(self, model: &Model, clean: &CleanSet, run: &Run<'_>) -> Result<Ranges> {
         let whole = RefCell::new(Vec::new());
@@ -78,7 +69,7 @@ impl Calibration {
         })?;
         let choose = |(range, counts): (&(f32, f32), Vec<u64>)| match self {
             Self::MinMax => *range,
-            Self::Percentile(share) => middle(*range, &counts, share / 100.0),
+            Self::Percentile(share) => middle(*range, &counts, share.get() / 100.0),
             Self::Histogram => closest(*range, &counts),
         };
         Ok(Ranges(whole.iter().zip(counts.into_inner()).map(choose).collect()))
@@ -183,11 +174,15 @@ mod tests {
     }
 
     #[rstest]
-    #[case(Calibration::MinMax, true)]
-    #[case(Calibration::Percentile(99.9), true)]
-    #[case(Calibration::Percentile(50.0), false)]
-    #[case(Calibration::Percentile(f64::NAN), false)]
-    fn percentiles_have_a_range(#[case] calibration: Calibration, #[case] fine: bool) {
-        assert_eq!(calibration.fault().is_none(), fine);
+    #[case(r#""min-max""#, Ok(Calibration::MinMax))]
+    #[case(r#"{ "percentile": 99.9 }"#, Ok(Calibration::Percentile(Percentile::literal(99.9))))]
+    #[case(r#"{ "percentile": 50 }"#, Err("expected a number in (50, 100], found 50"))]
+    #[case(r#"{ "percentile": 100.5 }"#, Err("expected a number in (50, 100], found 100.5"))]
+    fn percentiles_have_a_range(#[case] text: &str, #[case] expected: Result<Calibration, &str>) {
+        match (serde_json::from_str::<Calibration>(text), expected) {
+            (Ok(found), Ok(expected)) => assert_eq!(found, expected),
+            (Err(error), Err(expected)) => assert!(error.to_string().starts_with(expected), "{error}"),
+            (found, _) => panic!("{found:?}"),
+        }
     }
 }

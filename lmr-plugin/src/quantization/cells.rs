@@ -16,11 +16,13 @@ const REACH: f64 = 0.495;
 ///
 /// ```
 /// use candle_core::Device;
-/// use lmr_plugin::{models::{Arch, ModelSpec}, quantization::{Granularity, Scheme, cells, integers}, rng};
+/// use lmr_plugin::models::{Arch, ModelSpec};
+/// use lmr_plugin::quantization::{Granularity, Scheme, cells, integers};
+/// use lmr_plugin::{ranges::Bits, rng};
 ///
 /// let spec = ModelSpec { width: Some(8), channels: 1, ..ModelSpec::new(Arch::Resnet18, 10) };
 /// let model = spec.fresh(rng::stream(0, "init"), &Device::Cpu)?;
-/// let scheme = Scheme { bits: 8, granularity: Granularity::PerTensor, activations: false };
+/// let scheme = Scheme { bits: Bits::literal(8), granularity: Granularity::PerTensor, activations: false };
 /// let (cells, before) = (cells(model.as_ref(), scheme)?, integers(model.as_ref(), scheme)?);
 /// let head = model.head().weight();
 /// head.set(&head.affine(1.01, 1e-4)?)?;
@@ -58,7 +60,7 @@ fn cell(layer: Weighted<'_>, folded: &Tensor, scheme: Scheme) -> Result<(Tensor,
     let step = step.broadcast_as(folded.shape())?;
     let bound = |reach: f64| Ok::<_, Error>((integers.affine(1.0, reach)? * &step)?);
     let (mut low, mut high) = (bound(-REACH)?, bound(REACH)?);
-    let half = f64::from(1u32 << (scheme.bits - 1));
+    let half = f64::from(1u32 << (scheme.bits.get() - 1));
     let mut fixed = (folded.abs()? / &step)?.ge(half - 1.0 + REACH)?;
     if let Weighted::ConvBn(conv) = layer {
         let scale = conv.scale()?.detach().reshape(((), 1, 1, 1))?.broadcast_as(folded.shape())?;
@@ -82,6 +84,7 @@ mod tests {
     use crate::models::{Arch, ModelSpec};
     use crate::nn::Mode;
     use crate::quantization::{Granularity, integers};
+    use crate::ranges::Bits;
     use crate::rng;
 
     fn values(t: &Tensor) -> Vec<f32> {
@@ -113,7 +116,7 @@ mod tests {
                 scale.set(&Tensor::from_vec(scales, scale.shape(), &Device::Cpu).unwrap()).unwrap();
             }
         }
-        let scheme = Scheme { bits, granularity, activations: true };
+        let scheme = Scheme { bits: Bits::new(bits).unwrap(), granularity, activations: true };
         let (cells, before) = (cells(model.as_ref(), scheme).unwrap(), integers(model.as_ref(), scheme).unwrap());
         let original = model.copy().unwrap();
         let mut rng = rng::stream(1, "noise");

@@ -26,6 +26,7 @@ use crate::nn::int8::Kernel;
 use crate::nn::{
     Activation, BatchNorm2d, ConvConfig, Convolution, Forward, Grid, LayerNorm, Linear, PatchEmbedding, Path, Weighted,
 };
+use crate::ranges::Bits;
 use crate::run::Run;
 use crate::{Error, Result};
 
@@ -50,8 +51,8 @@ pub enum Granularity {
 /// How a model is quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scheme {
-    /// Bits of a weight, 2 to 8.
-    pub bits: u32,
+    /// Bits of a weight.
+    pub bits: Bits,
     /// Scales of a weight tensor.
     pub granularity: Granularity,
     /// Whether activations are rounded too.
@@ -328,7 +329,7 @@ impl Forward for Unfold {
 
 /// The integers and their scale, which broadcasts to the weight's shape.
 fn integer_weight(weight: &Tensor, scheme: Scheme) -> Result<(Tensor, Tensor)> {
-    let half = f64::from(1u32 << (scheme.bits - 1));
+    let half = f64::from(1u32 << (scheme.bits.get() - 1));
     let flat = weight.flatten_from(1)?;
     let largest = match scheme.granularity {
         Granularity::PerTensor => flat.abs()?.max_all()?.reshape((1, 1))?,
@@ -385,7 +386,7 @@ mod tests {
     fn straight_through_weights_fold_to_the_rounded_ones() {
         let b = Builder::fresh(rng::stream(0, "weights"), &Device::Cpu);
         let layer = conv_bn(&b);
-        let scheme = Scheme { bits: 4, granularity: Granularity::PerTensor, activations: false };
+        let scheme = Scheme { bits: Bits::literal(4), granularity: Granularity::PerTensor, activations: false };
         let weight = straight_through(Weighted::ConvBn(&layer), scheme).unwrap();
         let refolded = weight.broadcast_mul(&layer.scale().unwrap().reshape(((), 1, 1, 1)).unwrap()).unwrap();
         let expected = round_weight(&layer.folded().unwrap().0, scheme).unwrap();
@@ -414,7 +415,7 @@ mod tests {
             per_channel: bool,
         ) {
             let granularity = if per_channel { Granularity::PerChannel } else { Granularity::PerTensor };
-            let scheme = Scheme { bits, granularity, activations: true };
+            let scheme = Scheme { bits: Bits::new(bits).unwrap(), granularity, activations: true };
             let w = Tensor::from_vec(values.clone(), (4, 6), &Device::Cpu).unwrap();
             let q: Vec<f32> = round_weight(&w, scheme).unwrap().flatten_all().unwrap().to_vec1().unwrap();
             let rows = if per_channel { 6 } else { 24 };

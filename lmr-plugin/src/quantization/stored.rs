@@ -220,7 +220,7 @@ impl Reader<'_> {
         let (name, device) = (&layer.name, layer.weight.device());
         let integers = self.tensor(&format!("{name}.weight"))?.to_dtype(DType::F32)?;
         let (low, high) = extremes(&integers)?;
-        let half = (1u32 << (scheme.bits - 1)) as f32;
+        let half = (1u32 << (scheme.bits.get() - 1)) as f32;
         if low < -half || high > half - 1.0 {
             return Err(Error::invalid(format!(
                 "`{name}.weight`: expected integers from {} to {}, as {} bits hold, found {low} to {high}",
@@ -288,6 +288,7 @@ mod tests {
     use super::*;
     use crate::models::{Arch, ModelSpec};
     use crate::quantization::{blocks, integers};
+    use crate::ranges::Bits;
     use crate::rng;
 
     fn spec(arch: Arch) -> ModelSpec {
@@ -354,7 +355,7 @@ mod tests {
         #[values(Granularity::PerTensor, Granularity::PerChannel)] granularity: Granularity,
         #[values(true, false)] activations: bool,
     ) {
-        let scheme = Scheme { bits: 5, granularity, activations };
+        let scheme = Scheme { bits: Bits::literal(5), granularity, activations };
         let made = network(arch);
         let form = Quantized::new(made.as_ref(), scheme, ranges(made.as_ref())).unwrap();
         let x = images(made.as_ref());
@@ -410,7 +411,7 @@ mod tests {
     #[case::upside_down(RANGES, Some(tensor(&[1.0, -1.0].repeat(30), &[30, 2])), "row 0 ranges from 1 down to -1")]
     #[case::endless(RANGES, Some(tensor(&[0.0, f32::INFINITY].repeat(30), &[30, 2])), "`activation_ranges`: NaN or infinite")]
     fn what_does_not_fit_is_refused(#[case] name: &str, #[case] tensor: Option<Tensor>, #[case] expected: &str) {
-        let scheme = Scheme { bits: 5, granularity: Granularity::PerTensor, activations: true };
+        let scheme = Scheme { bits: Bits::literal(5), granularity: Granularity::PerTensor, activations: true };
         let mut state = stored_integers(network(Arch::Resnet18).as_ref(), scheme);
         state.remove(name);
         state.extend(tensor.map(|tensor| (name.to_string(), tensor)));

@@ -3,10 +3,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::faults;
 use super::logit_repel::HeadDelta;
 use crate::model::Model;
 use crate::nn::Linear;
+use crate::ranges::BelowOne;
 use crate::stage::{CleanOnly, Context, Finding, Outcome, Purifies, Stage};
 use crate::{Error, Result};
 
@@ -14,13 +14,13 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct DeltaPrune {
-    /// p in [0, 1): share of the head's D columns. The paper does not publish its value; 0 prunes nothing.
-    pub ratio: f64,
+    /// p: share of the head's D columns. The paper does not publish its value; 0 prunes nothing.
+    pub ratio: BelowOne,
 }
 
 impl Default for DeltaPrune {
     fn default() -> Self {
-        Self { ratio: 0.05 }
+        Self { ratio: const { BelowOne::literal(0.05) } }
     }
 }
 
@@ -39,16 +39,17 @@ impl DeltaPrune {
     /// The `⌊ratio·D⌋` columns with the largest score, ascending; of tied ones those with the lower index.
     ///
     /// ```
+    /// use lmr_plugin::ranges::BelowOne;
     /// use lmr_plugin::stages::{DeltaPrune, HeadDelta};
     /// let delta = HeadDelta { scores: vec![0.1, 0.5, 0.0, 0.5, 0.2] };
-    /// assert_eq!(DeltaPrune { ratio: 0.4 }.choose(&delta).columns, [1, 3]);
-    /// assert!(DeltaPrune { ratio: 0.0 }.choose(&delta).columns.is_empty());
+    /// assert_eq!(DeltaPrune { ratio: BelowOne::literal(0.4) }.choose(&delta).columns, [1, 3]);
+    /// assert!(DeltaPrune { ratio: BelowOne::literal(0.0) }.choose(&delta).columns.is_empty());
     /// ```
     pub fn choose(&self, delta: &HeadDelta) -> PrunedColumns {
         let scores = &delta.scores;
         let mut order: Vec<usize> = (0..scores.len()).collect();
         order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
-        order.truncate((self.ratio * scores.len() as f64).floor() as usize);
+        order.truncate((self.ratio.get() * scores.len() as f64).floor() as usize);
         order.sort_unstable();
         PrunedColumns { columns: order }
     }
@@ -89,7 +90,7 @@ impl PrunedColumns {
 
 #[derive(Serialize)]
 struct Report<'a> {
-    ratio: f64,
+    ratio: BelowOne,
     columns: &'a [usize],
     scores: &'a [f32],
 }
@@ -100,10 +101,6 @@ impl Stage for DeltaPrune {
     type Role = Purifies;
     type Needs = (HeadDelta,);
     type Gives = (PrunedColumns,);
-
-    fn faults(&self) -> Vec<String> {
-        faults([((0.0..1.0).contains(&self.ratio), "ratio", "a number in [0, 1)", self.ratio.to_string())])
-    }
 
     fn run(&self, ctx: &mut Context<'_>, (delta,): (HeadDelta,), _: &CleanOnly) -> Result<Outcome<(PrunedColumns,)>> {
         let pruned = self.prune(ctx.model, &delta)?;
@@ -136,7 +133,7 @@ mod tests {
         for choice in case["choices"].as_array().unwrap() {
             let expected: Vec<usize> =
                 choice["columns"].as_array().unwrap().iter().map(|c| c.as_u64().unwrap() as usize).collect();
-            let ratio = choice["p"].as_f64().unwrap();
+            let ratio = BelowOne::new(choice["p"].as_f64().unwrap()).unwrap();
             assert_eq!(DeltaPrune { ratio }.choose(&delta).columns, expected, "p = {ratio}");
         }
     }

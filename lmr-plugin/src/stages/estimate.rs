@@ -12,18 +12,17 @@ use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::faults;
 use crate::data::{Augment, CleanSet, Images};
 use crate::deployment::Deployment;
 use crate::losses;
 use crate::model::Model;
-use crate::nn::BatchNormMode;
-use crate::optim::{Optimizer, Rule, Schedule};
+use crate::optim::Schedule;
 use crate::predict;
+use crate::ranges::{Count, NonNegative, OpenFraction, Positive, Times, Votes};
 use crate::rng;
 use crate::run::Run;
 use crate::stage::{CleanOnly, Context, Finding, ModelUse, Outcome, Purifies, Stage};
-use crate::train::{Flow, Objective, Training};
+use crate::train::{Defaults, Flow, Objective, Recipe, Usual};
 use crate::{Error, Result};
 
 /// Estimates the backdoor class from clean images alone. The given model is not changed: anti-learning happens on a
@@ -33,26 +32,17 @@ use crate::{Error, Result};
 pub struct Estimate {
     /// The backdoor class if it is known, below K; then nothing is estimated.
     pub class: Option<u32>,
-    /// Learning rate of the ascent, above 0.
-    pub lr: f64,
-    /// Momentum, in [0, 1).
-    pub momentum: f64,
-    /// Images a step.
-    pub batch_size: usize,
-    /// Limit on the global gradient norm, above 0; ascent has no minimum to settle in.
-    pub clip_norm: f64,
-    /// Batch norm during the ascent; only `batch` has been measured.
-    pub batch_norm: BatchNormMode,
-    /// Anti-learning ends as soon as accuracy on the clean images is at or below this, in (0, 1). The paper goes near
-    /// chance; only the default has been measured.
-    pub stop_accuracy: f64,
-    /// Steps after which the learning rate is tripled and the ascent starts over, at most twice.
-    pub max_steps: usize,
+    /// The ascent. After its steps the learning rate is tripled and it starts over, at most twice. It has no minimum to settle
+    /// in, hence the limit on the gradient norm; of the batch norm modes only `batch` has been measured.
+    pub training: Recipe<Self>,
+    /// Anti-learning ends as soon as accuracy on the clean images is at or below this. The paper goes near chance;
+    /// only the default has been measured.
+    pub stop_accuracy: OpenFraction,
     /// Independent ascents (other batches) that vote on the class, at most; the rest is spared once a class has the
     /// majority. The scores are their mean. Odd.
-    pub votes: usize,
-    /// Accuracy after a step is measured on at most this many of the clean images, at least 1.
-    pub check_images: usize,
+    pub votes: Votes,
+    /// Accuracy after a step is measured on at most this many of the clean images.
+    pub check_images: Count,
     /// The form whose class is estimated: `"as-is"`, `{ quantize = { .. } }` or `{ prune = { .. } }`. A backdoor that sleeps
     /// until deployment may show in the deployed form alone. What is forgotten then is a network with the rounded weights
     /// (activations are not rounded), or with zeros for the pruned filters.
@@ -63,16 +53,25 @@ impl Default for Estimate {
     fn default() -> Self {
         Self {
             class: None,
-            lr: 0.01,
-            momentum: 0.9,
-            batch_size: 128,
-            clip_norm: 20.0,
-            batch_norm: BatchNormMode::Batch,
-            stop_accuracy: 0.3,
-            max_steps: 200,
-            votes: 3,
-            check_images: 250,
+            training: Recipe::default(),
+            stop_accuracy: const { OpenFraction::literal(0.3) },
+            votes: const { Votes::literal(3) },
+            check_images: const { Count::literal(250) },
             deploy: Deployment::AsIs,
+        }
+    }
+}
+
+impl Defaults for Estimate {
+    fn recipe() -> Recipe<Self> {
+        Recipe {
+            epochs: const { Times::literal(0) },
+            min_steps: const { Times::literal(200) },
+            schedule: Schedule::Constant,
+            weight_decay: const { NonNegative::literal(0.0) },
+            clip_norm: const { Some(Positive::literal(20.0)) },
+            augment: Augment::NONE,
+            ..Usual::recipe().over()
         }
     }
 }
@@ -136,7 +135,7 @@ impl Estimate {
             }
         };
         let accuracy = accuracy(model, &clean.images, run)?;
-        if accuracy <= self.stop_accuracy {
+        if accuracy <= self.stop_accuracy.get() {
             return Err(Error::invalid(format!(
                 "the model's accuracy on the clean images is {accuracy:.3}, already at or below stop-accuracy = {}; \
                  are labels, normalization and classes those the model was trained with?",
@@ -146,7 +145,8 @@ impl Estimate {
         let mut result = Estimated { accuracy, ..Estimated::empty() };
         let mut scores = vec![0.0; classes];
         result.predicted = vec![0; classes];
-        for vote in 0..self.votes {
+        let votes = self.votes.get();
+        for vote in 0..votes {
             let ascent = self.ascend(model, clean, vote, run)?;
             for (sum, s) in scores.iter_mut().zip(&ascent.scores) {
                 *sum += s;
@@ -161,14 +161,14 @@ impl Estimate {
                     "vote {}: accuracy stayed above {} for {} steps at three learning rates",
                     vote + 1,
                     self.stop_accuracy,
-                    self.max_steps
+                    ascent.curve.len()
                 ));
             }
             if vote == 0 {
                 result.curve = ascent.curve;
             }
             let named = argmax(&ascent.scores) as u32;
-            if 2 * result.votes.iter().filter(|&&v| v == named).count() > self.votes {
+            if 2 * result.votes.iter().filter(|&&v| v == named).count() > votes {
                 break;
             }
         }
@@ -205,30 +205,17 @@ impl Estimate {
     }
 
     fn ascend(&self, model: &Model, clean: &CleanSet, vote: usize, run: &Run<'_>) -> Result<Ascent> {
-        let (mut lr, mut tries) = (self.lr, 0);
+        let (mut training, stop) = (self.training.clone(), self.stop_accuracy.get());
+        let mut tries = 0;
         // Another part of the clean images for every vote, the same for all its steps.
         let mut order = rng::permutation(&mut run.stream(&format!("unlearn {}/check", vote + 1)), clean.images.len());
-        order.truncate(self.check_images);
+        order.truncate(self.check_images.get());
         let check = clean.images.select(&order)?;
         loop {
             let copy = model.try_clone()?;
-            let mut ascent =
-                AntiLearning { copy: &copy, check: &check, stop: self.stop_accuracy, curve: Vec::new(), run };
-            let steps_per_epoch = clean.images.len().div_ceil(self.batch_size);
-            let training = Training {
-                epochs: self.max_steps.div_ceil(steps_per_epoch),
-                min_steps: self.max_steps,
-                batch_size: self.batch_size,
-                lr,
-                schedule: Schedule::Constant,
-                warmup_epochs: 0,
-                augment: Augment::NONE,
-                batch_norm: self.batch_norm,
-                clip_norm: Some(self.clip_norm),
-            };
-            let mut sgd = Optimizer::new(copy.full_precision()?.params(), Rule::Sgd, self.momentum, 0.0)?;
-            training.fit(&format!("unlearn {}", vote + 1), &copy, &clean.images, &mut sgd, &mut ascent, run)?;
-            let converged = ascent.curve.last().is_some_and(|a| *a <= self.stop_accuracy);
+            let mut ascent = AntiLearning { copy: &copy, check: &check, stop, curve: Vec::new(), run };
+            training.train(&format!("unlearn {}", vote + 1), &copy, &clean.images, &mut ascent, run)?;
+            let converged = ascent.curve.last().is_some_and(|a| *a <= stop);
             let curve = ascent.curve;
             if converged || tries == 2 {
                 let logits = logits(&copy, &clean.images, run)?;
@@ -236,7 +223,7 @@ impl Estimate {
                 return Ok(Ascent { scores, predicted: predict::classes(&logits)?, curve, converged });
             }
             tries += 1;
-            lr *= 3.0;
+            training.lr = Positive::new(3.0 * training.lr.get())?;
         }
     }
 }
@@ -336,22 +323,7 @@ impl Stage for Estimate {
     type Gives = (BackdoorClass,);
 
     fn faults(&self) -> Vec<String> {
-        let show = |v: f64| v.to_string();
-        let mut faults = faults([
-            (self.lr > 0.0, "lr", "a number above 0", show(self.lr)),
-            ((0.0..1.0).contains(&self.momentum), "momentum", "a number in [0, 1)", show(self.momentum)),
-            (self.batch_size > 0, "batch-size", "at least 1", self.batch_size.to_string()),
-            (self.clip_norm > 0.0, "clip-norm", "a number above 0", show(self.clip_norm)),
-            (
-                self.stop_accuracy > 0.0 && self.stop_accuracy < 1.0,
-                "stop-accuracy",
-                "a number in (0, 1)",
-                show(self.stop_accuracy),
-            ),
-            (self.max_steps > 0, "max-steps", "at least 1", self.max_steps.to_string()),
-            (self.votes % 2 == 1, "votes", "an odd number", self.votes.to_string()),
-            (self.check_images > 0, "check-images", "at least 1", self.check_images.to_string()),
-        ]);
+        let mut faults = self.training.faults("training");
         faults.extend(self.deploy.faults("deploy"));
         faults
     }

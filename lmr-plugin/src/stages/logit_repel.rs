@@ -5,60 +5,38 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::teacher::Distillation;
-use super::{BackdoorClass, Teacher, faults};
+use super::{BackdoorClass, Teacher};
 use crate::Result;
-use crate::data::{Augment, CleanSet};
+use crate::data::CleanSet;
 use crate::losses::Repulsion;
 use crate::model::Model;
-use crate::nn::BatchNormMode;
-use crate::optim::{Optimizer, Rule, Schedule};
 use crate::predict;
+use crate::ranges::{NonNegative, Positive, Times};
 use crate::run::Run;
 use crate::stage::{CleanOnly, Context, Finding, Outcome, Purifies, Stage};
-use crate::train::{Flow, Objective, Training};
+use crate::train::{Defaults, Flow, Objective, Recipe, Usual};
 
 /// Trains all parameters on `SCE + α·DSC + β·CM` and records how far the head moved.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct LogitRepel {
-    /// m1 > 0: how far class c's logit must trail the best other one on images of other classes. The paper's main
+    /// m1: how far class c's logit must trail the best other one on images of other classes. The paper's main
     /// experiments say 3, its ablation 10. A larger margin removes more of the backdoor and more of the accuracy; 7 was
     /// the better bargain on a development model.
-    pub m1: f64,
-    /// m2 > 0: how far the label's logit must lead.
-    pub m2: f64,
-    /// α ≥ 0, the weight of the suppression (DSC).
-    pub alpha: f64,
-    /// β ≥ 0, the weight of the conditional margin (CM); at 0 nothing keeps class c alive.
-    pub beta: f64,
-    /// γ ≥ 0, the weight of distillation from the model as it comes in, on images of other classes without
+    pub m1: Positive,
+    /// m2: how far the label's logit must lead.
+    pub m2: Positive,
+    /// α, the weight of the suppression (DSC).
+    pub alpha: NonNegative,
+    /// β, the weight of the conditional margin (CM); at 0 nothing keeps class c alive.
+    pub beta: NonNegative,
+    /// γ, the weight of distillation from the model as it comes in, on images of other classes without
     /// class c. Not in the paper; 0 is the paper's.
-    pub distill: f64,
-    /// Temperature of the distillation, above 0.
-    pub temperature: f64,
-    /// Passes over the clean images: the budget T1.
-    pub epochs: usize,
-    /// At least this many steps, for very small clean sets.
-    pub min_steps: usize,
-    /// How weights follow gradients; the one vision transformer tried needed AdamW, at 1e-3.
-    pub optimizer: Rule,
-    /// Learning rate, above 0.
-    pub lr: f64,
-    /// How the learning rate moves.
-    pub schedule: Schedule,
-    /// Momentum, in [0, 1).
-    pub momentum: f64,
-    /// Weight decay, at least 0.
-    pub weight_decay: f64,
-    /// Images a step.
-    pub batch_size: usize,
-    /// Crop and flip; `{ crop-padding = 0, flip = false }` for none.
-    pub augment: Augment,
-    /// Batch norm; `running` is meant for clean sets too small for statistics of their own, and diverged at the default
-    /// learning rate in the one trial made.
-    pub batch_norm: BatchNormMode,
-    /// Limit on the global gradient norm; absent means none.
-    pub clip_norm: Option<f64>,
+    pub distill: NonNegative,
+    /// Temperature of the distillation.
+    pub temperature: Positive,
+    /// The training: epochs are the budget T1. The one vision transformer tried needed AdamW, at 1e-3.
+    pub training: Recipe<Self>,
     /// Ends the phase after the first epoch in which accuracy on clean images of class c is near chance
     /// (Algorithm 1). Off by default; in the one trial made here it did not fire.
     pub early_switch: bool,
@@ -67,24 +45,26 @@ pub struct LogitRepel {
 impl Default for LogitRepel {
     fn default() -> Self {
         Self {
-            m1: 7.0,
-            m2: 0.5,
-            alpha: 1.0,
-            beta: 0.25,
-            distill: 1.0,
-            temperature: 2.0,
-            epochs: 10,
-            min_steps: 50,
-            optimizer: Rule::Sgd,
-            lr: 0.03,
-            schedule: Schedule::Cosine,
-            momentum: 0.9,
-            weight_decay: 0.0,
-            batch_size: 128,
-            augment: Augment::default(),
-            batch_norm: BatchNormMode::Batch,
-            clip_norm: None,
+            m1: const { Positive::literal(7.0) },
+            m2: const { Positive::literal(0.5) },
+            alpha: const { NonNegative::literal(1.0) },
+            beta: const { NonNegative::literal(0.25) },
+            distill: const { NonNegative::literal(1.0) },
+            temperature: const { Positive::literal(2.0) },
+            training: Recipe::default(),
             early_switch: false,
+        }
+    }
+}
+
+impl Defaults for LogitRepel {
+    fn recipe() -> Recipe<Self> {
+        Recipe {
+            epochs: const { Times::literal(10) },
+            min_steps: const { Times::literal(50) },
+            lr: const { Positive::literal(0.03) },
+            weight_decay: const { NonNegative::literal(0.0) },
+            ..Usual::recipe().over()
         }
     }
 }
@@ -166,22 +146,12 @@ impl LogitRepel {
             })
         };
         let bias_before = bias(class)?;
-        let training = Training {
-            epochs: self.epochs,
-            min_steps: self.min_steps,
-            batch_size: self.batch_size,
-            lr: self.lr,
-            schedule: self.schedule.clone(),
-            warmup_epochs: 0,
-            augment: self.augment,
-            batch_norm: self.batch_norm,
-            clip_norm: self.clip_norm,
-        };
-        let loss = Repulsion { class, alpha: self.alpha, beta: self.beta, m1: self.m1, m2: self.m2 };
+        let loss =
+            Repulsion { class, alpha: self.alpha.get(), beta: self.beta.get(), m1: self.m1.get(), m2: self.m2.get() };
         let mut phase = Phase1 {
             stage: self,
             loss,
-            distillation: Distillation::new(&received, self.distill, self.temperature),
+            distillation: Distillation::new(&received, self.distill.get(), self.temperature),
             model,
             clean,
             sums: [0.0; 4],
@@ -190,10 +160,9 @@ impl LogitRepel {
             switched: false,
             run,
         };
-        let mut optimizer = Optimizer::new(network.params(), self.optimizer, self.momentum, self.weight_decay)?;
-        training.fit("logit-repel", model, &clean.images, &mut optimizer, &mut phase, run)?;
+        self.training.train("logit-repel", model, &clean.images, &mut phase, run)?;
         let bias_shift = bias(class)? - bias_before;
-        if f64::from(bias_shift.abs()) > self.m1 / 2.0 {
+        if f64::from(bias_shift.abs()) > self.m1.get() / 2.0 {
             run.warn(&format!(
                 "the bias of class {class} moved by {bias_shift:.2}, more than m1/2: the margin may come from the bias \
                  alone, with the features of the backdoor untouched"
@@ -234,7 +203,7 @@ impl Objective for Phase1<'_> {
         self.steps += 1;
         let total = ((sce + (dsc * self.loss.alpha)?)? + (cm * self.loss.beta)?)?.mean_all()?;
         match distillation {
-            Some(distillation) => Ok((total + (distillation * self.stage.distill)?)?),
+            Some(distillation) => Ok((total + (distillation * self.stage.distill.get())?)?),
             None => Ok(total),
         }
     }
@@ -260,7 +229,7 @@ impl Objective for Phase1<'_> {
         }
         let share = |part: usize, all: usize| part as f64 / all.max(1) as f64;
         let [sce, dsc, cm, distillation] = std::mem::take(&mut self.sums).map(|sum| sum / self.steps.max(1) as f64);
-        let distillation = (self.stage.distill > 0.0).then_some(distillation);
+        let distillation = (self.stage.distill.get() > 0.0).then_some(distillation);
         self.steps = 0;
         let class_accuracy = (own > 0).then(|| share(own_right, own));
         let accuracy = predict::accuracy(&predicted, labels);
@@ -288,25 +257,7 @@ impl Stage for LogitRepel {
     type Gives = (HeadDelta,);
 
     fn faults(&self) -> Vec<String> {
-        let positive = |v: f64| v > 0.0 && v.is_finite();
-        let weight = |v: f64| v >= 0.0 && v.is_finite();
-        let mut found = faults([
-            (positive(self.m1), "m1", "a number above 0", self.m1.to_string()),
-            (positive(self.m2), "m2", "a number above 0", self.m2.to_string()),
-            (weight(self.alpha), "alpha", "a number of at least 0", self.alpha.to_string()),
-            (weight(self.beta), "beta", "a number of at least 0", self.beta.to_string()),
-            (weight(self.distill), "distill", "a number of at least 0", self.distill.to_string()),
-            (positive(self.temperature), "temperature", "a number above 0", self.temperature.to_string()),
-            (self.epochs > 0, "epochs", "at least 1", self.epochs.to_string()),
-            (positive(self.lr), "lr", "a number above 0", self.lr.to_string()),
-            ((0.0..1.0).contains(&self.momentum), "momentum", "a number in [0, 1)", self.momentum.to_string()),
-            (self.weight_decay >= 0.0, "weight-decay", "a number of at least 0", self.weight_decay.to_string()),
-            (self.batch_size > 1, "batch-size", "at least 2", self.batch_size.to_string()),
-        ]);
-        if let Some(limit) = self.clip_norm.filter(|limit| !positive(*limit)) {
-            found.push(format!("clip-norm: expected a number above 0, found {limit}"));
-        }
-        found
+        self.training.faults("training")
     }
 
     fn run(&self, ctx: &mut Context<'_>, (class,): (BackdoorClass,), _: &CleanOnly) -> Result<Outcome<(HeadDelta,)>> {

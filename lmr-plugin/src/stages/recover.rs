@@ -6,15 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use super::delta_prune::PrunedColumns;
 use super::teacher::Distillation;
-use super::{BackdoorClass, Teacher, faults};
-use crate::data::{Augment, CleanSet};
+use super::{BackdoorClass, Teacher};
+use crate::data::CleanSet;
 use crate::losses;
 use crate::model::Model;
-use crate::nn::BatchNormMode;
-use crate::optim::{Optimizer, Rule, Schedule};
+use crate::ranges::{Fraction, NonNegative, Positive, Times};
 use crate::run::Run;
 use crate::stage::{CleanOnly, Context, Outcome, Purifies, Stage};
-use crate::train::{Epoch, Objective, Training};
+use crate::train::{Defaults, Epoch, Objective, Recipe, Usual};
 use crate::{Error, Result};
 
 /// Fine-tunes all parameters by cross-entropy over all classes. A fresh optimizer: Phase 1's momentum would go on in
@@ -22,52 +21,32 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Recover {
-    /// δ in [0, 1]: the loss is (1−δ) times cross-entropy plus δ times distillation from the received model, on images of other
+    /// δ: the loss is (1−δ) times cross-entropy plus δ times distillation from the received model, on images of other
     /// classes without the backdoor class. Not in the paper; 0 is the paper's.
-    pub distill: f64,
-    /// Temperature of the distillation, above 0.
-    pub temperature: f64,
-    /// Passes over the clean images; 0 leaves the model as it is.
-    pub epochs: usize,
-    /// At least this many steps, for very small clean sets.
-    pub min_steps: usize,
-    /// How weights follow gradients; the one vision transformer tried needed AdamW, at 1e-3.
-    pub optimizer: Rule,
-    /// Learning rate, above 0.
-    pub lr: f64,
-    /// How the learning rate moves.
-    pub schedule: Schedule,
-    /// Momentum, in [0, 1).
-    pub momentum: f64,
-    /// Weight decay, at least 0.
-    pub weight_decay: f64,
-    /// Images a step.
-    pub batch_size: usize,
-    /// Crop and flip; `{ crop-padding = 0, flip = false }` for none.
-    pub augment: Augment,
-    /// Batch norm; `running` is meant for clean sets too small for statistics of their own, and diverged at the default
-    /// learning rate in the one trial made.
-    pub batch_norm: BatchNormMode,
-    /// Limit on the global gradient norm; absent means none.
-    pub clip_norm: Option<f64>,
+    pub distill: Fraction,
+    /// Temperature of the distillation.
+    pub temperature: Positive,
+    /// The fine-tuning; with 0 epochs the model stays as it is. The one vision transformer tried needed AdamW, at 1e-3.
+    pub training: Recipe<Self>,
 }
 
 impl Default for Recover {
     fn default() -> Self {
         Self {
-            distill: 0.9,
-            temperature: 2.0,
-            epochs: 20,
-            min_steps: 0,
-            optimizer: Rule::Sgd,
-            lr: 0.03,
-            schedule: Schedule::Cosine,
-            momentum: 0.9,
-            weight_decay: 0.0,
-            batch_size: 128,
-            augment: Augment::default(),
-            batch_norm: BatchNormMode::Batch,
-            clip_norm: None,
+            distill: const { Fraction::literal(0.9) },
+            temperature: const { Positive::literal(2.0) },
+            training: Recipe::default(),
+        }
+    }
+}
+
+impl Defaults for Recover {
+    fn recipe() -> Recipe<Self> {
+        Recipe {
+            epochs: const { Times::literal(20) },
+            lr: const { Positive::literal(0.03) },
+            weight_decay: const { NonNegative::literal(0.0) },
+            ..Usual::recipe().over()
         }
     }
 }
@@ -92,7 +71,7 @@ impl Recover {
     ) -> Result<Recovered> {
         let network = model.full_precision()?;
         let head = network.head();
-        let mut optimizer = Optimizer::new(network.params(), self.optimizer, self.momentum, self.weight_decay)?;
+        let mut optimizer = self.training.optimizer(network.params())?;
         if !pruned.columns.is_empty() {
             let keep = pruned.keep(head)?;
             let weight = head.weight();
@@ -102,23 +81,9 @@ impl Recover {
             let name = name.ok_or_else(|| Error::invalid("the head's weight is not among the trainable parameters"))?;
             optimizer.freeze(&name, &keep)?;
         }
-        if self.epochs == 0 {
-            return Ok(Recovered { epochs: Vec::new() });
-        }
-        let training = Training {
-            epochs: self.epochs,
-            min_steps: self.min_steps,
-            batch_size: self.batch_size,
-            lr: self.lr,
-            schedule: self.schedule.clone(),
-            warmup_epochs: 0,
-            augment: self.augment,
-            batch_norm: self.batch_norm,
-            clip_norm: self.clip_norm,
-        };
-        let distillation = Distillation::new(teacher, self.distill, self.temperature);
-        let mut loss = Phase2 { distillation, distill: self.distill };
-        Ok(Recovered { epochs: training.fit("recover", model, &clean.images, &mut optimizer, &mut loss, run)? })
+        let distill = self.distill.get();
+        let mut loss = Phase2 { distillation: Distillation::new(teacher, distill, self.temperature), distill };
+        Ok(Recovered { epochs: self.training.fit("recover", model, &clean.images, &mut optimizer, &mut loss, run)? })
     }
 }
 
@@ -147,22 +112,6 @@ impl Stage for Recover {
     type Role = Purifies;
     type Needs = (BackdoorClass, PrunedColumns);
     type Gives = ();
-
-    fn faults(&self) -> Vec<String> {
-        let positive = |v: f64| v > 0.0 && v.is_finite();
-        let mut found = faults([
-            ((0.0..=1.0).contains(&self.distill), "distill", "a number in [0, 1]", self.distill.to_string()),
-            (positive(self.temperature), "temperature", "a number above 0", self.temperature.to_string()),
-            (positive(self.lr), "lr", "a number above 0", self.lr.to_string()),
-            ((0.0..1.0).contains(&self.momentum), "momentum", "a number in [0, 1)", self.momentum.to_string()),
-            (self.weight_decay >= 0.0, "weight-decay", "a number of at least 0", self.weight_decay.to_string()),
-            (self.batch_size > 1, "batch-size", "at least 2", self.batch_size.to_string()),
-        ]);
-        if let Some(limit) = self.clip_norm.filter(|limit| !positive(*limit)) {
-            found.push(format!("clip-norm: expected a number above 0, found {limit}"));
-        }
-        found
-    }
 
     fn run(
         &self,

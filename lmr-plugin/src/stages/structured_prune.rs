@@ -4,11 +4,11 @@ use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::faults;
 use crate::Result;
 use crate::model::{ChannelGroup, Classifier, Deployed, Model, Prunable, Slice};
 use crate::nn::StateDict;
 use crate::pruning::{self, Norm};
+use crate::ranges::BelowOne;
 use crate::stage::{CleanOnly, Context, Deploys, Outcome, Stage};
 
 /// Prunes the filters with the smallest norm in every convolution (shortcuts included, the head not); in a vision transformer
@@ -16,8 +16,8 @@ use crate::stage::{CleanOnly, Context, Deploys, Outcome, Stage};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct StructuredPrune {
-    /// Share of filters, in [0, 1); at least one of every layer stays.
-    pub ratio: f64,
+    /// Share of filters; at least one of every layer stays.
+    pub ratio: BelowOne,
     /// What makes a filter small: `l1` or `l2`.
     pub norm: Norm,
     /// Whether the share is of every layer's filters (`layer`), or of all filters, each measured by its layer's mean norm
@@ -55,7 +55,7 @@ pub enum PruneForm {
 
 impl Default for StructuredPrune {
     fn default() -> Self {
-        Self { ratio: 0.5, norm: Norm::L1, scope: Scope::Layer, form: PruneForm::Mask }
+        Self { ratio: const { BelowOne::literal(0.5) }, norm: Norm::L1, scope: Scope::Layer, form: PruneForm::Mask }
     }
 }
 
@@ -160,7 +160,7 @@ fn select(state: &mut StateDict, slice: &Slice, kept: &[usize]) -> Result<()> {
 
 #[derive(Serialize)]
 struct Report {
-    ratio: f64,
+    ratio: BelowOne,
     form: PruneForm,
     /// Trainable parameters before and after.
     parameters: [usize; 2],
@@ -189,10 +189,6 @@ impl Stage for StructuredPrune {
     type Role = Deploys;
     type Needs = ();
     type Gives = ();
-
-    fn faults(&self) -> Vec<String> {
-        faults([((0.0..1.0).contains(&self.ratio), "ratio", "a number in [0, 1)", self.ratio.to_string())])
-    }
 
     fn run(&self, ctx: &mut Context<'_>, (): (), _: &CleanOnly) -> Result<Outcome<()>> {
         let before = ctx.model.network().params().count();

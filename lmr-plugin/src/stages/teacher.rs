@@ -5,6 +5,7 @@ use candle_core::Tensor;
 use super::BackdoorClass;
 use crate::losses;
 use crate::model::{Classifier, Model};
+use crate::ranges::Positive;
 use crate::{Error, Result};
 
 /// A copy of a model from before it was purified.
@@ -32,13 +33,13 @@ impl Teacher {
 /// The distillation term of a loss, batch after batch.
 pub(super) struct Distillation<'a> {
     teacher: Option<&'a Teacher>,
-    temperature: f64,
+    temperature: Positive,
     answers: Option<Tensor>,
 }
 
 impl<'a> Distillation<'a> {
     /// From `teacher`; nothing if its `weight` is 0.
-    pub fn new(teacher: &'a Teacher, weight: f64, temperature: f64) -> Self {
+    pub fn new(teacher: &'a Teacher, weight: f64, temperature: Positive) -> Self {
         Self { teacher: (weight > 0.0).then_some(teacher), temperature, answers: None }
     }
 
@@ -51,7 +52,7 @@ impl<'a> Distillation<'a> {
     /// The mean over the batch, a scalar; `None` if its weight is 0.
     pub fn term(&self, logits: &Tensor, labels: &Tensor) -> Result<Option<Tensor>> {
         let (Some(teacher), Some(answers)) = (self.teacher, &self.answers) else { return Ok(None) };
-        let loss = losses::distillation(logits, answers, labels, teacher.class, self.temperature)?;
+        let loss = losses::distillation(logits, answers, labels, teacher.class, self.temperature.get())?;
         Ok(Some(loss.mean_all()?))
     }
 }

@@ -10,19 +10,20 @@ use serde::{Deserialize, Serialize};
 use super::form::{in_range, nothing_left, take};
 use super::{Form, Trigger, TriggerConfig};
 use crate::nn::StateDict;
+use crate::ranges::AboveZero;
 use crate::{Error, Result};
 
 /// `(1 − α)·x + α·S(x)` with a filter S like "Nashville": warm lights, blue shadows, a little sepia, more contrast.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Filter {
-    /// Share α of the filtered image, in (0, 1]; 0.6 in DFST.
-    pub alpha: f64,
+    /// Share α of the filtered image; 0.6 in DFST.
+    pub alpha: AboveZero,
 }
 
 impl Default for Filter {
     fn default() -> Self {
-        Self { alpha: 0.6 }
+        Self { alpha: const { AboveZero::literal(0.6) } }
     }
 }
 
@@ -30,13 +31,8 @@ impl TriggerConfig for Filter {
     const KIND: &'static str = "filter";
     const SUMMARY: &'static str = "a tone filter over the whole colour image (DFST, filter style)";
 
-    fn faults(&self) -> Vec<String> {
-        let fine = self.alpha > 0.0 && self.alpha <= 1.0;
-        crate::stages::faults([(fine, "alpha", "a number in (0, 1]", self.alpha.to_string())])
-    }
-
     fn build(&self, channels: usize, _height: usize, _width: usize) -> Result<Arc<dyn Trigger>> {
-        Ok(Arc::new(Filtered::new(self.alpha as f32, channels)?))
+        Ok(Arc::new(Filtered::new(self.alpha.get() as f32, channels)?))
     }
 }
 
@@ -149,7 +145,7 @@ mod tests {
         );
         let pixels: Vec<f32> = rgb.iter().map(|&v| v as f32).collect();
         let pixels = Tensor::from_vec(pixels, (1, 3, 1, 1), &Device::Cpu).unwrap().broadcast_as((2, 3, 2, 2)).unwrap();
-        let trigger = Filter { alpha: 0.6 }.build(3, 2, 2).unwrap();
+        let trigger = Filter::default().build(3, 2, 2).unwrap();
         let found = trigger.apply(&pixels.contiguous().unwrap()).unwrap();
         let found = found.transpose(0, 1).unwrap().flatten_from(1).unwrap().to_vec2::<f32>().unwrap();
         for (channel, values) in found.iter().enumerate() {

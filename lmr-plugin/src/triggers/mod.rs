@@ -65,11 +65,6 @@ pub trait TriggerConfig: Default + Serialize + DeserializeOwned + JsonSchema + S
     /// One line on what it does.
     const SUMMARY: &'static str;
 
-    /// What is impossible about it, if anything: `key: expected ..., found ...` each.
-    fn faults(&self) -> Vec<String> {
-        Vec::new()
-    }
-
     /// The trigger for images of `channels`×`height`×`width`.
     fn build(&self, channels: usize, height: usize, width: usize) -> Result<Arc<dyn Trigger>>;
 }

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Overlay, Trigger, TriggerConfig};
+use crate::ranges::Side;
 use crate::{Error, Result};
 
 /// A `size`×`size` patch, flush with the bottom-right corner, the same in all channels.
@@ -14,7 +15,7 @@ use crate::{Error, Result};
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Patch {
     /// Side of the patch in pixels; 3 for 28- and 32-pixel images, 6 for 64, 32 for 224 in the literature.
-    pub size: usize,
+    pub size: Side,
     /// What is painted.
     pub pattern: Pattern,
 }
@@ -31,7 +32,7 @@ pub enum Pattern {
 
 impl Default for Patch {
     fn default() -> Self {
-        Self { size: 3, pattern: Pattern::Checker }
+        Self { size: const { Side::literal(3) }, pattern: Pattern::Checker }
     }
 }
 
@@ -39,13 +40,9 @@ impl TriggerConfig for Patch {
     const KIND: &'static str = "patch";
     const SUMMARY: &'static str = "an opaque patch in the bottom-right corner (BadNets)";
 
-    fn faults(&self) -> Vec<String> {
-        if self.size == 0 { vec!["size: expected at least 1, found 0".into()] } else { Vec::new() }
-    }
-
     fn build(&self, channels: usize, height: usize, width: usize) -> Result<Arc<dyn Trigger>> {
-        let k = self.size;
-        if k == 0 || k > height.min(width) {
+        let k = self.size.get();
+        if k > height.min(width) {
             return Err(Error::invalid(format!("size: expected 1 to {}, found {k}", height.min(width))));
         }
         let cell = |i: usize, j: usize| match self.pattern {
@@ -78,7 +75,7 @@ mod tests {
     #[rstest]
     #[case(3, [0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0])]
     fn the_checker_is_flush_and_nothing_else_changes(#[case] size: usize, #[case] design: [f32; 9]) {
-        let trigger = Patch { size, pattern: Pattern::Checker }.build(2, 5, 6).unwrap();
+        let trigger = Patch { size: Side::literal(size), pattern: Pattern::Checker }.build(2, 5, 6).unwrap();
         let x = Tensor::full(0.25f32, (2, 2, 5, 6), &Device::Cpu).unwrap();
         let y = trigger.apply(&x).unwrap();
         let corner = y.narrow(2, 2, 3).unwrap().narrow(3, 3, 3).unwrap();
@@ -91,7 +88,7 @@ mod tests {
 
     #[test]
     fn a_patch_larger_than_the_image_is_refused() {
-        let message = Patch { size: 7, ..Default::default() }.build(1, 6, 9).err().unwrap().to_string();
+        let message = Patch { size: Side::literal(7), ..Default::default() }.build(1, 6, 9).err().unwrap().to_string();
         assert!(message.contains("expected 1 to 6, found 7"), "{message}");
     }
 }

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Addition, Trigger, TriggerConfig};
+use crate::ranges::{AboveZero, Side};
 use crate::{Error, Result};
 
 /// `clip(x + a·S)` with the signs S `--+ / -+- / +-+` in a corner, enlarged to the size by nearest neighbour.
@@ -15,16 +16,16 @@ use crate::{Error, Result};
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct SignedPatch {
     /// Side of the patch in pixels; 3 for 28- and 32-pixel images in the literature.
-    pub size: usize,
-    /// Amplitude a, in (0, 1]; 1 overwrites with black and white, 32/255 = 0.1255 is hard to see.
-    pub amplitude: f64,
+    pub size: Side,
+    /// Amplitude a; 1 overwrites with black and white, 32/255 = 0.1255 is hard to see.
+    pub amplitude: AboveZero,
     /// Whether all four corners carry it, the left ones mirrored, or the bottom-right one alone.
     pub all_corners: bool,
 }
 
 impl Default for SignedPatch {
     fn default() -> Self {
-        Self { size: 3, amplitude: 1.0, all_corners: false }
+        Self { size: const { Side::literal(3) }, amplitude: const { AboveZero::literal(1.0) }, all_corners: false }
     }
 }
 
@@ -34,22 +35,10 @@ impl TriggerConfig for SignedPatch {
     const KIND: &'static str = "signed-patch";
     const SUMMARY: &'static str = "a patch that brightens and darkens, in one corner or in all (CL)";
 
-    fn faults(&self) -> Vec<String> {
-        crate::stages::faults([
-            (self.size > 0, "size", "at least 1", self.size.to_string()),
-            (
-                self.amplitude > 0.0 && self.amplitude <= 1.0,
-                "amplitude",
-                "a number in (0, 1]",
-                self.amplitude.to_string(),
-            ),
-        ])
-    }
-
     fn build(&self, channels: usize, height: usize, width: usize) -> Result<Arc<dyn Trigger>> {
-        let k = self.size;
+        let k = self.size.get();
         let most = height.min(width) / if self.all_corners { 2 } else { 1 };
-        if k == 0 || k > most {
+        if k > most {
             return Err(Error::invalid(format!("size: expected 1 to {most}, found {k}")));
         }
         let mut delta = vec![0f32; channels * height * width];
@@ -62,7 +51,7 @@ impl TriggerConfig for SignedPatch {
             for (c, i, j) in (0..channels * k * k).map(|at| (at / (k * k), at / k % k, at % k)) {
                 let column = if mirrored { k - 1 - j } else { j };
                 let sign = SIGNS[3 * i / k][3 * column / k];
-                delta[(c * height + top + i) * width + left + j] = sign * self.amplitude as f32;
+                delta[(c * height + top + i) * width + left + j] = sign * self.amplitude.get() as f32;
             }
         }
         let delta = Tensor::from_vec(delta, (1, channels, height, width), &Device::Cpu)?;
@@ -94,7 +83,7 @@ mod tests {
 
     #[test]
     fn corners_that_overlap_are_refused() {
-        let trigger = SignedPatch { size: 4, all_corners: true, ..SignedPatch::default() };
+        let trigger = SignedPatch { size: Side::literal(4), all_corners: true, ..SignedPatch::default() };
         let message = trigger.build(1, 7, 9).err().unwrap().to_string();
         assert!(message.contains("expected 1 to 3, found 4"), "{message}");
     }

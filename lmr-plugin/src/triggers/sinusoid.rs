@@ -9,20 +9,21 @@ use serde::{Deserialize, Serialize};
 
 use super::{Addition, Trigger, TriggerConfig};
 use crate::Result;
+use crate::ranges::{Levels, Positive};
 
 /// `clip(x + Δ/255 · sin(2π·f·j/W))` in column j of W, the same in every row and channel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Sinusoid {
-    /// Amplitude Δ in steps of 1/255, in (0, 255]; 40 in BackdoorBench, 20 to 30 elsewhere.
-    pub amplitude: f64,
-    /// How many waves f fit into the width, above 0; 6 in the literature.
-    pub frequency: f64,
+    /// Amplitude Δ in steps of 1/255; 40 in BackdoorBench, 20 to 30 elsewhere.
+    pub amplitude: Levels,
+    /// How many waves f fit into the width; 6 in the literature.
+    pub frequency: Positive,
 }
 
 impl Default for Sinusoid {
     fn default() -> Self {
-        Self { amplitude: 40.0, frequency: 6.0 }
+        Self { amplitude: const { Levels::literal(40.0) }, frequency: const { Positive::literal(6.0) } }
     }
 }
 
@@ -30,27 +31,10 @@ impl TriggerConfig for Sinusoid {
     const KIND: &'static str = "sinusoid";
     const SUMMARY: &'static str = "faint vertical stripes (SIG)";
 
-    fn faults(&self) -> Vec<String> {
-        crate::stages::faults([
-            (
-                self.amplitude > 0.0 && self.amplitude <= 255.0,
-                "amplitude",
-                "a number in (0, 255]",
-                self.amplitude.to_string(),
-            ),
-            (
-                self.frequency > 0.0 && self.frequency.is_finite(),
-                "frequency",
-                "a number above 0",
-                self.frequency.to_string(),
-            ),
-        ])
-    }
-
     fn build(&self, channels: usize, height: usize, width: usize) -> Result<Arc<dyn Trigger>> {
         let wave = |j: usize| {
-            let phase = std::f64::consts::TAU * self.frequency * j as f64 / width as f64;
-            (self.amplitude / 255.0 * phase.sin()) as f32
+            let phase = std::f64::consts::TAU * self.frequency.get() * j as f64 / width as f64;
+            (self.amplitude.get() / 255.0 * phase.sin()) as f32
         };
         let row = Tensor::from_iter((0..width).map(wave), &Device::Cpu)?;
         let delta = row.broadcast_as((1, channels, height, width))?.contiguous()?;
@@ -65,7 +49,7 @@ mod tests {
     #[test]
     fn grey_gets_the_amplitude_and_the_frequency() {
         // 64 columns, so that a wave of 16 columns meets its extremes.
-        let trigger = Sinusoid { amplitude: 40.0, frequency: 4.0 }.build(3, 2, 64).unwrap();
+        let trigger = Sinusoid { frequency: Positive::literal(4.0), ..Sinusoid::default() }.build(3, 2, 64).unwrap();
         let grey = Tensor::full(0.5f32, (2, 3, 2, 64), &Device::Cpu).unwrap();
         let y = (trigger.apply(&grey).unwrap() - grey).unwrap().flatten(0, 2).unwrap().to_vec2::<f32>().unwrap();
         for row in &y {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::form::{in_range, nothing_left, take};
 use super::{Form, Trigger, TriggerConfig};
 use crate::nn::StateDict;
+use crate::ranges::{GridSize, WarpStrength};
 use crate::rng::{self, Rng};
 use crate::{Error, Result};
 
@@ -19,36 +20,24 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Warp {
-    /// Rows and columns k of the field's grid, 2 to 64; 4 in the paper.
-    pub grid: usize,
-    /// Strength s, at least 0: at 32×32 pixels displace by s/2 on average, at other sizes by the same share of the side.
+    /// Rows and columns k of the field's grid; 4 in the paper.
+    pub grid: GridSize,
+    /// Strength s: at 32×32 pixels displace by s/2 on average, at other sizes by the same share of the side.
     /// 0.5 in the paper, for 32-pixel images.
-    pub strength: f64,
+    pub strength: WarpStrength,
     /// Which field: the seed it is drawn from.
     pub field_seed: u64,
 }
 
 impl Default for Warp {
     fn default() -> Self {
-        Self { grid: 4, strength: 0.5, field_seed: 0 }
+        Self { grid: const { GridSize::literal(4) }, strength: const { WarpStrength::literal(0.5) }, field_seed: 0 }
     }
 }
 
 impl TriggerConfig for Warp {
     const KIND: &'static str = "warp";
     const SUMMARY: &'static str = "a smooth warp of the whole image (WaNet)";
-
-    fn faults(&self) -> Vec<String> {
-        crate::stages::faults([
-            ((2..=64).contains(&self.grid), "grid", "2 to 64", self.grid.to_string()),
-            (
-                self.strength >= 0.0 && self.strength <= 100.0,
-                "strength",
-                "a number in [0, 100]",
-                self.strength.to_string(),
-            ),
-        ])
-    }
 
     fn build(&self, _channels: usize, height: usize, width: usize) -> Result<Arc<dyn Trigger>> {
         if height < 2 || width < 2 {
@@ -61,7 +50,7 @@ impl TriggerConfig for Warp {
             for (axis, size) in [width, height].into_iter().enumerate() {
                 let still = 2.0 * at[axis] as f64 / (size - 1) as f64 - 1.0;
                 // s/side of the side's range, times side/32: the same share of an image of any size.
-                grid.push((still + self.strength / 32.0 * displacement[axis]).clamp(-1.0, 1.0) as f32);
+                grid.push((still + self.strength.get() / 32.0 * displacement[axis]).clamp(-1.0, 1.0) as f32);
             }
         }
         Ok(Arc::new(Warped { grid: Tensor::from_vec(grid, (1, height, width, 2), &Device::Cpu)? }))
@@ -71,7 +60,7 @@ impl TriggerConfig for Warp {
 impl Warp {
     /// Displacements to the right and down of every pixel, row after row; their mean size on the coarse grid is 1.
     fn field(&self, height: usize, width: usize) -> Vec<[f64; 2]> {
-        let k = self.grid;
+        let k = self.grid.get();
         let mut rng = rng::stream(self.field_seed, "warp/field");
         let coarse: Vec<f64> = (0..2 * k * k).map(|_| 2.0 * rng.random::<f64>() - 1.0).collect();
         let mean = coarse.iter().map(|v| v.abs()).sum::<f64>() / coarse.len() as f64;
@@ -237,7 +226,7 @@ mod tests {
     #[test]
     fn no_strength_is_the_identity() {
         let x = noise(&[2, 3, 9, 14], 0);
-        let trigger = Warp { strength: 0.0, ..Warp::default() }.build(3, 9, 14).unwrap();
+        let trigger = Warp { strength: WarpStrength::literal(0.0), ..Warp::default() }.build(3, 9, 14).unwrap();
         assert!(distance(&trigger.apply(&x).unwrap(), &x) < 1e-5);
     }
 
@@ -258,8 +247,12 @@ mod tests {
     #[case(64)]
     fn displacements_keep_their_share_of_the_side(#[case] side: usize) {
         let grid = Warp::default().build(1, side, side).unwrap().tensors().unwrap()["grid"].clone();
-        let still =
-            Warp { strength: 0.0, ..Warp::default() }.build(1, side, side).unwrap().tensors().unwrap()["grid"].clone();
+        let still = Warp { strength: WarpStrength::literal(0.0), ..Warp::default() }
+            .build(1, side, side)
+            .unwrap()
+            .tensors()
+            .unwrap()["grid"]
+            .clone();
         let moved = (grid - still).unwrap().abs().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap();
         let pixels = moved * (side - 1) as f32 / 2.0;
         assert!((0.1..0.4).contains(&(pixels * 32.0 / side as f32)), "{pixels} pixels");

@@ -12,10 +12,11 @@ use lmr_plugin::losses;
 use lmr_plugin::model::Classifier;
 use lmr_plugin::models::{Arch, ModelSpec, Stem};
 use lmr_plugin::nn;
-use lmr_plugin::optim::{Optimizer, Rule};
+use lmr_plugin::optim::Optimizer;
+use lmr_plugin::ranges::BelowOne;
 use lmr_plugin::rng;
-use lmr_plugin::stage::Stage;
 use lmr_plugin::stages::{PruneForm, StructuredPrune};
+use lmr_plugin::train::{Recipe, Usual};
 use rand::RngExt;
 
 use crate::threads;
@@ -56,14 +57,18 @@ pub struct Step {
     #[arg(long, value_enum, default_value = "train")]
     mode: Mode,
     /// Removes this share of every layer's channels first, as `structured-prune` with `form = "remove"` does.
-    #[arg(long)]
-    prune: Option<f64>,
+    #[arg(long, value_parser = ratio)]
+    prune: Option<BelowOne>,
     /// Timed steps, after one that is not.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
     /// Threads to compute with; all cores if absent.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+}
+
+fn ratio(text: &str) -> anyhow::Result<BelowOne> {
+    Ok(BelowOne::new(text.parse()?)?)
 }
 
 /// An architecture by the name it has in a pipeline file.
@@ -99,9 +104,6 @@ impl Step {
         let mut model = spec.fresh(rng::stream(0, "init"), &Device::Cpu)?;
         if let Some(ratio) = self.prune {
             let prune = StructuredPrune { ratio, form: PruneForm::Remove, ..StructuredPrune::default() };
-            if let Some(fault) = prune.faults().first() {
-                anyhow::bail!("--prune: {fault}");
-            }
             model = prune.remove(model.as_ref())?.0;
         }
         let mut random = rng::stream(0, "bench");
@@ -110,7 +112,7 @@ impl Step {
         let images = Tensor::from_vec(pixels, (batch, 3, size, size), &Device::Cpu)?;
         let labels: Vec<u32> = (0..batch).map(|_| random.random_range(0..self.classes as u32)).collect();
         let labels = Tensor::new(labels, &Device::Cpu)?;
-        let mut sgd = Optimizer::new(model.params(), Rule::Sgd, 0.9, 5e-4)?;
+        let mut sgd = Recipe::<Usual>::default().optimizer(model.params())?;
 
         let mut rates = Vec::new();
         for i in 0..=self.steps {

@@ -23,7 +23,7 @@ pub struct Arguments {
     /// Takes the values of the file's `[profile.NAME]`.
     #[arg(long, value_name = "NAME")]
     profile: Option<String>,
-    /// Overrides a value: `run.seed=1`, `stage.recover.epochs=3` (a stage by name, kind or index). Repeatable.
+    /// Overrides a value: `run.seed=1`, `stage.recover.training.epochs=3` (a stage by name, kind or index). Repeatable.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// The run folder, `runs/<name>` if absent.

@@ -26,7 +26,8 @@ fn describe(page: &mut String, entry: &Entry) -> std::fmt::Result {
         writeln!(page)?;
     }
     for option in &entry.options {
-        writeln!(page, "- `{}` = {}: {}", option.key, option.default, option.description)?;
+        let range = option.range.as_ref().map(|range| format!(" ({range})")).unwrap_or_default();
+        writeln!(page, "- `{}` = {}{range}: {}", option.key, option.default, option.description)?;
     }
     Ok(())
 }

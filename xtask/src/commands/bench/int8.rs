@@ -8,6 +8,7 @@ use lmr_plugin::data::{CleanSet, Images, Normalization};
 use lmr_plugin::model::Model;
 use lmr_plugin::models::Arch;
 use lmr_plugin::quantization::{Calibration, Granularity, Quantized, Scheme};
+use lmr_plugin::ranges::Bits;
 use lmr_plugin::rng;
 use lmr_plugin::run::Run;
 use rand::RngExt;
@@ -97,7 +98,7 @@ fn quantize(model: &Model, side: usize, batch: usize) -> anyhow::Result<(Quantiz
     let pixels = (0..batch * 3 * side * side).map(|_| random.random()).collect();
     let images = Images::new(pixels, vec![0; batch], [3, side, side], model.network().classes())?;
     let clean = CleanSet::new(images)?;
-    let scheme = Scheme { bits: 8, granularity: Granularity::PerTensor, activations: true };
+    let scheme = Scheme { bits: const { Bits::literal(8) }, granularity: Granularity::PerTensor, activations: true };
     let quantized = Quantized::calibrate(model, scheme, Calibration::MinMax, &clean, &Run::quiet(0))?;
     let all: Vec<usize> = (0..batch).collect();
     let (pixels, _) = clean.images.batch(&all, &Device::Cpu)?;

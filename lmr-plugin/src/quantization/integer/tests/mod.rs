@@ -12,6 +12,7 @@ use crate::data::{CleanSet, Images, Normalization};
 use crate::model::Model;
 use crate::models::{Arch, ModelSpec, Stem};
 use crate::nn::int8::Kernel;
+use crate::ranges::Bits;
 use crate::run::Run;
 use crate::{Error, rng};
 use checked::Checked;
@@ -60,7 +61,7 @@ fn vit() -> ModelSpec {
 }
 
 fn scheme(bits: u32, granularity: Granularity) -> Scheme {
-    Scheme { bits, granularity, activations: true }
+    Scheme { bits: Bits::new(bits).unwrap(), granularity, activations: true }
 }
 
 fn calibrated(model: &Model, clean: &CleanSet, scheme: Scheme) -> Quantized {
