@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::model_config::ModelConfig;
+use crate::tensors;
 use crate::weights::{self, Checkpoint, Container};
 use crate::{Error, Result};
 
@@ -102,7 +103,7 @@ pub fn inspect(path: &Path, key: Option<&str>) -> Result<Inspection> {
     let Checkpoint { state, layout, sha256, bytes, notes, gguf } = checkpoint;
     let stored = |entry: &weights::Stored| match gguf.as_ref().and_then(|gguf| gguf.dtypes.get(&entry.name)) {
         Some(dtype) => dtype_name(*dtype).to_string(),
-        None => weights::dtype_name(entry.dtype),
+        None => tensors::dtype_name(entry.dtype),
     };
     let entries: Vec<(&str, String)> =
         layout.entries.iter().map(|entry| (&entry.name[layout.prefix.len()..], stored(entry))).collect();

@@ -11,6 +11,8 @@ pub mod inputs;
 pub mod inspect;
 mod log;
 pub mod model_config;
+mod observer;
+mod place;
 pub mod plan;
 pub mod preprocess;
 pub mod problem;
@@ -26,5 +28,6 @@ pub mod zoo;
 
 pub use config::Overrides;
 pub use error::{Error, Result};
+pub use observer::RunObserver;
 pub use plan::Plan;
-pub use run::{Options, RunObserver, run};
+pub use run::{Options, run};

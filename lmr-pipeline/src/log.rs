@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use lmr_plugin::run::{Event, Observer};
 use serde_json::{Value, json};
 
-use crate::run::RunObserver;
+use crate::observer::RunObserver;
 use crate::{Error, Result};
 
 /// An open log. Lines are only ever added.

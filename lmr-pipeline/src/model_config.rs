@@ -4,6 +4,7 @@
 //!
 //! Their writers own these files, so unknown keys are not an error; a known key with an impossible value is.
 
+mod convention;
 mod own;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub use convention::Convention;
 pub use own::OwnConfig;
 
 use crate::preprocess::{Interpolation, Preprocessing, Resize, check_side};

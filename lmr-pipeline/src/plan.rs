@@ -1,6 +1,8 @@
 //! What would run, checked as a whole before anything runs.
 
 mod remote;
+mod resolved;
+mod selection;
 mod weights;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,20 +12,20 @@ use lmr_plugin::data::Normalization;
 use lmr_plugin::models::ModelSpec;
 use lmr_plugin::stage::{AnyStage, ModelUse};
 
-use crate::config::place::{Faults, Place};
 use crate::config::{
     Bound, DataTable, Draft, ExpectTable, Overrides, PublishTable, RunTable, StageTable, TriggerTable, is_name, locate,
 };
 use crate::datasets::Dataset;
 use crate::device::DeviceChoice;
-use crate::model_config::OwnConfig;
-use crate::preprocess::{Convention, Preprocessing, Resize};
+use crate::model_config::{Convention, OwnConfig};
+use crate::place::{Faults, Place};
+use crate::preprocess::{Preprocessing, Resize};
 use crate::problem::{hint, quoted};
-use crate::publish::{Link, Selection};
 use crate::registry::{STAGES, StageKind};
 use crate::triggers::{Built, Learned};
 use crate::{Error, Result};
 pub use remote::RemoteInput;
+pub use selection::{Link, Selection, folder as published_folder, maker};
 pub use weights::{Checkpoint, LocalCheckpoint};
 
 /// A pipeline that can run.

@@ -9,7 +9,7 @@ use serde_json::Value;
 use toml::Table;
 
 use crate::Result;
-use crate::config::place::{Faults, Place, read};
+use crate::place::{Faults, Place, read};
 use crate::triggers::{Built, ImageTrigger, Learned, Locate, Stored};
 
 /// Every kind of stage, in the order of the reference.

@@ -10,7 +10,7 @@ use std::time::Instant;
 use lmr_plugin::model::Model;
 use lmr_plugin::models::Network;
 use lmr_plugin::nn::with_compute_dtype;
-use lmr_plugin::run::{Observer, Quiet, Run};
+use lmr_plugin::run::{Quiet, Run};
 use lmr_plugin::stage::{Context, Examination, FactStore, ModelUse, Planted, Shown};
 use serde_json::{Map, Value, json};
 
@@ -19,21 +19,12 @@ use crate::artifacts::{
 };
 use crate::inputs::Inputs;
 use crate::log::{Log, Logged};
+use crate::observer::RunObserver;
 use crate::plan::{Plan, Step};
 use crate::report::{Report, StageReport};
 use crate::tensors::{digest, sha256, to_safetensors};
 use crate::triggers::{TRIGGER_FILE, restore};
 use crate::{Error, Result, report};
-
-/// Watches a run from outside; also an [`Observer`] of the stages.
-pub trait RunObserver: Observer {
-    /// A stage begins, unless a former run has finished it.
-    fn started(&self, _step: &Step, _of: usize) {}
-    /// A stage is finished, now or by a former run.
-    fn finished(&self, _step: &Step, _report: &StageReport, _of: usize) {}
-}
-
-impl RunObserver for Quiet {}
 
 /// Where and how a plan runs.
 #[derive(Clone, Debug, Default)]

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use super::place::{Faults, Place, read, show};
+use crate::place::{Faults, Place, read, show};
 
 /// What is said of a value that is no expectation.
 const EXPECTED: &str = "expected a number, or a table with `min`, `max` or `drop-from`";

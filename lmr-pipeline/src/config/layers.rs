@@ -9,7 +9,7 @@ use figment::{Figment, Metadata, Profile, Provider};
 use toml::{Table, Value};
 
 use super::Overrides;
-use super::place::show;
+use crate::place::show;
 use crate::problem::{Problem, Problems, hint};
 use crate::{Error, Result};
 

@@ -5,9 +5,7 @@
 
 mod expect;
 mod layers;
-pub(crate) mod place;
 mod publish;
-mod resolved;
 
 use std::path::{Path, PathBuf};
 
@@ -21,12 +19,12 @@ use toml::{Table, Value};
 use crate::Result;
 use crate::datasets::Split;
 use crate::device::ComputeDtype;
-use crate::preprocess::Convention;
+use crate::model_config::Convention;
+use crate::place::{Faults, Place, read, show};
 use crate::problem::hint;
 use crate::registry::{AnyTrigger, STAGES, StageKind, TRIGGERS, TriggerKind};
 use crate::weights::Export;
 pub use expect::{Bound, ExpectTable, Expectation, Range};
-use place::{Faults, Place, read, show};
 pub use publish::PublishTable;
 
 /// The sections of a pipeline file.

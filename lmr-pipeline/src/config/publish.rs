@@ -3,8 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::hub::names::{check_commit, check_repo, check_revision};
-use crate::publish::check_license;
+use crate::hub::names::{check_commit, check_license, check_repo, check_revision};
 
 /// `[publish]`: sends the purified model to the Hugging Face Hub as the last thing a pipeline does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

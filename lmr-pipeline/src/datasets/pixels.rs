@@ -159,7 +159,7 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
-    use crate::preprocess::Convention;
+    use crate::model_config::Convention;
 
     fn encode(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());

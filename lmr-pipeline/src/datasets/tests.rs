@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use super::*;
-use crate::preprocess::Convention;
+use crate::model_config::Convention;
 
 const REVISION: &str = "0123456789abcdef0123456789abcdef01234567";
 

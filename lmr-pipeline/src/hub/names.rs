@@ -65,6 +65,15 @@ pub(crate) fn is_hex(text: &str, len: usize) -> bool {
     text.len() == len && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
+/// Refuses what cannot be the Hub's name of a licence.
+pub fn check_license(license: &str) -> Result<(), String> {
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.+".contains(&byte);
+    if (1..=64).contains(&license.len()) && license.bytes().all(fits) {
+        return Ok(());
+    }
+    Err(format!("expected an identifier of the Hub such as `mit` or `apache-2.0`, found {license:?}"))
+}
+
 #[cfg(test)]
 mod tests {
     use rstest::rstest;

@@ -6,11 +6,10 @@ use lmr_plugin::models::ModelSpec;
 use lmr_plugin::run::Observer;
 
 use super::{Plan, check_fit, check_images, preprocess};
-use crate::config::place::{Faults, Place};
 use crate::config::{Draft, Head, WeightsTable};
 use crate::hub::{Hub, HubCheckpoint, HubError, RemoteCheckpoint, names};
-use crate::model_config::ModelConfig;
-use crate::preprocess::Convention;
+use crate::model_config::{Convention, ModelConfig};
+use crate::place::{Faults, Place};
 use crate::{Error, Result, weights};
 
 /// A checkpoint.

@@ -1,9 +1,12 @@
 //! Against Pillow on a synthetic image, and against torchvision on photographs where there are some.
 
+use std::path::Path;
+
 use rstest::rstest;
 
 use super::*;
 use crate::datasets::decode_raster;
+use crate::model_config::Convention;
 
 #[derive(Deserialize)]
 struct Fixtures {

@@ -9,7 +9,7 @@ use safetensors::tensor::TensorView;
 
 use super::WEIGHTS;
 use crate::artifacts::json as to_json;
-use crate::weights::encode;
+use crate::tensors::encode;
 use crate::weights::stored::{DESCRIPTION, Description, SCALE};
 use crate::{Error, Result};
 

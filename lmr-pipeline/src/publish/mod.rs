@@ -8,7 +8,6 @@ mod config;
 mod folder;
 mod gguf;
 mod integers;
-mod selection;
 mod source;
 mod upload;
 
@@ -24,16 +23,16 @@ use lmr_plugin::stage::{Finding, Stage};
 use lmr_plugin::stages::Quantize;
 use serde_json::Value;
 
-pub use card::check_license;
 pub(crate) use card::{Metadata, markdown, plain};
 pub use folder::{Publication, PublishedFile};
-pub use selection::{Link, Selection};
 pub use upload::{Sent, check_access, send};
 
 use crate::artifacts::{CONFIG_FILE, json as to_json};
 use crate::config::{Overrides, PublishTable};
-use crate::plan::Plan;
-use crate::weights::{Export, Layout, dtype_name};
+use crate::hub::names::check_license;
+use crate::plan::{Plan, Selection, published_folder};
+use crate::tensors::dtype_name;
+use crate::weights::{Export, Layout};
 use crate::{Error, Result};
 use card::{Card, license_of};
 use config::{ConfigFile, Described};
@@ -183,7 +182,7 @@ impl Composer<'_> {
     fn form(&self, index: usize, layout: &Layout, configs: &[ConfigFile]) -> Result<(Form, Vec<PublishedFile>)> {
         let step = &self.source.plan.steps[index];
         let (record, state) = self.source.stage(index)?;
-        let folder = selection::folder(&step.name);
+        let folder = published_folder(&step.name);
         if step.kind.kind != Quantize::KIND {
             let weights = layout.write_model(&state, Export::Safetensors)?;
             let mut files = vec![(WEIGHTS, weights)];

@@ -9,13 +9,12 @@ use lmr_plugin::run::Observer;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::selection::{Link, maker};
 use crate::artifacts::{MODEL_FILE, Record, RunFolder};
 use crate::config::Overrides;
 use crate::hub::{Hub, RemoteFile, RemoteFiles, RepoKind};
 use crate::inputs::DataRecord;
 use crate::model_config::object_beside;
-use crate::plan::Plan;
+use crate::plan::{Link, Plan, maker};
 use crate::report::{Measurement, Report};
 use crate::tensors::sha256;
 use crate::weights::{self, Layout};
@@ -94,7 +93,7 @@ impl Source {
         Some(Base { repo: model.repo.as_deref()?, commit: model.commit.as_deref()? })
     }
 
-    /// The stages as [`Selection`](super::selection::Selection) wants them.
+    /// The stages as [`Selection`](crate::plan::Selection) wants them.
     pub fn links(&self) -> Vec<Link<'_>> {
         let steps = self.plan.steps.iter();
         steps.map(|step| Link { kind: step.kind, name: &step.name, from: step.from }).collect()

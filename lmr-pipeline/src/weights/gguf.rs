@@ -10,9 +10,9 @@ use candle_core::{DType, Device, Tensor};
 use lmr_plugin::quantization::BlockFormat;
 use safetensors::Dtype;
 
-use super::dtype::decode;
 use super::torch::Found;
 use super::{Entry, MAX_FILE, MAX_NAME, check_name};
+use crate::tensors::decode;
 
 /// The first bytes of every file.
 pub const MAGIC: &[u8; 4] = b"GGUF";

@@ -10,7 +10,8 @@ use lmr_plugin::nn::StateDict;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{encode, torch};
+use super::torch;
+use crate::tensors::encode;
 use crate::{Error, Result};
 
 /// What kind of file a checkpoint is.

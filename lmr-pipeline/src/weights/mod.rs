@@ -6,7 +6,6 @@
 //! numbers, and for GGUF by what its blocks hold in f32; whatever is wrong becomes an error that names the file. What is read is a flat map from names to tensors and a
 //! [`Layout`], with which the same names are written back.
 
-mod dtype;
 pub(crate) mod gguf;
 mod layout;
 mod pickle;
@@ -23,9 +22,8 @@ use lmr_plugin::nn::StateDict;
 
 use self::safetensors as st;
 pub(crate) use self::safetensors::{MAX_HEADER as MAX_INDEX, shards};
-use crate::tensors::sha256;
+use crate::tensors::{not_finite, sha256};
 use crate::{Error, Result};
-pub use dtype::{decode, encode, name as dtype_name};
 pub use gguf::Gguf;
 pub use layout::{Container, Export, Layout, Stored};
 
@@ -298,7 +296,7 @@ fn prefix<'a>(names: impl Iterator<Item = &'a str> + Clone) -> String {
 fn check_finite(state: &StateDict) -> Result<(), String> {
     let mut faults = Vec::new();
     for (name, tensor) in state.iter().filter(|(_, tensor)| tensor.dtype().is_float()) {
-        match dtype::not_finite(tensor)? {
+        match not_finite(tensor)? {
             0 => {}
             count => {
                 faults.push(format!("tensor `{name}`: {count} of {} values are NaN or infinite", tensor.elem_count()))

@@ -13,9 +13,10 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::artifacts::{CONFIG_FILE, MODEL_FILE, json as to_json, write_whole};
+use crate::observer::RunObserver;
 use crate::plan::Step;
 use crate::report::{Measurement, Report};
-use crate::run::{Options, RunObserver};
+use crate::run::Options;
 use crate::triggers::TRIGGER_FILE;
 use crate::{Error, Overrides, Plan, Result, run};
 

@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use image::imageops::{self, FilterType};
 use image::{ImageFormat, Rgb, RgbImage};
 
-use crate::run::RunObserver;
+use crate::observer::RunObserver;
 use crate::triggers::restore;
 use crate::{Error, Plan, Result};
 

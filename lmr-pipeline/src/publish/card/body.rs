@@ -8,8 +8,7 @@ use lmr_plugin::stage::ModelUse;
 use super::Card;
 use super::text::{code, markdown};
 use crate::model_config::Library;
-use crate::plan::Step;
-use crate::publish::selection::maker;
+use crate::plan::{Step, maker};
 use crate::report::percent;
 use crate::{Error, Result};
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::text::plain;
+use crate::hub::names::check_license;
 use crate::{Error, Result};
 
 /// The keys in the order they are written. Unknown things are left out.
@@ -102,15 +102,6 @@ pub fn license_of(card: &str) -> Option<String> {
     let (yaml, _) = rest.split_once("\n---")?;
     let Licensed { license } = serde_saphyr::from_str(yaml).ok()?;
     check_license(&license).ok().map(|()| license)
-}
-
-/// Refuses what cannot be the Hub's name of a licence.
-pub fn check_license(license: &str) -> Result<(), String> {
-    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.+".contains(&byte);
-    if (1..=64).contains(&license.len()) && license.bytes().all(fits) {
-        return Ok(());
-    }
-    Err(format!("expected an identifier of the Hub such as `mit` or `apache-2.0`, found \"{}\"", plain(license)))
 }
 
 #[cfg(test)]

@@ -6,15 +6,15 @@ mod text;
 
 use lmr_plugin::models::naming::Scheme;
 
-pub use metadata::{Metadata, check_license, license_of};
+pub use metadata::{Metadata, license_of};
 pub use text::{markdown, plain};
 
-use super::selection::Selection;
 use super::source::Source;
 use super::{Form, PublishedFile};
 use crate::Result;
 use crate::datasets;
 use crate::model_config::Library;
+use crate::plan::Selection;
 use metadata::{Entry, Images, Measured, Metric, Named};
 
 /// What a card is written from.

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use safetensors::Dtype;
 
 use crate::problem::{hint, quoted};
-use crate::weights::dtype::{decode, size};
+use crate::tensors::{decode, dtype_size};
 use crate::weights::pickle::{Node, Pickle, Value};
 use crate::weights::{Entry, check_name};
 
@@ -344,7 +344,7 @@ impl TensorRef<'_> {
     fn read(&self, storages: &Storages, budget: &mut u64) -> Result<Tensor, String> {
         let storage = storages.get(self.storage).copied();
         let storage = storage.ok_or_else(|| format!("has its numbers in {:?}, which is missing", self.storage))?;
-        let size = size(self.dtype).ok_or("has an unknown dtype")?;
+        let size = dtype_size(self.dtype).ok_or("has an unknown dtype")?;
         let held = (storage.len() / size) as u64;
         let elements = self.shape.iter().try_fold(1u64, |product, dim| product.checked_mul(*dim as u64));
         let elements = elements
@@ -401,7 +401,7 @@ impl TensorRef<'_> {
 pub fn storage_sizes<'a>(pickle: &'a Pickle) -> HashMap<&'a str, usize> {
     let size_of = |index| {
         let (key, class, ..) = storage_ref(pickle, Value::Node(index))?;
-        Some((key, size(dtype_of(class)?)?))
+        Some((key, dtype_size(dtype_of(class)?)?))
     };
     (0..pickle.node_count()).filter_map(size_of).collect()
 }

@@ -1,5 +1,7 @@
 //! Named tensors as bytes: safetensors with the same bytes for the same tensors, and a digest that no file format enters.
 
+mod dtype;
+
 use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{Device, Tensor};
@@ -7,8 +9,8 @@ use lmr_plugin::nn::StateDict;
 use safetensors::tensor::View;
 use sha2::{Digest, Sha256};
 
-use crate::weights::decode;
 use crate::{Error, Result};
+pub use dtype::{decode, encode, name as dtype_name, not_finite, size as dtype_size};
 
 /// The metadata key under which a file's own string pairs are kept, as one JSON object. safetensors writes several keys
 /// in random order, which would make equal files differ.

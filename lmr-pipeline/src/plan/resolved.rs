@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::plan::Plan;
+use super::Plan;
 use crate::{Error, Result};
 
 impl Plan {
