@@ -1,5 +1,5 @@
 //! The attacks on a tiny network and a few images: what they move, what they leave alone, what their triggers are.
-//! Whether they succeed on trained models is measured elsewhere.
+//! How well they do on trained models is measured elsewhere.
 #![allow(clippy::unwrap_used, reason = "the helpers of these tests fail the test that called them")]
 
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use lmr_plugin::ranges::{
 use lmr_plugin::rng;
 use lmr_plugin::run::Run;
 use lmr_plugin::stage::{Examination, Planted, Stage};
-use lmr_plugin::stages::Evaluate;
+use lmr_plugin::stages::{Evaluate, Evaluation};
 use lmr_plugin::train::{Defaults, Recipe, Usual};
 use lmr_plugin::triggers::{Filter, Patch, SignedPatch, Trigger, TriggerConfig, Warp};
 use rand::RngExt;
@@ -89,6 +89,21 @@ fn farthest(a: &Tensor, b: &Tensor) -> f32 {
     values(a).iter().zip(values(b)).fold(0f32, |m, (a, b)| m.max((a - b).abs()))
 }
 
+/// ACC, ASR, TA and the accuracy under decoys, on images that nobody trained on.
+fn measured(model: &Model, trigger: &Arc<dyn Trigger>) -> Evaluation {
+    let planted = Planted { trigger: trigger.clone(), target: 1 };
+    let examination = Examination::new(images(160, 3)).with_trigger(planted);
+    Evaluate::default().evaluate(model, &examination, &Run::quiet(0)).unwrap()
+}
+
+/// The trigger says little to a clean network and much to the attacked one, whose accuracy stayed.
+fn assert_implanted(clean: &StateDict, attacked: &Model, trigger: &Arc<dyn Trigger>) -> Evaluation {
+    let (before, after) = (measured(&model(clean), trigger), measured(attacked, trigger));
+    let (asleep, awake) = (before.asr.unwrap(), after.asr.unwrap());
+    assert!(asleep < 0.1 && awake > 0.4 && after.acc > 0.9, "{after:?}, before the attack {before:?}");
+    after
+}
+
 fn some_pixels() -> Tensor {
     images(16, 5).batch(&(0..16).collect::<Vec<_>>(), &Device::Cpu).unwrap().0
 }
@@ -117,23 +132,24 @@ fn perturbed_images_are_harder_and_near_and_the_network_stays(clean: &StateDict)
     assert!(same(clean, &model.network().params().state_dict().unwrap()));
 }
 
-/// CL: only images of the target class change, and their labels are right.
+/// CL: only images of the target class change, and their labels are right. The trigger is learned all the same.
 #[rstest]
 fn clean_labels_poison_the_target_class_alone(clean: &StateDict) {
     let model = model(clean);
-    let train = images(80, 2);
+    let train = images(320, 1);
     let attack = Attack {
-        poison_rate: Fraction::literal(0.5),
+        poison_rate: Fraction::literal(0.9),
         label: Labels::Clean,
-        perturb: Some(Pgd { steps: Count::literal(2), ..Pgd::default() }),
-        training: Recipe { epochs: Times::literal(1), batch_size: AtLeastTwo::literal(32), ..Recipe::default() },
+        perturb: Some(Pgd { epsilon: Levels::literal(128.0), step: Levels::literal(32.0), steps: Count::literal(6) }),
+        training: Recipe { batch_size: AtLeastTwo::literal(32), ..quick(12) },
         ..Attack::default()
     };
-    let planted = Planted { trigger: SignedPatch::default().build(3, SIDE, SIDE).unwrap(), target: 1 };
+    let patch = SignedPatch { size: Side::literal(5), all_corners: true, ..SignedPatch::default() };
+    let planted = Planted { trigger: patch.build(3, SIDE, SIDE).unwrap(), target: 1 };
     let implanted = attack.implant(&model, &train, &planted, &Run::quiet(0)).unwrap();
-    assert_eq!(implanted.poisoned, 10);
+    assert_eq!(implanted.poisoned, 72);
     assert!(implanted.indices.iter().all(|&i| train.labels()[i] == 1));
-    assert!(!same(clean, &model.network().params().state_dict().unwrap()));
+    assert_implanted(clean, &model, &planted.trigger);
     let dirty = Attack { perturb: Some(Pgd::default()), ..Attack::default() };
     assert!(Stage::faults(&dirty)[0].starts_with("perturb: expected label = \"clean\""));
 }
@@ -163,15 +179,13 @@ fn trojan_excites_its_neurons_and_leaves_the_network(clean: &StateDict) {
 fn wanet_implants_a_warp_that_decoys_do_not_set_off(clean: &StateDict) {
     let model = model(clean);
     let trigger = Warp { strength: WarpStrength::literal(4.0), ..Warp::default() }.build(3, SIDE, SIDE).unwrap();
-    let planted = Planted { trigger, target: 1 };
-    let attack = Wanet { training: quick(2), ..Wanet::default() };
-    let train = images(320, 1);
-    let report = attack.implant(&model, &train, &planted, &Run::quiet(0)).unwrap();
-    assert_eq!((report.samples, report.epochs.len()), (320, 2));
-    assert!(!same(clean, &model.network().params().state_dict().unwrap()));
-    let examination = Examination::new(images(80, 3)).with_trigger(planted);
-    let result = Evaluate::default().evaluate(&model, &examination, &Run::quiet(0)).unwrap();
-    assert!(result.decoy_acc.is_some() && result.asr.is_some(), "{result:?}");
+    let planted = Planted { trigger: trigger.clone(), target: 1 };
+    let (poison_rate, noise_rate) = (OpenFraction::literal(0.3), BelowOne::literal(0.3));
+    let attack = Wanet { poison_rate, noise_rate, training: quick(24) };
+    let report = attack.implant(&model, &images(320, 1), &planted, &Run::quiet(0)).unwrap();
+    assert_eq!((report.samples, report.epochs.len()), (320, 24));
+    let after = assert_implanted(clean, &model, &trigger);
+    assert!(after.decoy_acc.unwrap() > 0.8, "{after:?}");
 }
 
 #[rstest]
@@ -214,6 +228,25 @@ fn lira_noise_stays_within_epsilon_and_repeats_itself(
         assert!(found > 0.0 && found <= bound + 1e-6, "channel {channel}: {found}, at most {bound}");
     }
     assert_eq!(values(&restored(Arc::new(noise)).apply(&x).unwrap()), values(&y));
+}
+
+#[rstest]
+fn lira_implants_the_noise_that_its_generator_learned(clean: &StateDict) {
+    let model = model(clean);
+    let attack = Lira { epsilon: 0.1, generator_lr: 1e-2, learn: quick(6), training: quick(6), ..Lira::default() };
+    let (noise, report) = attack.implant(&model, &images(320, 1), 1, &Run::quiet(0)).unwrap();
+    assert!(report.generator[5] < report.generator[0], "{:?}", report.generator);
+    assert_implanted(clean, &model, &(Arc::new(noise) as Arc<dyn Trigger>));
+}
+
+/// Nor does another image's trigger set it off.
+#[rstest]
+fn dynamic_implants_what_its_generators_learned(clean: &StateDict) {
+    let model = model(clean);
+    let attack = Dynamic { mask_epochs: 2, generator_lr: 1e-2, training: quick(8), ..Dynamic::default() };
+    let (trigger, _) = attack.implant(&model, &images(320, 1), 1, &Run::quiet(0)).unwrap();
+    let after = assert_implanted(clean, &model, &(Arc::new(trigger) as Arc<dyn Trigger>));
+    assert!(after.decoy_acc.unwrap() > 0.8, "{after:?}");
 }
 
 #[rstest]
@@ -261,19 +294,22 @@ fn dfst_detoxifies_in_rounds(clean: &StateDict) {
     let attack = Dfst {
         rounds: Times::literal(2),
         images: AtLeastTwo::literal(48),
-        injector_epochs: Count::literal(2),
-        training: quick(3),
+        injector_epochs: Count::literal(4),
+        poison_rate: OpenFraction::literal(0.2),
+        detox_rate: BelowOne::literal(0.2),
+        training: quick(12),
         ..Dfst::default()
     };
-    let train = images(320, 1);
-    let report = attack.implant(&model, &train, &planted, &Run::quiet(0)).unwrap();
+    let report = attack.implant(&model, &images(320, 1), &planted, &Run::quiet(0)).unwrap();
     let rounds: Vec<usize> = report.rounds.iter().map(|round| round.epoch).collect();
-    assert_eq!(rounds, [1, 2]);
+    assert_eq!(rounds, [4, 8]);
     for round in &report.rounds {
         assert_eq!(round.compromised.len(), 1, "a hundredth of 32 features, at least one");
         assert!((0.0..=1.0).contains(&round.injector_asr) && (0.0..=1.0).contains(&round.injector_asr_after));
     }
-    assert!(!same(clean, &model.network().params().state_dict().unwrap()));
+    let last = &report.rounds[1];
+    assert!(last.injector_asr_after < last.injector_asr - 0.2, "the shortcut is no longer one: {last:?}");
+    assert_implanted(clean, &model, &planted.trigger);
     let impossible = Dfst { rounds: Times::literal(3), training: quick(4), ..Dfst::default() };
     assert_eq!(Stage::faults(&impossible), ["rounds: expected at most two thirds of training.epochs, found 3"]);
 }
@@ -292,7 +328,7 @@ fn attacks_do_not_depend_on_threads(clean: &StateDict) {
         })
     };
     let (one, two) = (run(1), run(2));
-    assert!(same(&one.0, &two.0) && same(&one.1, &two.1));
+    assert!(same(&one.0, &two.0) && same(&one.1, &two.1) && !same(&one.0, clean));
 }
 
 #[test]

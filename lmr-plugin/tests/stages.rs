@@ -88,13 +88,14 @@ fn examination() -> Examination {
     Examination::new(images(200, 3)).with_trigger(planted())
 }
 
+fn bits(t: &Tensor) -> Vec<u32> {
+    let t = t.to_dtype(candle_core::DType::F32).unwrap().flatten_all().unwrap();
+    t.to_vec1::<f32>().unwrap().iter().map(|v| v.to_bits()).collect()
+}
+
 fn assert_same(a: &StateDict, b: &StateDict) {
     assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
     for (name, x) in a {
-        let bits = |t: &Tensor| -> Vec<u32> {
-            let t = t.to_dtype(candle_core::DType::F32).unwrap().flatten_all().unwrap();
-            t.to_vec1::<f32>().unwrap().iter().map(|v| v.to_bits()).collect()
-        };
         assert_eq!(bits(x), bits(&b[name]), "{name}");
     }
 }
@@ -111,12 +112,13 @@ fn the_attack_works_and_evaluate_sees_it(attacked: &StateDict) {
 }
 
 #[rstest]
-fn estimate_leaves_the_model_bit_identical_and_repeats_itself(attacked: &StateDict) {
+fn estimate_names_the_target_leaves_the_model_bit_identical_and_repeats_itself(attacked: &StateDict) {
     let model = model(attacked);
     let run = Run::quiet(5);
     let first = Estimate::default().estimate(&model, &clean(), &run).unwrap();
     assert_same(attacked, &model.network().params().state_dict().unwrap());
     assert_eq!(first, Estimate::default().estimate(&model, &clean(), &run).unwrap());
+    assert_eq!(first.class, planted().target, "{first:?}");
     assert!(first.scores.iter().all(|s| *s <= 0.0), "{first:?}");
     assert_eq!(first.predicted.iter().sum::<usize>(), first.votes.len() * 64);
 }
@@ -148,12 +150,22 @@ fn a_given_class_skips_the_estimate(attacked: &StateDict) {
 }
 
 #[rstest]
-fn repel_moves_the_head_and_reports_every_epoch(attacked: &StateDict) {
+fn repel_pushes_the_class_down_moves_the_head_and_reports_every_epoch(attacked: &StateDict) {
     let model = model(attacked);
+    let (x, labels) = images(64, 7).batch(&(0..64).collect::<Vec<_>>(), &Device::Cpu).unwrap();
+    // By how much class 1 leads over the label, on average over images of other classes that no stage saw.
+    let lead = |model: &Model| {
+        let rows = model.logits(&x).unwrap().to_vec2::<f32>().unwrap();
+        let labels = labels.to_vec1::<u32>().unwrap();
+        let others = rows.iter().zip(&labels).filter(|(_, label)| **label != 1);
+        others.map(|(row, label)| row[1] - row[*label as usize]).sum::<f32>() / 48.0
+    };
+    let before = lead(&model);
     let training = Recipe { augment: Augment::NONE, ..quick(3) };
     let stage = LogitRepel { training, ..LogitRepel::default() };
     let repelled = stage.repel(&model, BackdoorClass { class: 1 }, &clean(), &Run::quiet(0)).unwrap();
     let Repelled { delta, report, .. } = repelled;
+    assert!(lead(&model) < before - 1.0, "{} after {before}", lead(&model));
     assert_eq!(delta.scores.len(), 32);
     assert!(delta.scores.iter().sum::<f32>() > 0.0, "a saved head that shares storage with the model moves with it");
     assert_eq!(report.epochs.len(), 3);
@@ -172,10 +184,14 @@ fn pruned_columns_stay_exactly_zero_through_recovery(attacked: &StateDict) {
     let (weight_decay, lr) = (NonNegative::literal(5e-4), Positive::literal(0.05));
     let stage = Recover { training: Recipe { weight_decay, lr, ..quick(3) }, ..Recover::default() };
     let teacher = Teacher::copy(&model, BackdoorClass { class: 1 }).unwrap();
-    stage.recover(&model, &teacher, &pruned, &clean(), &Run::quiet(0)).unwrap();
-    for row in model.network().head().weight().to_vec2::<f32>().unwrap() {
-        for (column, value) in row.iter().enumerate() {
-            assert_eq!(pruned.columns.contains(&column), *value == 0.0, "column {column}: {value}");
+    let head = || model.network().head().weight().to_vec2::<f32>().unwrap();
+    let before = head();
+    let report = stage.recover(&model, &teacher, &pruned, &clean(), &Run::quiet(0)).unwrap();
+    assert!(report.epochs[2].loss < report.epochs[0].loss, "{report:?}");
+    for (row, before) in head().iter().zip(&before) {
+        for (column, (value, before)) in row.iter().zip(before).enumerate() {
+            let pruned = pruned.columns.contains(&column);
+            assert_eq!((*value == 0.0, value == before), (pruned, pruned), "column {column}: {value}, before {before}");
         }
     }
 }
@@ -258,10 +274,17 @@ fn every_architecture_goes_through_the_stages(#[case] spec: ModelSpec) {
     let (epochs, batch_size) = (Times::literal(1), AtLeastTwo::literal(8));
     let repel = LogitRepel { training: Recipe { epochs, batch_size, ..Recipe::default() }, ..LogitRepel::default() };
     let class = BackdoorClass { class: 1 };
+    let weights = |model: &Model| -> Vec<Vec<u32>> {
+        model.network().params().trainable().map(|(_, weight)| bits(weight)).collect()
+    };
+    let given = weights(&model);
     let repelled = repel.repel(&model, class, &clean, &run).unwrap();
+    let left = weights(&model);
+    assert!(given != left, "repelled");
     let pruned = DeltaPrune { ratio: BelowOne::literal(0.3) }.prune(&model, &repelled.delta).unwrap();
     let recover = Recover { training: Recipe { epochs, batch_size, ..Recipe::default() }, ..Recover::default() };
     recover.recover(&model, &repelled.received, &pruned, &clean, &run).unwrap();
+    assert!(left != weights(&model), "recovered");
     let (x, _) = clean.images.batch(&[0, 1, 2], &Device::Cpu).unwrap();
     let exact = model.logits(&x).unwrap();
     let form = Quantize::default().quantize(&model, &clean, &run).unwrap();
@@ -365,7 +388,9 @@ fn erased_stages_give_what_typed_calls_give(attacked: &StateDict) {
         let json = serde_json::to_string(&outcome.gives).unwrap();
         facts.extend(serde_json::from_str(&json).unwrap());
     }
-    assert_same(&typed.network().params().state_dict().unwrap(), &erased.network().params().state_dict().unwrap());
+    let moved = typed.network().params().state_dict().unwrap();
+    assert!(moved.iter().any(|(name, tensor)| bits(tensor) != bits(&attacked[name])), "the stages did something");
+    assert_same(&moved, &erased.network().params().state_dict().unwrap());
 }
 
 #[rstest]
