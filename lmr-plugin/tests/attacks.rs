@@ -12,7 +12,7 @@ use lmr_plugin::model::Model;
 use lmr_plugin::models::{Arch, ModelSpec};
 use lmr_plugin::nn::{BatchNormMode, StateDict};
 use lmr_plugin::ranges::{
-    AboveZero, AtLeastTwo, BelowOne, Count, Fraction, Levels, OpenFraction, Positive, Times, WarpStrength,
+    AboveZero, AtLeastTwo, BelowOne, Count, Fraction, Levels, OpenFraction, Positive, Side, Times, WarpStrength,
 };
 use lmr_plugin::rng;
 use lmr_plugin::run::Run;
@@ -233,7 +233,8 @@ fn lira_noise_stays_within_epsilon_and_repeats_itself(
 #[rstest]
 fn lira_implants_the_noise_that_its_generator_learned(clean: &StateDict) {
     let model = model(clean);
-    let attack = Lira { epsilon: 0.1, generator_lr: 1e-2, learn: quick(6), training: quick(6), ..Lira::default() };
+    let (epsilon, generator_lr) = (AboveZero::literal(0.1), Positive::literal(1e-2));
+    let attack = Lira { epsilon, generator_lr, learn: quick(6), training: quick(6), ..Lira::default() };
     let (noise, report) = attack.implant(&model, &images(320, 1), 1, &Run::quiet(0)).unwrap();
     assert!(report.generator[5] < report.generator[0], "{:?}", report.generator);
     assert_implanted(clean, &model, &(Arc::new(noise) as Arc<dyn Trigger>));
@@ -243,7 +244,8 @@ fn lira_implants_the_noise_that_its_generator_learned(clean: &StateDict) {
 #[rstest]
 fn dynamic_implants_what_its_generators_learned(clean: &StateDict) {
     let model = model(clean);
-    let attack = Dynamic { mask_epochs: 2, generator_lr: 1e-2, training: quick(8), ..Dynamic::default() };
+    let (mask_epochs, generator_lr) = (Count::literal(2), Positive::literal(1e-2));
+    let attack = Dynamic { mask_epochs, generator_lr, training: quick(8), ..Dynamic::default() };
     let (trigger, _) = attack.implant(&model, &images(320, 1), 1, &Run::quiet(0)).unwrap();
     let after = assert_implanted(clean, &model, &(Arc::new(trigger) as Arc<dyn Trigger>));
     assert!(after.decoy_acc.unwrap() > 0.8, "{after:?}");

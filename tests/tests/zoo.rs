@@ -89,6 +89,29 @@ fn is_purified_with_the_members_own_model_and_trigger() {
     assert!(config.contains("epochs = 1\n"), "{config}");
 }
 
+/// One that misses what its pipeline expects keeps none of the others back.
+#[test]
+fn missed_expectations_are_named_when_all_are_done() {
+    let project = project();
+    let expect = ["--set", "expect.evaluate.triggered=7"];
+    let built = project.run(&[&["zoo", "build"], &PLACE[..], &expect].concat());
+    assert_eq!(built.code, Some(3), "{}", built.stderr);
+    for name in ["clean", "badnets"] {
+        let sentence = format!("{name}, evaluate.triggered: expected 7, found 90");
+        assert!(built.stdout.contains(&format!("{name}: ACC")) && built.stderr.contains(&sentence), "{}", built.stderr);
+    }
+    let purify = ["--pipeline", "purify.toml", "--seeds", "0", "--only", "badnets", "--label", "strict"];
+    let set = ["--set", "expect.purified.acc.min=2"];
+    let purified = project.run(&[&["zoo", "purify"], &PLACE[..], &purify, &set].concat());
+    assert_eq!(purified.code, Some(3), "{}", purified.stderr);
+    assert!(purified.stdout.contains("seed 0: class"), "{}", purified.stdout);
+    assert!(
+        purified.stderr.contains("badnets, seed 0, purified.acc: expected at least 2, found 0."),
+        "{}",
+        purified.stderr
+    );
+}
+
 #[test]
 fn what_is_not_there_is_named() {
     let project = project();
