@@ -42,6 +42,7 @@ fn explained(run: &Finished, code: i32, fragments: &[&str]) {
 #[case::unknown_nested_key("{ split = \"test\", count = 40 }", "{ split = \"test\", cout = 40 }", &["data.clean", "`cout`", "did you mean `count`?"])]
 #[case::unknown_option("stop-accuracy", "stop-acuracy", &["stage[1] (estimate).stop-acuracy: unknown key; did you mean `stop-accuracy`?"])]
 #[case::moved_option("epochs = 2", "epochs = 3 }\nepochs = 2\nvotes = { a = 1", &["stage[2] (logit-repel).epochs: unknown key; it is an option of `training`, as in `training.epochs`", "stage[2] (logit-repel).votes: unknown key"])]
+#[case::renamed_option("stop-accuracy = 0.1", "stop-accuracy = 0.1\nmax-steps = 5", &["stage[1] (estimate).max-steps: unknown key; did you mean `training.min-steps`?"])]
 #[case::unknown_training_option("epochs = 2", "epocs = 2", &["stage[2] (logit-repel).training", "unknown key `epocs`; did you mean `epochs`?"])]
 #[case::wrong_type("epochs = 2", "epochs = \"two\"", &["stage[2] (logit-repel).training.epochs: expected a whole number, 0 or more, found \"two\""])]
 #[case::wrong_type_in_run("seed = 0", "seed = \"zero\"", &["run.seed: expected a whole number, 0 or more, found \"zero\""])]

@@ -133,7 +133,9 @@ fn subjects() -> Vec<Subject> {
     };
     let stages = STAGES.iter().map(|kind| {
         let trigger = if kind.learns() { "learned" } else { "patch" };
-        let stages = format!("{BEFORE}\n[[stage]]\nkind = \"{}\"\nname = \"subject\"\n", kind.kind);
+        // The one whose options contradict each other by default.
+        let label = if kind.kind == "attack" { "label = \"clean\"\n" } else { "" };
+        let stages = format!("{BEFORE}\n[[stage]]\nkind = \"{}\"\nname = \"subject\"\n{label}", kind.kind);
         let numbers = numbers(&schema["properties"]["stage"]["items"]["oneOf"], kind.kind);
         Subject { kind: kind.kind, table: "stage.subject", pipeline: pipeline(trigger, &stages), numbers }
     });
@@ -169,6 +171,7 @@ const RULES: &[&str] = &[
     "to-ratio: expected at least from-ratio",
     "epochs: expected at least 1 while min-steps is 0",
     "poison-rate: expected a number in [0, 1), found 1",
+    "poison.perturb: expected label = \"clean\" beside it",
     "size: expected 1 to ",
 ];
 

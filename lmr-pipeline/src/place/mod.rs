@@ -1,5 +1,7 @@
 //! Where in a pipeline a value stands, and the tolerant reader that finds every fault of a table in one go.
 
+mod meant;
+
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
@@ -8,6 +10,7 @@ use serde_json::Value as Json;
 use toml::{Table, Value};
 
 use crate::problem::{Problem, Problems, hint, nearest};
+use meant::meant;
 
 /// Collects faults, and knows which values came from the command line or the environment.
 #[derive(Debug, Default)]
@@ -90,7 +93,7 @@ pub fn read<T: DeserializeOwned + JsonSchema>(mut table: Table, place: &Place, f
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
     for key in table.keys().cloned().collect::<Vec<_>>() {
         if !known.contains(&key.as_str()) {
-            let meant = elsewhere(&schema, &schema, &key).unwrap_or_else(|| hint(&key, &known));
+            let meant = meant(&schema, &[], &key).unwrap_or_else(|| hint(&key, &known));
             faults.add(&place.key(&key), format!("unknown key{meant}"));
             table.remove(&key);
         }
@@ -118,7 +121,7 @@ pub fn read<T: DeserializeOwned + JsonSchema>(mut table: Table, place: &Place, f
         let mut message = explain(&message, found);
         let mut faulty = path.clone();
         if let Some(key) = unknown_field(error.inner().message()) {
-            if let Some(meant) = at(&schema, &path).and_then(|inner| elsewhere(&schema, inner, key)) {
+            if let Some(meant) = meant(&schema, &path, key) {
                 message = format!("unknown key `{key}`{meant}");
             }
             faulty.extend((path.last().map(String::as_str) != Some(key)).then(|| key.to_string()));
@@ -142,41 +145,6 @@ fn remove(table: &mut Table, path: &[String]) -> bool {
 /// The key that serde does not know.
 fn unknown_field(message: &str) -> Option<&str> {
     message.trim().strip_prefix("unknown field `")?.split('`').next()
-}
-
-/// What a schema refers to.
-fn resolve<'a>(root: &'a Json, schema: &'a Json) -> &'a Json {
-    let reference = schema.get("$ref").and_then(Json::as_str).and_then(|reference| reference.strip_prefix('#'));
-    reference.and_then(|pointer| root.pointer(pointer)).unwrap_or(schema)
-}
-
-/// The schema of what stands at a path.
-fn at<'a>(root: &'a Json, path: &[String]) -> Option<&'a Json> {
-    path.iter().try_fold(root, |schema, key| Some(resolve(root, schema.get("properties")?.get(key)?)))
-}
-
-/// `; it is an option of …` where tables of this one have a key that it does not have itself.
-fn elsewhere(root: &Json, schema: &Json, key: &str) -> Option<String> {
-    let mut tables = Vec::new();
-    tables_with(root, schema, key, &mut Vec::new(), &mut tables);
-    let named: Vec<String> = tables.iter().map(|table| format!("`{table}`")).collect();
-    let first = tables.first()?;
-    Some(format!("; it is an option of {}, as in `{first}.{key}`", named.join(" and of ")))
-}
-
-/// The tables within one that have a key.
-fn tables_with(root: &Json, schema: &Json, key: &str, path: &mut Vec<String>, found: &mut Vec<String>) {
-    const DEPTH: usize = 3;
-    let tables = schema.get("properties").and_then(Json::as_object).filter(|_| path.len() < DEPTH);
-    for (name, table) in tables.into_iter().flatten() {
-        let table = resolve(root, table);
-        path.push(name.clone());
-        if table.get("properties").and_then(|properties| properties.get(key)).is_some() {
-            found.push(path.join("."));
-        }
-        tables_with(root, table, key, path, found);
-        path.pop();
-    }
 }
 
 /// serde's sentence in the words of a pipeline file.
