@@ -141,7 +141,7 @@ mod tests {
     use serde_json::Value;
 
     fn cases() -> Vec<Value> {
-        let text = include_str!("../../tests/fixtures/lmr_losses.json");
+        let text = include_str!("../tests/fixtures/lmr_losses.json");
         let fixture: Value = serde_json::from_str(text).unwrap();
         fixture["cases"].as_array().unwrap().clone()
     }

@@ -27,7 +27,7 @@ struct Expected {
     train_running_mean_and_first: BTreeMap<String, [f64; 2]>,
 }
 
-/// Element `i` of the tensor `name`, in [0, 1); see `tests/fixtures/README.md`.
+/// Element `i` of the tensor `name`, in [0, 1); see `fixtures/README.md`.
 fn uniform(name: &str) -> impl Fn(u64) -> f64 {
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     move |i| {
@@ -160,7 +160,7 @@ fn agrees_with_pytorch(
     #[case] scheme: Scheme,
     #[values(false, true)] portable: bool,
 ) {
-    let all: Vec<Expected> = serde_json::from_str(include_str!("../../tests/fixtures/models.json")).unwrap();
+    let all: Vec<Expected> = serde_json::from_str(include_str!("fixtures/models.json")).unwrap();
     let expected = all.iter().find(|e| e.name == name).unwrap();
     let spec = ModelSpec { classes: expected.classes, ..spec };
     match portable {

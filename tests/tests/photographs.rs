@@ -46,7 +46,8 @@ fn project() -> Project {
     let project = Project::new(env!("CARGO_BIN_EXE_lmr-under-test"));
     project.write("datasets/photographs.toml", DESCRIPTOR);
     project.write("photographs.toml", PIPELINE);
-    let fixtures: serde_json::Value = serde_json::from_str(include_str!("../fixtures/images.json")).unwrap();
+    let fixtures: serde_json::Value =
+        serde_json::from_str(include_str!("../../lmr-pipeline/tests/fixtures/images.json")).unwrap();
     for image in fixtures["decoded"].as_array().unwrap() {
         let (name, file) = (image["name"].as_str().unwrap(), image["file"].as_str().unwrap());
         let byte = |at| u8::from_str_radix(&file[at..at + 2], 16).unwrap();

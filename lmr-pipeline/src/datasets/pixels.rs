@@ -230,7 +230,7 @@ mod tests {
     }
 
     fn fixtures() -> Vec<Decoded> {
-        serde_json::from_str::<Fixtures>(include_str!("../../../tests/fixtures/images.json")).unwrap().decoded
+        serde_json::from_str::<Fixtures>(include_str!("../../tests/fixtures/images.json")).unwrap().decoded
     }
 
     #[test]

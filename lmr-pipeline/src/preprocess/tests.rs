@@ -25,7 +25,7 @@ struct Resized {
 
 #[test]
 fn bytes_are_pillows() {
-    let fixtures: Fixtures = serde_json::from_str(include_str!("../../../tests/fixtures/images.json")).unwrap();
+    let fixtures: Fixtures = serde_json::from_str(include_str!("../../tests/fixtures/images.json")).unwrap();
     assert_eq!(fixtures.resized.len(), 8);
     for Resized { height, width, size, resize, interpolation, chw } in fixtures.resized {
         let value = |at: usize| {

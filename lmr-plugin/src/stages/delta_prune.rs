@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn scores_and_columns_agree_with_the_fixture() {
-        let fixture: Value = serde_json::from_str(include_str!("../../../tests/fixtures/lmr_losses.json")).unwrap();
+        let fixture: Value = serde_json::from_str(include_str!("../../tests/fixtures/lmr_losses.json")).unwrap();
         let case = &fixture["delta_prune"];
         let row =
             |v: &Value| -> Vec<f32> { v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect() };
