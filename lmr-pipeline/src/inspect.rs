@@ -17,7 +17,7 @@ use crate::{Error, Result};
 /// Activations of a trained network vary by less; a variance above says that its statistics ran away.
 const HUGE_VARIANCE: f64 = 1e6;
 
-/// What is known about a checkpoint. Serialized, it is what `cargo xtask inspect --json` prints.
+/// What is known about a checkpoint. Serialized, it is what `lmr inspect --json` prints.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Inspection {

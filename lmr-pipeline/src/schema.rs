@@ -60,7 +60,7 @@ pub fn pipeline() -> Value {
     });
     let mut schema: Schema = json_schema!({
         "title": "Pipeline",
-        "description": "A pipeline of `cargo xtask pipeline`.",
+        "description": "A pipeline of `lmr pipeline`.",
         "type": "object",
         "additionalProperties": false,
         "required": ["model", "data", "stage"],

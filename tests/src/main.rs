@@ -1,4 +1,4 @@
-//! The same program as `cargo xtask`.
+//! The same program as `lmr`.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! `cargo xtask inspect`.
+//! `lmr inspect`.
 #![allow(clippy::unwrap_used, reason = "the helpers of these tests fail the test that called them")]
 
 use candle_core::{DType, Tensor};

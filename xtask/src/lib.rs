@@ -1,4 +1,4 @@
-//! The command line of LMR: `cargo xtask pipeline configs/quickstart.toml`.
+//! The command line of LMR: `lmr pipeline configs/quickstart.toml`.
 //!
 //! Exit codes: 0 done, 1 failure while running, 2 bad input (arguments, pipeline file, checkpoint, data), 3 a number
 //! other than the pipeline expects, 130 stopped with Ctrl-C.
@@ -15,7 +15,7 @@ use lmr_plugin::nn::runtime;
 
 /// Takes a possibly backdoored image classifier and hands back a purified one, with evidence.
 #[derive(Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask", version, max_term_width = 100)]
+#[command(name = "lmr", bin_name = "lmr", version, max_term_width = 100)]
 struct Arguments {
     #[command(subcommand)]
     command: commands::Command,

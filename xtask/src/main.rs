@@ -1,4 +1,4 @@
-//! The program behind `cargo xtask`.
+//! The program behind `lmr`.
 
 use std::process::ExitCode;
 

@@ -60,7 +60,7 @@ pub fn configured(run: &Path) -> Result<Option<PublishTable>> {
     Ok(Plan::load(&file, &Overrides::default())?.publish)
 }
 
-/// The folder that `cargo xtask publish` sends, from a finished run. Nothing is written but what is missing of a received
+/// The folder that `lmr publish` sends, from a finished run. Nothing is written but what is missing of a received
 /// checkpoint from the Hub, into its cache.
 pub fn compose(run: &Path, table: &PublishTable, observer: &dyn Observer) -> Result<Publication> {
     table.check().map_err(|(key, message)| Error::Unpublishable(format!("{key}: {message}")))?;

@@ -66,7 +66,7 @@ impl Source {
     /// Opens a run folder with a report.
     pub fn open(path: &Path, observer: &dyn Observer) -> Result<Self> {
         if !path.join("report.json").is_file() {
-            let message = "has no report.json; run `cargo xtask pipeline` with `--out` of this folder to the end first";
+            let message = "has no report.json; run `lmr pipeline` with `--out` of this folder to the end first";
             return Err(Error::input(path, message));
         }
         let folder = RunFolder::open(path)?;

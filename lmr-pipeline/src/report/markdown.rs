@@ -105,7 +105,7 @@ fn write(page: &mut String, plan: &Plan, inputs: &Inputs, report: &Report, folde
     writeln!(
         page,
         "\n## Again\n\n`config.toml` beside this file has every setting, defaults included, and `data.json` the images:\n\n\
-         ```\ncargo xtask pipeline {} --out <another folder>\n```",
+         ```\nlmr pipeline {} --out <another folder>\n```",
         folder.join("config.toml").display()
     )
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`.
+//! `lmr bench`.
 
 mod int8;
 mod ops;

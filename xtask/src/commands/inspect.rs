@@ -1,4 +1,4 @@
-//! `cargo xtask inspect`.
+//! `lmr inspect`.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

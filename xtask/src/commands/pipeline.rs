@@ -1,4 +1,4 @@
-//! `cargo xtask pipeline`.
+//! `lmr pipeline`.
 
 use std::io::Write;
 use std::path::PathBuf;

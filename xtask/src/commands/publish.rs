@@ -1,4 +1,4 @@
-//! `cargo xtask publish`.
+//! `lmr publish`.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

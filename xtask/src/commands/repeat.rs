@@ -1,4 +1,4 @@
-//! `cargo xtask repeat`.
+//! `lmr repeat`.
 
 use std::io::Write;
 use std::path::PathBuf;

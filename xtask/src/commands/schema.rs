@@ -1,4 +1,4 @@
-//! `cargo xtask schema`.
+//! `lmr schema`.
 
 use std::io::Write;
 use std::path::PathBuf;

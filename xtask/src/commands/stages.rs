@@ -1,4 +1,4 @@
-//! `cargo xtask stages`.
+//! `lmr stages`.
 
 use std::fmt::Write as _;
 use std::io::Write as _;

@@ -236,7 +236,7 @@ impl Card<'_> {
         writeln!(
             page,
             "## Reproducing\n\n`lmr.toml` is the pipeline with every setting, defaults included. With LMR {}, seed {}, on {}, \
-             and the received model where its `weights` says:\n\n```\ncargo xtask pipeline lmr.toml\n```\n\nThe run began \
+             and the received model where its `weights` says:\n\n```\nlmr pipeline lmr.toml\n```\n\nThe run began \
              {}.",
             markdown(&report.run.version),
             report.run.seed,

@@ -1,4 +1,4 @@
-//! `cargo xtask bench int8`.
+//! `lmr bench int8`.
 
 use std::io::Write;
 use std::time::Instant;

@@ -1,4 +1,4 @@
-//! `cargo xtask bench ops`.
+//! `lmr bench ops`.
 
 use std::hint::black_box;
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! `cargo xtask zoo build`.
+//! `lmr zoo build`.
 
 use std::io::Write;
 

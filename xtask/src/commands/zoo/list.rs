@@ -1,4 +1,4 @@
-//! `cargo xtask zoo list`.
+//! `lmr zoo list`.
 
 use std::io::Write;
 

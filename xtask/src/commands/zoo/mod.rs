@@ -1,4 +1,4 @@
-//! `cargo xtask zoo`.
+//! `lmr zoo`.
 
 mod build;
 mod list;

@@ -1,4 +1,4 @@
-//! `cargo xtask zoo purify`.
+//! `lmr zoo purify`.
 
 use std::io::Write;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! `cargo xtask zoo sheet`.
+//! `lmr zoo sheet`.
 
 use std::io::Write;
 
