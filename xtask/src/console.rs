@@ -10,7 +10,10 @@ use lmr_pipeline::RunObserver;
 use lmr_pipeline::plan::Step;
 use lmr_pipeline::report::StageReport;
 use lmr_plugin::run::{Event, Observer};
-use tracing_subscriber::EnvFilter;
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// A line of progress at most this often where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -59,19 +62,22 @@ impl Console {
         let bars = std::io::stderr().is_terminal() && !verbosity.quiet;
         let target = if bars { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let screen = MultiProgress::with_draw_target(target);
-        let level = match verbosity {
-            Verbosity { quiet: true, .. } | Verbosity { verbose: 0, .. } => "warn",
-            Verbosity { verbose: 1, .. } => "warn,xtask=info,lmr_pipeline=debug,lmr_plugin=info",
-            _ => "info,xtask=trace,lmr_pipeline=trace,lmr_plugin=trace",
+        let (others, xtask, pipeline, plugin) = match verbosity {
+            Verbosity { quiet: true, .. } | Verbosity { verbose: 0, .. } => {
+                (Level::WARN, Level::WARN, Level::WARN, Level::WARN)
+            }
+            Verbosity { verbose: 1, .. } => (Level::WARN, Level::INFO, Level::DEBUG, Level::INFO),
+            _ => (Level::INFO, Level::TRACE, Level::TRACE, Level::TRACE),
         };
+        let targets = [("xtask", xtask), ("lmr_pipeline", pipeline), ("lmr_plugin", plugin)];
         let writer = screen.clone();
         // Fails only where a subscriber is set already, which then stays.
-        let _ = tracing_subscriber::fmt()
-            .with_env_filter(EnvFilter::new(level))
+        let lines = tracing_subscriber::fmt::layer()
             .with_writer(move || AboveBars(writer.clone()))
             .with_target(false)
             .without_time()
-            .try_init();
+            .with_filter(Targets::new().with_default(others).with_targets(targets));
+        let _ = tracing_subscriber::registry().with(lines).try_init();
         let now = Instant::now();
         let stage = Stage {
             label: String::new(),

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use figment::providers::{Format, Toml};
 use figment::value::{Dict, Map};
 use figment::{Figment, Metadata, Profile, Provider};
 use toml::{Table, Value};
@@ -147,7 +146,7 @@ fn parse(text: &str) -> Value {
 
 fn merge(file: &Table, overrides: Vec<Override>, problems: &mut Vec<Problem>) -> Result<Layered> {
     let mut stages = file.get("stage").cloned();
-    let mut figment = Figment::from(Toml::string(&file.to_string()));
+    let mut figment = Figment::from(Layer { origin: "file", data: dict(file.clone())? });
     let mut overridden = BTreeMap::new();
     for Override { path, value, origin } in overrides {
         if path[0] != "stage" {
