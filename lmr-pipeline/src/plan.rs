@@ -13,7 +13,7 @@ use lmr_plugin::models::ModelSpec;
 use lmr_plugin::stage::{AnyStage, ModelUse};
 
 use crate::config::{
-    Bound, DataTable, Draft, ExpectTable, Overrides, PublishTable, RunTable, StageTable, TriggerTable, is_name, locate,
+    Bound, DataTable, Draft, ExpectTable, NO_UPLOADS, Overrides, PublishTable, RunTable, StageTable, TriggerTable, is_name, locate,
 };
 use crate::datasets::Dataset;
 use crate::device::DeviceChoice;
@@ -201,9 +201,14 @@ fn check_data(draft: &Draft, checkpoint: Option<&Checkpoint>, faults: &mut Fault
             check_images(model, &dataset, faults);
         }
     }
+    if let Some(root) = root {
+        dataset = dataset.with_root(root);
+    }
     let uses = |split, why: &str, faults: &mut Faults, key: &str| {
         if dataset.descriptor().source(split).is_none() {
             faults.add(&place.key(key), format!("the dataset {} has no {split} split, which {why}", data.name));
+        } else if let Err(error) = dataset.check_build(split) {
+            faults.add(&place.key(key), error.to_string());
         }
     };
     uses(data.clean.split, "the clean images come from", faults, "clean.split");
@@ -213,10 +218,7 @@ fn check_data(draft: &Draft, checkpoint: Option<&Checkpoint>, faults: &mut Fault
     if draft.stages.iter().any(|stage| stage.kind.is_some_and(|kind| kind.implants())) {
         uses(data.train.split, "the attack trains on", faults, "train.split");
     }
-    Some(match root {
-        Some(root) => dataset.with_root(root),
-        None => dataset,
-    })
+    Some(dataset)
 }
 
 /// The dataset with the images that the pipeline's `preprocessing` makes of it.
@@ -351,6 +353,9 @@ fn check_publish(draft: &Draft, from: &[Option<usize>], faults: &mut Faults) {
     let place = Place::section("publish");
     if let Err((key, message)) = table.check() {
         faults.add(&place.key(key), message);
+    }
+    if !table.dry_run && !cfg!(feature = "hub-upload") {
+        faults.add(&place, format!("{}, or set `dry-run = true`", NO_UPLOADS));
     }
     let links =
         draft.stages.iter().zip(from).map(|(stage, &from)| Some(Link { kind: stage.kind?, name: &stage.name, from }));

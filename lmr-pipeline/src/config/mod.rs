@@ -25,6 +25,7 @@ use crate::problem::hint;
 use crate::registry::{AnyTrigger, STAGES, StageKind, TRIGGERS, TriggerKind};
 use crate::weights::Export;
 pub use expect::{Bound, ExpectTable, Expectation, Range};
+pub(crate) use publish::NO_UPLOADS;
 pub use publish::PublishTable;
 
 /// The sections of a pipeline file.

@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::hub::names::{check_commit, check_license, check_repo, check_revision};
 
+/// What is said of uploads in a build without them.
+pub(crate) const NO_UPLOADS: &str = "this build of LMR cannot upload; build it with the feature `hub-upload`";
+
 /// `[publish]`: sends the purified model to the Hugging Face Hub as the last thing a pipeline does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]

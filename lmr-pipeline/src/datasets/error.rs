@@ -33,6 +33,15 @@ pub enum DataError {
         /// The missing split.
         split: &'static str,
     },
+    /// The images are in Parquet, which this build cannot read.
+    #[error(
+        "{}: the images are in Parquet, which this build of LMR cannot read; build it with the feature `parquet`",
+        .file.display()
+    )]
+    NoParquet {
+        /// The descriptor.
+        file: PathBuf,
+    },
     /// The operating system refused to read a file.
     #[error("{}: {source}{hint}", .file.display())]
     Io {

@@ -14,8 +14,12 @@ mod digest;
 mod error;
 mod folder;
 mod idx;
+#[cfg(not(feature = "parquet"))]
+mod no_parquet;
+#[cfg(feature = "parquet")]
 mod parquet;
 mod pixels;
+#[cfg(feature = "parquet")]
 mod spool;
 #[cfg(test)]
 mod tests;
@@ -23,10 +27,8 @@ mod tests;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ::parquet::data_type::ByteArray;
 use lmr_plugin::data::{ImageSource, Images};
 use lmr_plugin::run::{Observer, Quiet};
-use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -39,7 +41,7 @@ use pixels::Decoding;
 #[cfg(test)]
 pub(crate) use pixels::decode_raster;
 
-use crate::hub::{Hub, HubFile, RemoteFile, RemoteFiles, RepoKind};
+use crate::hub::{Hub, RemoteFile, RemoteFiles, RepoKind};
 use crate::preprocess::Preprocessing;
 
 /// Far more than a Parquet file of images has; ImageNet's have 0.5 GB.
@@ -245,42 +247,6 @@ impl Dataset {
         Ok((self.decoded_later(folder, labels)?, vec![provenance]))
     }
 
-    fn load_parquet(&self, source: &ParquetSource, observer: &dyn Observer) -> Result<Parts, DataError> {
-        let located = match &self.root {
-            Some(root) => in_folder(root, source)?,
-            None => self.on_hub(source, observer)?,
-        };
-        let decoding = self.decoding();
-        let mut spool = decoding.preprocessing.as_ref().map(|_| spool::Writer::new()).transpose()?;
-        let (mut pixels, mut labels, mut files) = (Vec::new(), Vec::new(), Vec::new());
-        for (file, (path, provenance)) in source.files.iter().zip(located) {
-            if let Some(spool) = &mut spool {
-                spool.begin(&path);
-            }
-            let mut take = |row: usize, images: &[ByteArray]| {
-                let bad = |(offset, (found, expected)): (usize, pixels::Fault)| {
-                    let place = format!("row {}, column `{}`", row + offset, source.image_column);
-                    DataError::content(&path, found, expected).at(place)
-                };
-                match &mut spool {
-                    Some(spool) => images.iter().enumerate().try_for_each(|(offset, image)| {
-                        decoding.check(image.data()).map_err(|fault| bad((offset, fault)))?;
-                        spool.push(image.data())
-                    }),
-                    None => decode_all(&decoding, images, &mut pixels).map_err(bad),
-                }
-            };
-            let expected = parquet::Expected { rows: file.rows, classes: self.descriptor.classes.len() };
-            parquet::read(&path, source, expected, &mut take, &mut labels)?;
-            files.push(provenance);
-        }
-        let images = match spool {
-            Some(spool) => self.decoded_later(spool.finish(decoding)?, labels)?,
-            None => self.in_memory(pixels, labels)?,
-        };
-        Ok((images, files))
-    }
-
     fn decoding(&self) -> Decoding {
         Decoding { shape: self.descriptor.image.chw(), preprocessing: self.descriptor.preprocessing() }
     }
@@ -293,6 +259,17 @@ impl Dataset {
     fn decoded_later(&self, source: impl ImageSource + 'static, labels: Vec<u32>) -> Result<Images, DataError> {
         Images::from_source(Arc::new(source), labels, self.descriptor.classes.len())
             .map_err(|source| DataError::Images { file: self.file.clone(), source })
+    }
+
+    /// Refuses a split that this build cannot read, whatever is done about it: in Parquet, or not in the cache, without the
+    /// feature for it.
+    pub(crate) fn check_build(&self, split: Split) -> Result<(), DataError> {
+        let source = self.descriptor.source(split).and_then(|source| source.parquet(self.root.is_some()));
+        match source {
+            Some(_) if !cfg!(feature = "parquet") => Err(DataError::NoParquet { file: self.file.clone() }),
+            Some(source) if self.root.is_none() => Ok(self.hub.check_build(&wanted(source, &remote_files(source)))?),
+            _ => Ok(()),
+        }
     }
 
     /// Which files of a split would have to be downloaded. Nothing is asked and no file is read.
@@ -308,17 +285,6 @@ impl Dataset {
             }
             _ => Ok(None),
         }
-    }
-
-    /// The Parquet files in the cache or from the Hub, all from one commit.
-    fn on_hub(&self, source: &ParquetSource, observer: &dyn Observer) -> Result<Vec<Located>, DataError> {
-        let found = self.hub.files(&wanted(source, &remote_files(source)), observer)?;
-        let repo = format!("{}@{}", source.repo, found.commit);
-        let locate = |(file, found): (&ParquetFile, HubFile)| {
-            let (path, repo) = (file.path.clone(), Some(repo.clone()));
-            (found.path, FileProvenance { path, repo, bytes: found.bytes, sha256: found.sha256 })
-        };
-        Ok(source.files.iter().zip(found.files).map(locate).collect())
     }
 }
 
@@ -340,40 +306,6 @@ fn remote_files(source: &ParquetSource) -> Vec<RemoteFile<'_>> {
 
 fn wanted<'a>(source: &'a ParquetSource, files: &'a [RemoteFile<'a>]) -> RemoteFiles<'a> {
     RemoteFiles { kind: RepoKind::Dataset, repo: &source.repo, revision: &source.revision, files }
-}
-
-/// A file on this machine and what is known of it.
-type Located = (PathBuf, FileProvenance);
-
-/// The Parquet files in a folder the user named, their digests checked where they are known.
-fn in_folder(root: &Path, source: &ParquetSource) -> Result<Vec<Located>, DataError> {
-    let locate = |file: &ParquetFile| {
-        let path = root.join(&file.path);
-        let (sha256, bytes) = sha256_file(&path).map_err(|source| DataError::Io {
-            file: path.clone(),
-            source,
-            hint: "; `path` must name the folder that holds the files under their paths in the repository".to_owned(),
-        })?;
-        if let Some(expected) = &file.sha256
-            && *expected != sha256
-        {
-            return Err(DataError::content(&path, format!("SHA-256 {sha256}"), expected)
-                .advise("; the file differs from the one the descriptor describes"));
-        }
-        Ok((path, FileProvenance { path: file.path.clone(), repo: None, bytes, sha256 }))
-    };
-    source.files.iter().map(locate).collect()
-}
-
-/// Appends the pixels of encoded images; an error comes with the number of the image.
-fn decode_all(decoding: &Decoding, images: &[ByteArray], pixels: &mut Vec<u8>) -> Result<(), (usize, pixels::Fault)> {
-    let (start, len) = (pixels.len(), decoding.shape.iter().product::<usize>());
-    pixels.resize(start + images.len() * len, 0);
-    let outs = pixels[start..].par_chunks_exact_mut(len).zip(images).enumerate();
-    let fault = outs
-        .filter_map(|(offset, (out, image))| Some((offset, decoding.decode(image.data(), out).err()?)))
-        .find_first(|_| true);
-    fault.map_or(Ok(()), Err)
 }
 
 /// Images and the files they came from.

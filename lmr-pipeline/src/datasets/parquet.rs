@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ::parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use ::parquet::data_type::{ByteArray, DataType};
@@ -12,28 +12,118 @@ use ::parquet::errors::ParquetError;
 use ::parquet::file::reader::{RowGroupReader, SerializedFileReader};
 use ::parquet::schema::types::SchemaDescriptor;
 use candle_datasets::hub::FileReader;
+use lmr_plugin::run::Observer;
+use rayon::prelude::*;
 
-use super::{DataError, ParquetSource};
+use super::pixels::{self, Decoding};
+use super::{
+    DataError, Dataset, FileProvenance, ParquetFile, ParquetSource, Parts, remote_files, sha256_file, spool, wanted,
+};
+use crate::hub::HubFile;
 
 /// Rows read at a time: enough to keep all threads busy, few enough that encoded photographs take little memory.
 const CHUNK: usize = 256;
 
 const DAMAGED: &str = "; the file is cut off or damaged";
 
+impl Dataset {
+    /// The images of Parquet files, which are downloaded if they are not here yet.
+    pub(super) fn load_parquet(&self, source: &ParquetSource, observer: &dyn Observer) -> Result<Parts, DataError> {
+        let located = match &self.root {
+            Some(root) => in_folder(root, source)?,
+            None => self.on_hub(source, observer)?,
+        };
+        let decoding = self.decoding();
+        let mut spool = decoding.preprocessing.as_ref().map(|_| spool::Writer::new()).transpose()?;
+        let (mut pixels, mut labels, mut files) = (Vec::new(), Vec::new(), Vec::new());
+        for (file, (path, provenance)) in source.files.iter().zip(located) {
+            if let Some(spool) = &mut spool {
+                spool.begin(&path);
+            }
+            let mut take = |row: usize, images: &[ByteArray]| {
+                let bad = |(offset, (found, expected)): (usize, pixels::Fault)| {
+                    let place = format!("row {}, column `{}`", row + offset, source.image_column);
+                    DataError::content(&path, found, expected).at(place)
+                };
+                match &mut spool {
+                    Some(spool) => images.iter().enumerate().try_for_each(|(offset, image)| {
+                        decoding.check(image.data()).map_err(|fault| bad((offset, fault)))?;
+                        spool.push(image.data())
+                    }),
+                    None => decode_all(&decoding, images, &mut pixels).map_err(bad),
+                }
+            };
+            let expected = Expected { rows: file.rows, classes: self.descriptor.classes.len() };
+            read(&path, source, expected, &mut take, &mut labels)?;
+            files.push(provenance);
+        }
+        let images = match spool {
+            Some(spool) => self.decoded_later(spool.finish(decoding)?, labels)?,
+            None => self.in_memory(pixels, labels)?,
+        };
+        Ok((images, files))
+    }
+
+    /// The Parquet files in the cache or from the Hub, all from one commit.
+    fn on_hub(&self, source: &ParquetSource, observer: &dyn Observer) -> Result<Vec<Located>, DataError> {
+        let found = self.hub.files(&wanted(source, &remote_files(source)), observer)?;
+        let repo = format!("{}@{}", source.repo, found.commit);
+        let locate = |(file, found): (&ParquetFile, HubFile)| {
+            let (path, repo) = (file.path.clone(), Some(repo.clone()));
+            (found.path, FileProvenance { path, repo, bytes: found.bytes, sha256: found.sha256 })
+        };
+        Ok(source.files.iter().zip(found.files).map(locate).collect())
+    }
+}
+
+/// A file on this machine and what is known of it.
+type Located = (PathBuf, FileProvenance);
+
+/// The Parquet files in a folder the user named, their digests checked where they are known.
+fn in_folder(root: &Path, source: &ParquetSource) -> Result<Vec<Located>, DataError> {
+    let locate = |file: &ParquetFile| {
+        let path = root.join(&file.path);
+        let (sha256, bytes) = sha256_file(&path).map_err(|source| DataError::Io {
+            file: path.clone(),
+            source,
+            hint: "; `path` must name the folder that holds the files under their paths in the repository".to_owned(),
+        })?;
+        if let Some(expected) = &file.sha256
+            && *expected != sha256
+        {
+            return Err(DataError::content(&path, format!("SHA-256 {sha256}"), expected)
+                .advise("; the file differs from the one the descriptor describes"));
+        }
+        Ok((path, FileProvenance { path: file.path.clone(), repo: None, bytes, sha256 }))
+    };
+    source.files.iter().map(locate).collect()
+}
+
+/// Appends the pixels of encoded images; an error comes with the number of the image.
+fn decode_all(decoding: &Decoding, images: &[ByteArray], pixels: &mut Vec<u8>) -> Result<(), (usize, pixels::Fault)> {
+    let (start, len) = (pixels.len(), decoding.shape.iter().product::<usize>());
+    pixels.resize(start + images.len() * len, 0);
+    let outs = pixels[start..].par_chunks_exact_mut(len).zip(images).enumerate();
+    let fault = outs
+        .filter_map(|(offset, (out, image))| Some((offset, decoding.decode(image.data(), out).err()?)))
+        .find_first(|_| true);
+    fault.map_or(Ok(()), Err)
+}
+
 /// What the rows of a file must look like.
 #[derive(Clone, Copy)]
-pub(super) struct Expected {
+struct Expected {
     /// How many there are, if known.
-    pub(super) rows: Option<usize>,
+    rows: Option<usize>,
     /// Labels are below this.
-    pub(super) classes: usize,
+    classes: usize,
 }
 
 /// Takes the encoded images of a run of rows, the first of which has this number.
-pub(super) type Take<'a> = dyn FnMut(usize, &[ByteArray]) -> Result<(), DataError> + 'a;
+type Take<'a> = dyn FnMut(usize, &[ByteArray]) -> Result<(), DataError> + 'a;
 
 /// Hands the images of one file to `take` and appends their classes to `labels`.
-pub(super) fn read(
+fn read(
     file: &Path,
     source: &ParquetSource,
     expected: Expected,

@@ -9,30 +9,22 @@
 //!   .no_exist/<commit>/<path>                            empty: the repository has no such file
 //! ```
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-use lmr_plugin::run::Observer;
 
 use super::digest::{Digest, Digests};
 use super::{HubError, HubFile, RepoKind, names};
 
-/// How often it is tried to get a lock that another process holds.
-const LOCK_EVERY: Duration = Duration::from_millis(100);
-
 /// One repository in the cache. Whoever makes one has checked the name.
 pub struct CachedRepository {
-    folder: PathBuf,
-    locks: PathBuf,
+    pub(super) folder: PathBuf,
 }
 
 impl CachedRepository {
     /// The repository `owner/name`.
     pub fn new(cache: &Path, kind: RepoKind, repo: &str) -> Self {
-        let name = format!("{}--{}", kind.plural(), repo.replace('/', "--"));
-        Self { folder: cache.join(&name), locks: cache.join(".locks").join(name) }
+        Self { folder: cache.join(format!("{}--{}", kind.plural(), repo.replace('/', "--"))) }
     }
 
     /// The file that notes the commit of a branch or tag.
@@ -43,16 +35,6 @@ impl CachedRepository {
     /// The files of a commit.
     pub fn snapshot(&self, commit: &str) -> PathBuf {
         self.folder.join("snapshots").join(commit)
-    }
-
-    /// Where bytes with this digest are.
-    pub fn blob(&self, digest: &Digest) -> PathBuf {
-        self.folder.join("blobs").join(digest.name())
-    }
-
-    /// Where they are until all of them are there and verified.
-    pub fn partial(&self, digest: &Digest) -> PathBuf {
-        self.folder.join("blobs").join(format!("{}.incomplete", digest.name()))
     }
 
     /// The commit the cache notes for a branch or tag.
@@ -98,55 +80,6 @@ impl CachedRepository {
             tracing::debug!(path = %note.display(), %error, "cannot be noted");
         }
     }
-
-    /// Waits until no other process writes these bytes. The lock is given back with the file.
-    pub fn lock(&self, digest: &Digest, observer: &dyn Observer) -> Result<Option<File>, HubError> {
-        let path = self.locks.join(format!("{}.lock", digest.name()));
-        fs::create_dir_all(&self.locks).map_err(HubError::io(&self.locks))?;
-        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(HubError::io(&path))?;
-        let mut said = false;
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(Some(file)),
-                Err(TryLockError::WouldBlock) => {
-                    if !said {
-                        tracing::info!("another process downloads {}; waiting for it", digest.name());
-                        said = true;
-                    }
-                    pause(LOCK_EVERY, observer)?;
-                }
-                // Some network file systems have no locks. The digest still decides what is used.
-                Err(TryLockError::Error(error)) => {
-                    tracing::warn!(path = %path.display(), %error, "cannot be locked; do not download twice at a time");
-                    return Ok(None);
-                }
-            }
-        }
-    }
-
-    /// Makes a blob a file of a commit, in place of what may be there.
-    pub fn link(&self, commit: &str, path: &str, digest: &Digest) -> Result<PathBuf, HubError> {
-        let place = self.snapshot(commit).join(path);
-        let folder = place.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(folder).map_err(HubError::io(folder))?;
-        let up = "../".repeat(2 + path.matches('/').count());
-        let target = format!("{up}blobs/{}", digest.name());
-        let link = tempfile::Builder::new().make_in(folder, |at| symlink(&self.blob(digest), &target, at));
-        link.and_then(|link| link.persist(&place).map_err(|error| error.error)).map_err(HubError::io(&place))?;
-        Ok(place)
-    }
-}
-
-/// A relative link, so that the cache can be moved.
-#[cfg(unix)]
-fn symlink(_: &Path, target: &str, at: &Path) -> std::io::Result<()> {
-    std::os::unix::fs::symlink(target, at)
-}
-
-/// Where links need rights that users do not have: another name of the same bytes.
-#[cfg(not(unix))]
-fn symlink(blob: &Path, _: &str, at: &Path) -> std::io::Result<()> {
-    fs::hard_link(blob, at)
 }
 
 /// Hashes a cached file and compares with the digest the cache records, and the one the caller knows.
@@ -183,19 +116,4 @@ pub fn check(
 fn recorded_digest(path: &Path) -> Option<Digest> {
     let target = fs::read_link(path).ok()?;
     Digest::of_name(target.file_name()?.to_str()?)
-}
-
-/// Waits, unless the user asks to stop.
-pub fn pause(duration: Duration, observer: &dyn Observer) -> Result<(), HubError> {
-    const SLICE: Duration = Duration::from_millis(50);
-    let end = std::time::Instant::now() + duration;
-    loop {
-        if observer.cancelled() {
-            return Err(HubError::Interrupted);
-        }
-        match end.checked_duration_since(std::time::Instant::now()) {
-            None => return Ok(()),
-            Some(rest) => std::thread::sleep(rest.min(SLICE)),
-        }
-    }
 }

@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use lmr_plugin::run::Observer;
 
 use super::cache::CachedRepository;
-use super::client::Client;
-use super::error::Refusal;
 use super::{
-    Hub, HubError, RemoteFile, RemoteFiles, RepoKind, check_names, describe, hf_download, known_commit, names, tree,
+    Client, Hub, HubError, Refusal, RemoteFile, RemoteFiles, RepoKind, check_names, describe, hf_download,
+    known_commit, names,
 };
 use crate::{model_config, weights};
 
@@ -204,7 +203,7 @@ fn check(wanted: &RemoteCheckpoint) -> Result<(), HubError> {
 
 /// The checkpoint among the files that the Hub lists. What it does not list is noted.
 fn choose(cached: &CachedRepository, client: &Client, repo: &str, commit: &str) -> Result<String, HubError> {
-    let files = tree::files(client, KIND, repo, commit)?;
+    let files = client.files(KIND, repo, commit)?;
     let at = || format!("{} at {commit}", KIND.describe(repo));
     let top: Vec<String> = files.iter().filter(|file| !file.contains('/')).cloned().collect();
     let refuse = |fault| HubError::Checkpoint { repo: at(), fault };

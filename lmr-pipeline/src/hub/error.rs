@@ -5,6 +5,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// Why nothing is downloaded where that is off, and what to do.
+const NO_DOWNLOADS: &str = match cfg!(feature = "hub") {
+    true => "HF_HUB_OFFLINE forbids downloads; unset HF_HUB_OFFLINE",
+    false => "this build of LMR cannot download; build it with the feature `hub`",
+};
+
 /// The cache or the Hub did not give a file.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
@@ -18,8 +24,9 @@ pub enum HubError {
     },
     /// The file is not in the cache, and downloads are off.
     #[error(
-        "{file} is missing: looked for {looked}, and HF_HUB_OFFLINE forbids downloads; unset HF_HUB_OFFLINE, or run \
-         `{command}` where the network is, or set `{local}` to a folder with the file"
+        "{file} is missing: looked for {looked}, and {}, or run `{command}` where the network is, or set `{local}` to a \
+         folder with the file",
+        NO_DOWNLOADS
     )]
     Offline {
         /// The file.
@@ -138,6 +145,9 @@ pub enum HubError {
 /// Why the Hub or the network gave no answer that can be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
+    /// Nothing can be asked.
+    #[error("this build of LMR cannot ask the Hub; build it with the feature `hub`")]
+    Absent,
     /// The endpoint is neither protected nor on this machine.
     #[error("HF_ENDPOINT must begin with https:// (http:// only for this machine) and have no user, query or fragment")]
     Endpoint,

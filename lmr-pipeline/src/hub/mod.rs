@@ -10,34 +10,33 @@
 
 mod cache;
 mod checkpoint;
-mod client;
 mod digest;
-mod download;
 mod error;
 pub(crate) mod names;
+#[cfg(not(feature = "hub"))]
+mod no_hub;
+#[cfg(feature = "hub")]
+mod online;
+mod patience;
 #[cfg(test)]
 mod tests;
-mod tree;
-mod upload;
 
 use std::path::PathBuf;
 
 use lmr_plugin::run::Observer;
-use serde::Deserialize;
 
 use cache::CachedRepository;
 pub use checkpoint::{HubCheckpoint, RemoteCheckpoint};
-pub use client::Patience;
-use client::{Client, Fault};
-use download::Download;
 pub use error::{HubError, Refusal};
-#[cfg(test)]
-pub(crate) use tree::Large;
-pub(crate) use tree::Listed;
-pub(crate) use upload::{UploadError, Writer};
-
-/// What the Hub says about a repository takes less, unless it has very many files.
-const MAX_INFO: u64 = 32 << 20;
+#[cfg(not(feature = "hub"))]
+use no_hub::Client;
+#[cfg(feature = "hub")]
+use online::Client;
+#[cfg(all(test, feature = "hub-upload"))]
+pub(crate) use online::Large;
+#[cfg(feature = "hub-upload")]
+pub(crate) use online::{Listed, UploadError, Writer};
+pub use patience::Patience;
 
 /// Where files are cached and where missing ones come from.
 #[derive(Clone)]
@@ -165,7 +164,7 @@ impl Hub {
         let token = get("HF_TOKEN")
             .or_else(|| Some(std::fs::read_to_string(token_file).ok()?.trim().to_owned()))
             .filter(|token| !token.is_empty());
-        let offline = get("HF_HUB_OFFLINE")
+        let forbidden = get("HF_HUB_OFFLINE")
             .is_some_and(|value| ["1", "ON", "YES", "TRUE"].contains(&value.to_ascii_uppercase().as_str()));
         Self {
             cache: folder("HF_HUB_CACHE")
@@ -173,7 +172,7 @@ impl Hub {
                 .unwrap_or_else(|| hf_home.join("hub")),
             endpoint: get("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned()),
             token,
-            offline,
+            offline: forbidden || !cfg!(feature = "hub"),
             patience: Patience::default(),
         }
     }
@@ -185,7 +184,7 @@ impl Hub {
         self
     }
 
-    /// Whether `HF_HUB_OFFLINE` forbids downloads.
+    /// Whether nothing is downloaded: `HF_HUB_OFFLINE` forbids it, or this build has not the feature `hub`.
     pub fn is_offline(&self) -> bool {
         self.offline
     }
@@ -219,6 +218,15 @@ impl Hub {
     /// The paths that [`Hub::files`] would have to download. Nothing is asked and no file is read.
     pub fn missing<'a>(&self, wanted: &RemoteFiles<'a>) -> Result<Vec<&'a str>, HubError> {
         Ok(self.look(wanted)?.1.iter().map(|file| file.path).collect())
+    }
+
+    /// Refuses files that are not in the cache where this build could not download them.
+    pub(crate) fn check_build(&self, wanted: &RemoteFiles) -> Result<(), HubError> {
+        let (noted, missing) = self.look(wanted)?;
+        match missing.first() {
+            Some(file) if !cfg!(feature = "hub") => Err(self.offline_error(wanted, file, noted.as_deref())),
+            _ => Ok(()),
+        }
     }
 
     /// The commit, as far as it is known without the Hub, and the files that are not in the cache. Refuses bad names.
@@ -257,18 +265,11 @@ impl Hub {
         let RemoteFiles { kind, repo, revision: commit, .. } = *at_commit;
         let cached = self.cached(kind, repo);
         let place = cached.snapshot(commit).join(file.path);
-        let described = describe(at_commit, file);
         match client {
-            Some(client) if !place.is_file() => {
-                let (owner, name) = repo.split_once('/').unwrap_or((repo, ""));
-                let prefix = if kind == RepoKind::Dataset { &["datasets"][..] } else { &[] };
-                let parts = prefix.iter().copied().chain([owner, name, "resolve", commit]).chain(file.path.split('/'));
-                let url = client.url(parts);
-                Download { client, cached: &cached, commit, file, described, url }.run()
-            }
+            Some(client) if !place.is_file() => client.download(&cached, at_commit, file),
             _ => {
                 let hint = "remove it (and what it links to), then run again to download it";
-                cache::verify(&described, file.sha256, place, hint)
+                cache::verify(&describe(at_commit, file), file.sha256, place, hint)
             }
         }
     }
@@ -286,21 +287,7 @@ impl Hub {
         if names::check_commit(revision).is_ok() {
             return Ok(revision.to_owned());
         }
-        let (owner, name) = repo.split_once('/').unwrap_or((repo, ""));
-        let url = client.url(["api", kind.plural(), owner, name, "revision", revision]);
-        let ask = || {
-            let (info, _) = client.json::<Info>(&url, MAX_INFO)?;
-            let commit = info.sha.ok_or_else(|| Fault::malformed("is incomplete (no `sha`)"))?;
-            names::check_commit(&commit).map_err(|fault| Fault::malformed(format!("is malformed: {fault}")))?;
-            Ok(commit)
-        };
-        let commit = ask().map_err(|fault: Fault| {
-            fault.about(|reason| HubError::Unresolved {
-                repo: kind.describe(repo),
-                revision: revision.to_owned(),
-                reason,
-            })
-        })?;
+        let commit = client.commit(kind, repo, revision)?;
         tracing::info!(repo, "{revision} is {commit}");
         Ok(commit)
     }
@@ -334,12 +321,6 @@ impl Hub {
             local: wanted.kind.local_key(),
         }
     }
-}
-
-/// The part that matters of what the Hub says about a revision.
-#[derive(Deserialize)]
-struct Info {
-    sha: Option<String>,
 }
 
 /// Refuses what must not become part of a path or URL.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use lmr_plugin::models::ModelSpec;
-use lmr_plugin::run::Observer;
+use lmr_plugin::run::{Observer, Quiet};
 
 use super::{Plan, check_fit, check_images, preprocess};
 use crate::config::{Draft, Head, WeightsTable};
@@ -142,7 +142,12 @@ fn in_cache(table: &WeightsTable, repo: &str, place: &Place, faults: &mut Faults
     if !sound {
         return None;
     }
-    let found = on_hub(table, repo, Hub::cached_checkpoint).map_err(Error::from);
+    let look = |hub: &Hub, wanted: &RemoteCheckpoint| match hub.cached_checkpoint(wanted)? {
+        // No later step of this build could download it.
+        None if !cfg!(feature = "hub") => hub.checkpoint(wanted, &Quiet).map(Some),
+        found => Ok(found),
+    };
+    let found = on_hub(table, repo, look).map_err(Error::from);
     let local =
         found.and_then(|found| found.map(|found| LocalCheckpoint::new(found.path.clone(), Some(found))).transpose());
     local.map_err(|error| faults.add(&place.key("hub"), error.to_string())).ok()

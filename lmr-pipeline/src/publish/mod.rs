@@ -8,7 +8,10 @@ mod config;
 mod folder;
 mod gguf;
 mod integers;
+#[cfg(not(feature = "hub-upload"))]
+mod no_upload;
 mod source;
+#[cfg(feature = "hub-upload")]
 mod upload;
 
 use std::path::Path;
@@ -25,7 +28,10 @@ use serde_json::Value;
 
 pub(crate) use card::{Metadata, markdown, plain};
 pub use folder::{Publication, PublishedFile};
-pub use upload::{Sent, check_access, send};
+#[cfg(not(feature = "hub-upload"))]
+pub use no_upload::{check_access, send};
+#[cfg(feature = "hub-upload")]
+pub use upload::{check_access, send};
 
 use crate::artifacts::{CONFIG_FILE, json as to_json};
 use crate::config::{Overrides, PublishTable};
@@ -40,6 +46,19 @@ use source::{Received, Source};
 
 /// The weights, at the top and in the folder of every form.
 pub const WEIGHTS: &str = "model.safetensors";
+
+/// What became of a publication.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// The commit that has all of it.
+    pub commit: String,
+    /// Where people see it.
+    pub url: String,
+    /// Whether the commit was made just now; otherwise the repository had everything already.
+    pub changed: bool,
+    /// Other files of the repository, which were left alone.
+    pub others: Vec<String>,
+}
 
 /// A deployed form that is published beside the model.
 pub(crate) struct Form {

@@ -5,23 +5,11 @@ use std::collections::BTreeMap;
 use lmr_plugin::run::Observer;
 use sha1::{Digest, Sha1};
 
+use super::Sent;
 use super::folder::{Publication, PublishedFile};
 use crate::config::PublishTable;
 use crate::hub::{Hub, Listed, UploadError, Writer};
 use crate::{Error, Result};
-
-/// What became of a publication.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sent {
-    /// The commit that has all of it.
-    pub commit: String,
-    /// Where people see it.
-    pub url: String,
-    /// Whether the commit was made just now; otherwise the repository had everything already.
-    pub changed: bool,
-    /// Other files of the repository, which were left alone.
-    pub others: Vec<String>,
-}
 
 /// Files of a repository by their paths.
 type Files = BTreeMap<String, Listed>;

@@ -11,11 +11,10 @@ use reqwest::blocking::Response;
 use reqwest::header::HeaderMap;
 use reqwest::{StatusCode, Url};
 
-use super::cache::{self, CachedRepository};
 use super::client::{Client, Fault, broken, shorten, text};
-use super::digest::{Digest, Digests};
-use super::error::Refusal;
-use super::{HubError, HubFile, RemoteFile, names};
+use crate::hub::cache::{self, CachedRepository};
+use crate::hub::digest::{Digest, Digests};
+use crate::hub::{HubError, HubFile, Refusal, RemoteFile, names};
 
 /// Read, written and reported at a time.
 const CHUNK: usize = 1 << 17;
@@ -87,7 +86,7 @@ impl Download<'_> {
             return Err(Fault::malformed(format!("is about commit {commit}, not {}", self.commit)));
         }
         let etag = text(headers, "x-linked-etag").or_else(|| text(headers, "etag")).unwrap_or_default();
-        let digest = Digest::of_etag(etag).ok_or_else(|| {
+        let digest = digest_of(etag).ok_or_else(|| {
             Fault::malformed(format!(
                 "is malformed: found the ETag \"{}\", expected a SHA-256 or a git blob id",
                 shorten(etag)
@@ -223,5 +222,29 @@ fn start_of(response: &Response, have: u64, size: u64) -> Result<u64, Fault> {
             Err(again(format!("has {length} bytes, expected {} of the file's {size}", size - start)))
         }
         _ => Ok(start),
+    }
+}
+
+/// The digest that the header `ETag` gives.
+fn digest_of(etag: &str) -> Option<Digest> {
+    Digest::of_name(etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"'))
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("\"b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0\"", true)]
+    #[case("W/\"b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0\"", true)]
+    #[case("\"2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824\"", true)]
+    #[case("\"2CF24DBA5FB0A30E26E83B2AC5B9E29E1B161E5C1FA7425E73043362938B9824\"", false)]
+    #[case("\"../../../../../../../../../../../../../../../..\"", false)]
+    #[case("\"\"", false)]
+    #[case("\"2cf24d-4\"", false)]
+    fn only_digests_become_names(#[case] etag: &str, #[case] good: bool) {
+        assert_eq!(digest_of(etag).is_some(), good);
     }
 }

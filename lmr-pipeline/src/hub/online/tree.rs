@@ -4,7 +4,7 @@ use reqwest::header::HeaderMap;
 use serde::Deserialize;
 
 use super::client::{Client, Fault, shorten};
-use super::{HubError, RepoKind, names};
+use crate::hub::{HubError, RepoKind, names};
 
 /// A page of 1,000 entries takes 300 KB.
 const MAX_PAGE: u64 = 8 << 20;
@@ -37,11 +37,6 @@ pub struct Large {
     pub oid: String,
     /// How many bytes it has.
     pub size: u64,
-}
-
-/// The paths of all files at a commit whose names can be asked for.
-pub fn files(client: &Client, kind: RepoKind, repo: &str, commit: &str) -> Result<Vec<String>, HubError> {
-    Ok(entries(client, kind, repo, commit)?.into_iter().map(|file| file.path).collect())
 }
 
 /// All files at a commit whose names can be asked for.

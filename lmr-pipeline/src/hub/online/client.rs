@@ -9,40 +9,12 @@ use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode, Url};
 use serde::de::DeserializeOwned;
 
-use super::error::Refusal;
-use super::{HubError, cache};
+use crate::hub::{HubError, Patience, Refusal};
 
 /// Redirects followed from one request; the Hub needs two.
 const MAX_HOPS: usize = 5;
 /// Characters shown of what a server says.
 const MAX_SAID: usize = 200;
-
-/// How long is waited for what, and how often something is tried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Patience {
-    /// For a connection.
-    pub connect: Duration,
-    /// For an answer, and for the next bytes of one.
-    pub stall: Duration,
-    /// How often in all, at least once; a download that goes forward has not failed.
-    pub tries: u32,
-    /// Before the second try; twice as long before each one after it.
-    pub delay: Duration,
-    /// The longest wait that a server may ask for.
-    pub longest: Duration,
-}
-
-impl Default for Patience {
-    fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(10),
-            stall: Duration::from_secs(30),
-            tries: 5,
-            delay: Duration::from_millis(500),
-            longest: Duration::from_secs(60),
-        }
-    }
-}
 
 /// A connection to one endpoint.
 pub struct Client<'a> {
@@ -95,7 +67,7 @@ impl Tries<'_> {
             return Err(Fault::Passing(reason, wanted));
         }
         tracing::warn!("{reason}; trying again in {:.1} s", wait.as_secs_f64());
-        cache::pause(wait, self.observer).map_err(Fault::Here)
+        pause(wait, self.observer).map_err(Fault::Here)
     }
 
     /// Something came after all.
@@ -240,6 +212,21 @@ impl<'a> Client<'a> {
         }
         let shown = format!("{}://{}", to.scheme(), to.host_str().unwrap_or_default());
         Err(Fault::Lasting(Refusal::Redirect(shorten(&shown))))
+    }
+}
+
+/// Waits, unless the user asks to stop.
+pub fn pause(duration: Duration, observer: &dyn Observer) -> Result<(), HubError> {
+    const SLICE: Duration = Duration::from_millis(50);
+    let end = std::time::Instant::now() + duration;
+    loop {
+        if observer.cancelled() {
+            return Err(HubError::Interrupted);
+        }
+        match end.checked_duration_since(std::time::Instant::now()) {
+            None => return Ok(()),
+            Some(rest) => std::thread::sleep(rest.min(SLICE)),
+        }
     }
 }
 

@@ -13,9 +13,9 @@ use hf_hub::{HFClient, HFClientSync, HFError, HFResult};
 use lmr_plugin::run::{Event, Observer};
 
 use super::client::{Client, Fault, shorten};
-use super::error::Refusal;
 use super::tree::{self, Listed};
-use super::{Hub, HubError, Info, MAX_INFO, RepoKind, names};
+use super::{Info, MAX_INFO};
+use crate::hub::{Hub, HubError, Refusal, RepoKind, names};
 
 const KIND: RepoKind = RepoKind::Model;
 /// How often is looked whether the user wants to stop.
