@@ -9,6 +9,7 @@ use crate::{Error, Result};
 
 /// What `[run] device` asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DeviceChoice {
     /// A GPU if the program was built for one, else the CPU.
     Auto,
@@ -61,6 +62,7 @@ impl DeviceChoice {
 /// What convolutions and matrix products are computed in; see [`lmr_plugin::nn::with_compute_dtype`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum ComputeDtype {
     /// 32 bits, on every device.
     #[default]

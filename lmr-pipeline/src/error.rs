@@ -7,6 +7,7 @@ use crate::problem::Problems;
 
 /// Everything this crate reports.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The pipeline file, or something it names, cannot work; found before anything ran.
     #[error("{0}")]

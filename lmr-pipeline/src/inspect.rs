@@ -20,6 +20,7 @@ const HUGE_VARIANCE: f64 = 1e6;
 /// What is known about a checkpoint. Serialized, it is what `lmr inspect --json` prints.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct Inspection {
     /// What kind of file it is.
     pub format: Container,
@@ -59,6 +60,7 @@ pub struct Inspection {
 
 /// A tensor and its statistics, over its finite values.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Layer {
     /// Its name.
     pub name: String,

@@ -55,6 +55,7 @@ pub struct ModelConfig {
 /// Who wrote a `config.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Library {
     /// PyTorch Image Models.
     Timm,

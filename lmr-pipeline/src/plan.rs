@@ -29,6 +29,7 @@ pub use selection::{Link, Selection, folder as published_folder, maker};
 pub use weights::{Checkpoint, LocalCheckpoint};
 
 /// A pipeline that can run.
+#[non_exhaustive]
 pub struct Plan {
     /// The pipeline file.
     pub file: PathBuf,
@@ -55,6 +56,7 @@ pub struct Plan {
 }
 
 /// A stage in its place.
+#[non_exhaustive]
 pub struct Step {
     /// Position in the pipeline file, from 0.
     pub index: usize,

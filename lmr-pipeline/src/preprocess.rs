@@ -45,6 +45,7 @@ pub enum Resize {
 /// How pixels between pixels are made. All but `nearest` are antialiased, as Pillow's are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Interpolation {
     /// The nearest pixel.
     Nearest,

@@ -28,6 +28,7 @@ use crate::{Error, Result, report};
 
 /// Where and how a plan runs.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Options {
     /// The run folder; `runs/<name>` if absent.
     pub out: Option<PathBuf>,
@@ -36,6 +37,20 @@ pub struct Options {
 }
 
 impl Options {
+    /// Writes to this folder instead of `runs/<name>`.
+    #[must_use]
+    pub fn with_out(mut self, out: impl Into<PathBuf>) -> Self {
+        self.out = Some(out.into());
+        self
+    }
+
+    /// Runs every stage, finished or not.
+    #[must_use]
+    pub fn with_fresh(mut self, fresh: bool) -> Self {
+        self.fresh = fresh;
+        self
+    }
+
     /// The run folder of a plan.
     pub fn folder(&self, plan: &Plan) -> PathBuf {
         self.out.clone().unwrap_or_else(|| Path::new("runs").join(&plan.run.name))

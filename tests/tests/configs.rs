@@ -23,8 +23,9 @@ fn plan(path: &Path, profile: Option<&str>) -> Plan {
         let bundled = "configs/quickstart/trigger.safetensors";
         set.extend([format!("trigger.path={bundled}"), "data.name=fashion_mnist".into(), "model.channels=1".into()]);
     }
-    Plan::load(path, &Overrides { profile: profile.map(String::from), set, ..Overrides::default() })
-        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    let mut overrides = Overrides::default();
+    (overrides.profile, overrides.set) = (profile.map(String::from), set);
+    Plan::load(path, &overrides).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// The names of a pipeline's profiles.

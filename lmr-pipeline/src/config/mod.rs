@@ -34,6 +34,7 @@ const SECTIONS: &[&str] = &["run", "model", "data", "trigger", "stage", "expect"
 /// `[run]`: what is not about the model or the data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct RunTable {
     /// The run folder's name under `runs/`; the pipeline file's name if empty. Letters, digits, `_`, `-` and `.`.
     pub name: String,
@@ -56,6 +57,7 @@ impl Default for RunTable {
 /// `torch.save` writes it. Nothing in the file is run. Either `path` or `hub` says where it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct WeightsTable {
     /// The file, or a folder with one `model.safetensors`, `pytorch_model.bin` or the like. A `config.json` in the same folder
     /// must agree with this pipeline, and its mean and standard deviation take the place of the dataset's.
@@ -94,6 +96,7 @@ pub struct WeightsTable {
 /// What takes the place of a checkpoint's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Head {
     /// A head drawn from the seed.
     Fresh,
@@ -102,6 +105,7 @@ pub enum Head {
 /// `[data]`: which images the stages see.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct DataTable {
     /// A dataset that `datasets/<name>.toml` describes.
     pub name: String,
@@ -212,6 +216,7 @@ pub(crate) struct Draft {
 
 /// What is put on top of a pipeline file.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Overrides {
     /// The profile of the file (`[profile.<name>]`) whose values are taken, if any.
     pub profile: Option<String>,

@@ -11,6 +11,7 @@ pub(crate) const NO_UPLOADS: &str = "this build of LMR cannot upload; build it w
 /// `[publish]`: sends the purified model to the Hugging Face Hub as the last thing a pipeline does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct PublishTable {
     /// The model repository, `owner/name`; it is created if there is none.
     pub repo: String,

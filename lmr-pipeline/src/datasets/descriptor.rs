@@ -69,6 +69,7 @@ impl ImageShape {
 /// Where the images of one split are.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Source {
     /// A folder with a folder of images for each class.
     Folder(FolderSource),

@@ -6,6 +6,7 @@ use crate::hub::HubError;
 
 /// A data set cannot be found, read or trusted.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum DataError {
     /// No descriptor has this name.
     #[error("data set `{name}`: no `datasets/{name}.toml` in {} or a folder above it{hint}", .from.display())]

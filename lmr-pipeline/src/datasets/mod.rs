@@ -93,6 +93,7 @@ pub struct Dataset {
 
 /// The images of a split and where they came from.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Loaded {
     /// The images, in the order of the files.
     pub images: Images,
@@ -103,6 +104,7 @@ pub struct Loaded {
 /// Exactly which bytes the images of a split were read from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct Provenance {
     /// The data set's name.
     pub dataset: String,
@@ -117,6 +119,7 @@ pub struct Provenance {
 /// One file that was read, or a folder of images.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct FileProvenance {
     /// Its path as the descriptor gives it.
     pub path: String,

@@ -32,6 +32,7 @@ pub struct RemoteCheckpoint<'a> {
 
 /// A checkpoint that is now on this machine, with its shards and configuration files beside it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct HubCheckpoint {
     /// The repository.
     pub repo: String,

@@ -13,6 +13,7 @@ const NO_DOWNLOADS: &str = match cfg!(feature = "hub") {
 
 /// The cache or the Hub did not give a file.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum HubError {
     /// No file was asked for, or a repository, revision or path that must not become part of a path or URL.
     #[error("{what}: {fault}")]
@@ -144,6 +145,7 @@ pub enum HubError {
 
 /// Why the Hub or the network gave no answer that can be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Refusal {
     /// Nothing can be asked.
     #[error("this build of LMR cannot ask the Hub; build it with the feature `hub`")]

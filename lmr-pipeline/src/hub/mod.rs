@@ -97,6 +97,7 @@ pub struct RemoteFile<'a> {
 
 /// Files that are now on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct HubFiles {
     /// The commit they are from: the one asked for, or the one the branch or tag was at.
     pub commit: String,
@@ -106,6 +107,7 @@ pub struct HubFiles {
 
 /// One of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct HubFile {
     /// Where it is.
     pub path: PathBuf,

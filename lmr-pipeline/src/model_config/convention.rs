@@ -13,6 +13,7 @@ use crate::{Error, Result};
 /// evaluated with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Convention {
     /// What the `config.json` or `preprocessor_config.json` beside the checkpoint says.
     Checkpoint,

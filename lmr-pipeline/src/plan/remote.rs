@@ -7,6 +7,7 @@ use crate::{Error, Result};
 
 /// Files that a plan takes from the Hub.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RemoteInput {
     /// What for: `weights`, or a split.
     pub what: String,

@@ -13,6 +13,7 @@ use crate::place::{Faults, Place};
 use crate::{Error, Result, weights};
 
 /// A checkpoint.
+#[non_exhaustive]
 pub struct Checkpoint {
     /// As the pipeline has it; once it is fetched, with the commit and the file that were taken from the Hub.
     pub table: WeightsTable,
@@ -21,6 +22,7 @@ pub struct Checkpoint {
 }
 
 /// A checkpoint on this machine.
+#[non_exhaustive]
 pub struct LocalCheckpoint {
     /// Where it is.
     pub file: PathBuf,

@@ -17,6 +17,7 @@ const MAX_DEPTH: usize = 4;
 
 /// A file that is sent.
 #[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PublishedFile {
     /// Its path in the repository.
     pub path: String,
@@ -34,6 +35,7 @@ impl PublishedFile {
 }
 
 /// What is sent, and where to.
+#[non_exhaustive]
 pub struct Publication {
     /// Repository, branch, visibility.
     pub table: PublishTable,

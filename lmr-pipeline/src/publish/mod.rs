@@ -49,6 +49,7 @@ pub const WEIGHTS: &str = "model.safetensors";
 
 /// What became of a publication.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Sent {
     /// The commit that has all of it.
     pub commit: String,

@@ -21,6 +21,7 @@ pub use markdown::markdown;
 
 /// `report.json`. Metrics are fractions in [0, 1]; `asr` and `ta` are null where no trigger is configured.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Report {
     /// Version of this format.
     pub schema: u32,
@@ -39,6 +40,7 @@ pub struct Report {
 
 /// `run` of a report.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct RunReport {
     /// The run's name.
     pub name: String,
@@ -59,6 +61,7 @@ pub struct RunReport {
 
 /// `model` of a report.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ModelReport {
     /// The architecture.
     pub arch: String,
@@ -76,6 +79,7 @@ pub struct ModelReport {
 
 /// `data` of a report.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct DataReport {
     /// The dataset.
     pub name: String,
@@ -87,6 +91,7 @@ pub struct DataReport {
 
 /// A stage in a report.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct StageReport {
     /// Position in the pipeline file, from 0.
     pub index: usize,
@@ -173,6 +178,7 @@ impl StageReport {
 
 /// ACC, ASR and TA of the model at one place of the pipeline.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Measurement<'a> {
     /// The stage's name; followed by the form, where one stage measured several.
     pub name: Cow<'a, str>,

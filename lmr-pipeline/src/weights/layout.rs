@@ -17,6 +17,7 @@ use crate::{Error, Result};
 /// What kind of file a checkpoint is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Container {
     /// One safetensors file.
     Safetensors,
@@ -33,6 +34,7 @@ pub enum Container {
 /// What kind of file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Export {
     /// A safetensors file.
     Safetensors,

@@ -52,7 +52,8 @@ impl Arguments {
         let console = Console::new(Verbosity { verbose: self.verbose, quiet: self.quiet });
         threads::start(self.threads)?;
         let mut plan = Plan::load(&self.config, &Overrides::from_process(self.profile, self.set))?;
-        let options = Options { out: self.out, fresh: self.fresh };
+        let mut options = Options::default().with_fresh(self.fresh);
+        options.out = self.out;
         if self.plan {
             let reused = run::reusable(&plan, &options)?;
             return print(&[vec![planned(&plan, &reused)], from_hub(&plan)?].concat().join("\n"));

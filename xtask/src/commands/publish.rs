@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::bail;
 use comfy_table::CellAlignment;
 use lmr_pipeline::config::PublishTable;
 use lmr_pipeline::hub::Hub;
@@ -53,14 +53,12 @@ impl Arguments {
     /// The run's own `[publish]` with what was given put over it.
     fn table(&self) -> anyhow::Result<PublishTable> {
         let configured = publish::configured(&self.run)?;
-        let mut table = match (&self.repo, configured) {
-            (Some(repo), configured) => {
-                PublishTable { repo: repo.clone(), ..configured.unwrap_or(PublishTable::to("")) }
-            }
-            (None, configured) => {
-                configured.context("the run has no [publish]; say where to with --repo OWNER/NAME")?
-            }
+        let mut table = match (configured, &self.repo) {
+            (Some(table), _) => table,
+            (None, Some(repo)) => PublishTable::to(repo),
+            (None, None) => bail!("the run has no [publish]; say where to with --repo OWNER/NAME"),
         };
+        table.repo = self.repo.clone().unwrap_or(table.repo);
         table.private |= self.private;
         table.dry_run |= self.dry_run.is_some();
         table.revision = self.revision.clone().unwrap_or(table.revision);

@@ -96,7 +96,7 @@ impl Repeated {
             let mut set = self.set.clone();
             set.push(format!("run.seed={seed}"));
             let mut plan = Plan::load(&self.config, &Overrides::from_process(self.profile.clone(), set))?;
-            let options = Options { out: Some(self.parent.join(format!("seed-{seed}"))), fresh: false };
+            let options = Options::default().with_out(self.parent.join(format!("seed-{seed}")));
             let report = run::run(&mut plan, &options, console)?;
             print(&line(&report))?;
             reports.push(report);
