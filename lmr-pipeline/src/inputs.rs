@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use candle_core::Device;
 use lmr_plugin::data::{CleanSet, Images, Normalization, stratified_split};
+use lmr_plugin::deploy::Rounding;
 use lmr_plugin::model::{Classifier, Model};
 use lmr_plugin::models::ModelSpec;
 use lmr_plugin::nn::StateDict;
-use lmr_plugin::quantization::{StoredForm, restore};
 use lmr_plugin::rng;
 use lmr_plugin::run::Observer;
 use lmr_plugin::stage::{Examination, Material, ModelUse, Planted, RoleKind, Target};
@@ -119,10 +119,10 @@ impl Inputs {
                     return Err(Error::input(&local.file, message));
                 }
                 let mut source = checkpoint.source();
-                let model = match stored::form(&local.file, &loaded)? {
-                    Some(form) => {
-                        source.push_str(&format!(", {}", stored::label(&form)));
-                        quantized(plan, local, &loaded, checkpoint.table.head, &form, &device)?
+                let model = match stored::rounding(&local.file, &loaded)? {
+                    Some(rounding) => {
+                        source.push_str(&format!(", {}", rounding.label()));
+                        quantized(plan, local, &loaded, checkpoint.table.head, rounding, &device)?
                     }
                     None => {
                         if checkpoint.table.head.is_some() {
@@ -260,7 +260,7 @@ fn quantized(
     local: &LocalCheckpoint,
     loaded: &Checkpoint,
     head: Option<Head>,
-    form: &StoredForm,
+    rounding: Rounding,
     device: &Device,
 ) -> Result<Model> {
     let refuse = |message: String| Error::input(&local.file, message);
@@ -269,7 +269,7 @@ fn quantized(
     if !barred.is_empty() {
         return Err(refuse(format!(
             "is quantized ({}), and these stages need the full-precision model: {}; take its checkpoint, or only evaluate",
-            stored::label(form),
+            rounding.label(),
             quoted(&barred)
         )));
     }
@@ -286,12 +286,12 @@ fn quantized(
         }
     }
     let network = plan.model.fresh(rng::stream(plan.run.seed, "model/init"), device)?;
-    let deployed = restore(network.as_ref(), &loaded.state, form).map_err(|error| match error {
+    let form = stored::form(network.as_ref(), loaded, rounding).map_err(|error| match error {
         lmr_plugin::Error::Weights(_) => misfit(plan, local, &loaded.state, error),
         error => refuse(error.to_string()),
     })?;
     let mut model = Model::new(network, plan.normalization())?;
-    model.deploy(deployed);
+    model.deploy(form);
     Ok(model)
 }
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Tensor};
+use lmr_plugin::deploy::{Rounding, dtype_name};
 use lmr_plugin::models::ModelSpec;
-use lmr_plugin::quantization::dtype_name;
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -100,11 +100,11 @@ impl Inspection {
 /// Reads a checkpoint and looks at every tensor. `key` chooses a state dict where there are several.
 pub fn inspect(path: &Path, key: Option<&str>) -> Result<Inspection> {
     let checkpoint = weights::read(path, key)?;
-    let form = weights::stored::form(path, &checkpoint);
-    let quantized = form.as_ref().ok().and_then(Option::as_ref).map(weights::stored::label);
+    let rounding = weights::stored::rounding(path, &checkpoint);
+    let quantized = rounding.as_ref().ok().copied().flatten().map(Rounding::label);
     let Checkpoint { state, layout, sha256, bytes, notes, gguf } = checkpoint;
-    let stored = |entry: &weights::Stored| match gguf.as_ref().and_then(|gguf| gguf.dtypes.get(&entry.name)) {
-        Some(dtype) => dtype_name(*dtype).to_string(),
+    let stored = |entry: &weights::Stored| match gguf.as_ref().and_then(|gguf| gguf.tensors.get(&entry.name)) {
+        Some(tensor) => dtype_name(tensor.dtype()).to_string(),
         None => tensors::dtype_name(entry.dtype),
     };
     let entries: Vec<(&str, String)> =
@@ -123,7 +123,7 @@ pub fn inspect(path: &Path, key: Option<&str>) -> Result<Inspection> {
     let floats = state.iter().filter(|(name, tensor)| tensor.dtype().is_float() && is_parameter(name));
     let config = ModelConfig::beside(path)?;
     let own = gguf.as_ref().and_then(|gguf| gguf.config.as_deref()).map(ModelConfig::own).transpose();
-    warnings.extend(form.err().map(|error| error.to_string()));
+    warnings.extend(rounding.err().map(|error| error.to_string()));
     warnings.extend(own.as_ref().err().map(|message| format!("{}: {message}", weights::gguf::CONFIG)));
     let own = own.ok().flatten();
     let own = own.as_ref().or(config.as_ref()).and_then(|config| config.model.clone());

@@ -226,7 +226,7 @@ impl<'a> Runner<'a> {
         let finished = if self.fresh { None } else { finished(self.folder.path(), &step.folder(), &key) };
         let mut model = self.take_model(step, before.slot)?;
         let result = match finished {
-            Some(finished) => self.reuse(step, &mut model, &before, finished),
+            Some(finished) => self.reuse(step, &mut model, finished),
             None => self.execute(step, &mut model, &before, key, inputs),
         };
         let (record, seconds, reused) = result?;
@@ -309,27 +309,15 @@ impl<'a> Runner<'a> {
         if before.slot == before.received.0 { None } else { self.models[before.received.0].as_ref() }
     }
 
-    fn reuse(
-        &mut self,
-        step: &Step,
-        model: &mut Model,
-        before: &State,
-        finished: Finished,
-    ) -> Result<(Record, f64, bool)> {
+    fn reuse(&mut self, step: &Step, model: &mut Model, finished: Finished) -> Result<(Record, f64, bool)> {
         let Finished { record, model: state, seconds } = finished;
         let failed = stage_error(step, self.folder.path());
         let restore = || {
             if let Some(state) = state {
                 model.load_state(state)?;
             }
-            let mut ctx = Context {
-                model,
-                received: self.received_model(before),
-                clean: &self.inputs.clean,
-                run: Run::new(self.plan.run.seed, self.observer),
-            };
             let facts = fact_store(&record.findings)?;
-            with_compute_dtype(self.plan.run.dtype.dtype(), || step.stage.restore(&mut ctx, &facts))
+            with_compute_dtype(self.plan.run.dtype.dtype(), || step.stage.restore(model, &facts))
         };
         restore().map_err(failed)?;
         self.log.write(&step.name, json!({ "event": "reused" }))?;
@@ -393,7 +381,8 @@ impl<'a> Runner<'a> {
     }
 }
 
-fn fact_store(facts: &Map<String, Value>) -> lmr_plugin::Result<FactStore> {
+/// Findings as stages read them.
+pub(crate) fn fact_store(facts: &Map<String, Value>) -> lmr_plugin::Result<FactStore> {
     serde_json::from_value(Value::Object(facts.clone()))
         .map_err(|source| lmr_plugin::Error::Finding { name: "findings", source })
 }

@@ -17,20 +17,19 @@
 //!
 //! | module | what is there |
 //! |---|---|
-//! | [`stages`], [`attacks`] | what purifies, deploys and measures a model; what implants a backdoor |
+//! | [`stages`], [`attacks`] | what purifies and measures a model; what implants a backdoor |
+//! | [`deploy`] | what quantizes or prunes a model, and the forms that leaves it in |
 //! | [`stage`] | what a stage is, and who may see the attack |
 //! | [`losses`], [`optim`], [`train`] | the losses of the method, SGD and AdamW, the one training loop |
 //! | [`models`], [`nn`] | the zoo of architectures; trainable layers with a portable and a fast CPU path |
 //! | [`data`], [`triggers`], [`generators`] | images, clean sets, augmentation; τ(x); networks that make triggers |
-//! | [`model`], [`quantization`], [`predict`] | what stages need of a network, anyone's; a model and the form it is in; inference over images |
-//! | [`bounds`], [`pruning`] | intervals that weights train within; which filters go first |
+//! | [`model`], [`predict`] | what stages need of a network, anyone's; a model and the form it is in; inference over images |
 //! | [`ranges`] | the numbers that options are made of, each within its range by type |
 //! | [`run`], [`rng`] | seed, progress, cancellation; random streams |
 
 pub mod attacks;
-pub mod bounds;
 pub mod data;
-pub mod deployment;
+pub mod deploy;
 pub mod error;
 pub mod generators;
 pub mod losses;
@@ -38,8 +37,6 @@ pub mod model;
 pub mod models;
 pub mod optim;
 pub mod predict;
-pub mod pruning;
-pub mod quantization;
 pub mod ranges;
 pub mod run;
 pub mod stage;

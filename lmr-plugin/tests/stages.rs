@@ -5,17 +5,16 @@
 use candle_core::{Device, Tensor};
 use lmr_plugin::attacks::Attack;
 use lmr_plugin::data::{Augment, CleanSet, Images, Normalization};
+use lmr_plugin::deploy::{Calibration, Quantize, StructuredPrune};
 use lmr_plugin::losses::log_softmax;
 use lmr_plugin::model::Model;
 use lmr_plugin::models::{Arch, ModelSpec, Stem};
 use lmr_plugin::nn::StateDict;
-use lmr_plugin::quantization::Calibration;
 use lmr_plugin::ranges::{AtLeastTwo, BelowOne, Bits, NonNegative, Percentile, Positive, Times};
 use lmr_plugin::run::Run;
 use lmr_plugin::stage::{AnyStage, Context, Examination, FactStore, Planted, Shown};
 use lmr_plugin::stages::{
-    BackdoorClass, DeltaPrune, Estimate, Evaluate, HeadDelta, LogitRepel, PrunedColumns, Quantize, Recover, Repelled,
-    StructuredPrune, Teacher,
+    BackdoorClass, DeltaPrune, Estimate, Evaluate, HeadDelta, LogitRepel, PrunedColumns, Recover, Repelled, Teacher,
 };
 use lmr_plugin::train::{Defaults, Recipe};
 use lmr_plugin::triggers::{Patch, TriggerConfig};
@@ -325,7 +324,8 @@ fn eight_bits_are_close_and_two_are_not(attacked: &StateDict) {
         let mut model = exact_model.try_clone().unwrap();
         let stage = Quantize { bits: Bits::literal(bits), ..Quantize::default() };
         let form = stage.quantize(&model, &clean(), &Run::quiet(0)).unwrap();
-        assert_eq!(form.ranges().unwrap().0.len(), 1 + 20 + 8 + 1, "input, convolutions, residual sums, head");
+        let ranges = stage.ranges(&model, &clean(), &Run::quiet(0)).unwrap();
+        assert_eq!(ranges.0.len(), 1 + 20 + 8 + 1, "input, convolutions, residual sums, head");
         model.deploy(form);
         model
     };
@@ -347,19 +347,19 @@ fn eight_bits_are_close_and_two_are_not(attacked: &StateDict) {
 #[case(Calibration::Histogram)]
 fn ranges_are_cut_where_little_is_lost(attacked: &StateDict, #[case] calibration: Calibration) {
     let model = model(attacked);
-    let form = |calibration| {
-        let stage = Quantize { calibration, ..Quantize::default() };
-        stage.quantize(&model, &clean(), &Run::quiet(0)).unwrap()
-    };
-    let (whole, cut) = (form(Calibration::MinMax), form(calibration));
-    let pairs = || whole.ranges().unwrap().0.iter().zip(&cut.ranges().unwrap().0);
+    let stage = |calibration| Quantize { calibration, ..Quantize::default() };
+    let ranges = |calibration| stage(calibration).ranges(&model, &clean(), &Run::quiet(0)).unwrap().0;
+    let (whole, cut) = (ranges(Calibration::MinMax), ranges(calibration));
+    assert!(whole.keys().eq(cut.keys()));
+    let pairs = || whole.values().zip(cut.values());
     assert!(pairs().all(|(whole, cut)| whole.0 <= cut.0 && cut.1 <= whole.1));
     assert!(pairs().any(|(whole, cut)| cut.1 < whole.1));
     let (x, _) = images(40, 4).batch(&(0..40).collect::<Vec<_>>(), &Device::Cpu).unwrap();
     let x = model.normalization().apply(&x).unwrap();
     let norm = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
     let exact = model.network().logits(&x).unwrap();
-    let error = norm(&(cut.logits(model.network(), &x).unwrap() - &exact).unwrap());
+    let form = stage(calibration).quantize(&model, &clean(), &Run::quiet(0)).unwrap();
+    let error = norm(&(form.logits(model.network(), &x).unwrap() - &exact).unwrap());
     assert!(error < 0.2 * norm(&exact), "{error} of {}", norm(&exact));
 }
 

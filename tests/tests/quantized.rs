@@ -137,7 +137,11 @@ fn what_does_not_fit_is_said() {
         json("per-tensor", "per-channel"),
         "conv1.weight_scale: expected [2, 1, 1, 1], found [1, 1, 1, 1]",
     );
-    refused(described, json("\"activations\": true", "\"activations\": false"), "1 unexpected: activation_ranges");
+    refused(
+        described,
+        json("\"activations\": true", "\"activations\": false"),
+        "30 unexpected: conv1.activation_range, ",
+    );
 
     let weights = "made/int8/model.safetensors";
     let integers = || project.read(weights);

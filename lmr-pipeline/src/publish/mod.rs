@@ -6,8 +6,6 @@
 mod card;
 mod config;
 mod folder;
-mod gguf;
-mod integers;
 #[cfg(not(feature = "hub-upload"))]
 mod no_upload;
 mod source;
@@ -16,14 +14,10 @@ mod upload;
 
 use std::path::Path;
 
-use lmr_plugin::model::Model;
+use lmr_plugin::model::{Model, Stored};
 use lmr_plugin::models::Network;
-use lmr_plugin::nn::StateDict;
-use lmr_plugin::quantization::{Ranges, Rounding};
 use lmr_plugin::rng;
 use lmr_plugin::run::Observer;
-use lmr_plugin::stage::{Finding, Stage};
-use lmr_plugin::stages::Quantize;
 use serde_json::Value;
 
 pub(crate) use card::{Metadata, markdown, plain};
@@ -33,19 +27,17 @@ pub use no_upload::{check_access, send};
 #[cfg(feature = "hub-upload")]
 pub use upload::{check_access, send};
 
-use crate::artifacts::{CONFIG_FILE, json as to_json};
+use crate::artifacts::{CONFIG_FILE, MODEL_FILE, json as to_json};
 use crate::config::{Overrides, PublishTable};
 use crate::hub::names::check_license;
 use crate::plan::{Plan, Selection, published_folder};
+use crate::run::fact_store;
 use crate::tensors::dtype_name;
-use crate::weights::{Export, Layout};
+use crate::weights::{Export, Layout, described, gguf};
 use crate::{Error, Result};
 use card::{Card, license_of};
 use config::{ConfigFile, Described};
 use source::{Received, Source};
-
-/// The weights, at the top and in the folder of every form.
-pub const WEIGHTS: &str = "model.safetensors";
 
 /// What became of a publication.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +60,7 @@ pub(crate) struct Form {
     /// Its folder.
     pub folder: String,
     /// A sentence on what the folder holds.
-    pub note: &'static str,
+    pub note: String,
 }
 
 /// The `[publish]` of the pipeline that a run folder is from.
@@ -125,7 +117,7 @@ impl Composer<'_> {
             received_processor: &received.processor,
         };
         let configs = described.files()?;
-        let mut files = vec![PublishedFile::new(WEIGHTS, layout.write_model(&state, Export::Safetensors)?)];
+        let mut files = vec![PublishedFile::new(MODEL_FILE, layout.write_model(&state, Export::Safetensors)?)];
         files.extend(configs.iter().map(|file| PublishedFile::new(file.name, file.bytes.clone())));
         let mut forms = Vec::new();
         for &stage in &self.selection.forms {
@@ -187,57 +179,53 @@ impl Composer<'_> {
         toml::to_string(&table).map_err(|error| internal(&error))
     }
 
-    /// The `config.json` of a model that lost channels, which only this program has a class for; none if it lost none.
-    fn smaller(&self, state: StateDict) -> Result<Option<Vec<u8>>> {
-        let plan = &self.source.plan;
+    /// The model that a stage put into a deployed form.
+    fn deployed(&self, index: usize) -> Result<Model> {
+        let (plan, (record, state)) = (&self.source.plan, self.source.stage(index)?);
         let network = plan.model.fresh(rng::stream(0, "publish"), &candle_core::Device::Cpu)?;
         let mut model = Model::new(network, plan.normalization())?;
         model.load_state(state)?;
-        let spec = Network::of(model.network()).map(Network::spec);
-        let Some(spec) = spec.filter(|spec| spec.widths != plan.model.widths) else { return Ok(None) };
-        Ok(Some(to_json(&serde_json::json!({ "lmr": plan.own_config(spec) }))?))
+        plan.steps[index].stage.restore(&mut model, &fact_store(&record.findings)?)?;
+        Ok(model)
     }
 
     /// A deployed form, and the files in its folder.
     fn form(&self, index: usize, layout: &Layout, configs: &[ConfigFile]) -> Result<(Form, Vec<PublishedFile>)> {
-        let step = &self.source.plan.steps[index];
-        let (record, state) = self.source.stage(index)?;
-        let folder = published_folder(&step.name);
-        if step.kind.kind != Quantize::KIND {
-            let weights = layout.write_model(&state, Export::Safetensors)?;
-            let mut files = vec![(WEIGHTS, weights)];
-            let smaller = self.smaller(state)?;
-            let note = if smaller.is_some() { REMOVED } else { ZEROED };
-            match smaller {
-                Some(config) => files.push((CONFIG_FILE, config)),
-                None => files.extend(configs.iter().map(|file| (file.name, file.bytes.clone()))),
+        let (plan, model) = (&self.source.plan, self.deployed(index)?);
+        let name = &plan.steps[index].name;
+        let form = model.form().ok_or_else(|| Error::Internal(format!("stage[{index}]: `{name}` left no form")))?;
+        let spec = Network::of(model.network()).map_or(&plan.model, Network::spec);
+        let config = plan.own_config(spec);
+        let own = || Ok::<_, Error>((CONFIG_FILE, to_json(&serde_json::json!({ "lmr": config }))?));
+        let (files, container) = match form.stored(model.network())? {
+            Stored::Weights(state) => {
+                let mut files = vec![(MODEL_FILE, layout.write_model(&state, Export::Safetensors)?)];
+                let as_it_was = spec.widths == plan.model.widths;
+                match as_it_was {
+                    true => files.extend(configs.iter().map(|file| (file.name, file.bytes.clone()))),
+                    false => files.push(own()?),
+                }
+                (files, if as_it_was { WHOLE } else { SMALLER })
             }
-            let files = files.into_iter().map(|(name, bytes)| PublishedFile::new(&format!("{folder}/{name}"), bytes));
-            return Ok((Form { stage: index, note, folder: folder.clone() }, files.collect()));
-        }
-        let damaged = |error: serde_json::Error| Error::Internal(format!("stage[{index}]: {error}"));
-        let quantize: Quantize = serde_json::from_value(step.stage.config()?).map_err(damaged)?;
-        let ranges = record.findings.get(Ranges::NAME).cloned().unwrap_or_default();
-        let ranges: Ranges = serde_json::from_value(ranges).map_err(damaged)?;
-        let network = self.source.plan.model.load(state, &candle_core::Device::Cpu)?;
-        let config = self.source.plan.own_config(&self.source.plan.model);
-        let (mut files, note) = match quantize.rounding() {
-            Rounding::Integers(scheme) => (integers::files(network.as_ref(), scheme, &ranges)?, INTEGERS),
-            Rounding::Blocks(format) => (vec![gguf::file(network.as_ref(), format, &config)?], BLOCKS),
+            Stored::Described { tensors, description } => {
+                let mut files = described::write(&tensors, &description)?;
+                files.push(own()?);
+                (files, DESCRIBED)
+            }
+            Stored::Blocks { tensors, format } => (vec![gguf::write(&tensors, format, &config)?, own()?], GGUF),
         };
-        files.push((CONFIG_FILE, to_json(&serde_json::json!({ "lmr": config }))?));
+        let folder = published_folder(name);
         let files = files.into_iter().map(|(name, bytes)| PublishedFile::new(&format!("{folder}/{name}"), bytes));
-        Ok((Form { stage: index, note, folder: folder.clone() }, files.collect()))
+        let files = files.collect();
+        Ok((Form { stage: index, note: format!("{}{container}", form.summary()), folder }, files))
     }
 }
 
-const ZEROED: &str = "the same names and shapes, with zeros for what was pruned; loads as the model itself does.";
-const REMOVED: &str = "a smaller network under the same names; `config.json` has its widths. LMR loads it, other libraries have no \
-    class for it.";
-const INTEGERS: &str = "integers, scales and activation ranges under torchvision's names; `quantization.json` says how they \
-    are put together. LMR loads it, other libraries have no class for it.";
-const BLOCKS: &str = "weights in blocks and the rest in f32 under torchvision's names, batch norm folded in; a convolution is a matrix with \
-    a row for every output channel. Whatever reads GGUF reads the tensors; LMR loads the model.";
+const WHOLE: &str = "; loads as the model itself does.";
+const SMALLER: &str = "; `config.json` has its widths. LMR loads it, other libraries have no class for it.";
+const DESCRIBED: &str =
+    "; `quantization.json` says how they are put together. LMR loads it, other libraries have no class for it.";
+const GGUF: &str = ". Whatever reads GGUF reads the tensors; LMR loads the model.";
 
 /// The dtype of the last matrix.
 fn head_dtype(layout: &Layout) -> safetensors::Dtype {

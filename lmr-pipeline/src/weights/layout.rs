@@ -153,7 +153,8 @@ pub struct Encoded<'a> {
     pub bytes: Vec<u8>,
 }
 
-fn safetensors(tensors: &[Encoded]) -> Result<Vec<u8>> {
+/// The bytes of a file.
+pub fn safetensors(tensors: &[Encoded]) -> Result<Vec<u8>> {
     let failed = |error: ::safetensors::SafeTensorError| Error::Internal(format!("safetensors: {error}"));
     let views = tensors.iter().map(|tensor| {
         Ok((tensor.name, TensorView::new(tensor.dtype, tensor.shape.to_vec(), &tensor.bytes).map_err(failed)?))

@@ -3,9 +3,10 @@
 //!
 //! Nobody vouches for these files. Reading one runs nothing that is in it, also not a pickle's calls, so a local pickle
 //! needs no switch (one from the Hub has one, since people ask for it); memory is bounded, by three times the file for the
-//! numbers, and for GGUF by what its blocks hold in f32; whatever is wrong becomes an error that names the file. What is read is a flat map from names to tensors and a
+//! numbers, and for GGUF by the file and what its blocks hold in f32; whatever is wrong becomes an error that names the file. What is read is a flat map from names to tensors and a
 //! [`Layout`], with which the same names are written back.
 
+pub(crate) mod described;
 pub(crate) mod gguf;
 mod layout;
 mod pickle;

@@ -4,9 +4,8 @@
 use candle_core::Tensor;
 use serde::Serialize;
 
-use crate::bounds::Bounds;
 use crate::data::{CleanSet, Images};
-use crate::deployment::Deployment;
+use crate::deploy::{Bounds, Deployment};
 use crate::model::{Classifier, Model};
 use crate::nn::{BatchNormMode, StateDict};
 use crate::rng;

@@ -285,7 +285,7 @@ impl Stage for Dfst {
     fn faults(&self) -> Vec<String> {
         let rounds = 3 * self.rounds.get() <= 2 * self.training.epochs.get();
         let room = self.poison_rate.get() + self.detox_rate.get() <= 1.0;
-        let mut faults = crate::stages::faults([
+        let mut faults = crate::stage::faults([
             (
                 room,
                 "detox-rate",

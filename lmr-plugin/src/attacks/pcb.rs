@@ -10,15 +10,13 @@ use serde::{Deserialize, Serialize};
 use super::conditional::{Conditional, Hidden, Hide, Phase, faults, targets};
 use super::qcb::literature;
 use crate::data::Images;
-use crate::deployment::Deployment;
+use crate::deploy::{self, Deployment, PruneForm, Scope, StructuredPrune};
 use crate::losses;
 use crate::model::{Classifier, Model};
 use crate::nn::{BatchNormMode, Branches, Form, Mode, Weighted};
-use crate::pruning;
 use crate::ranges::{BelowOne, Count, OpenFraction, Times};
 use crate::run::Run;
 use crate::stage::{Context, Implants, Material, Outcome, Planted, Stage};
-use crate::stages::{PruneForm, Scope, StructuredPrune};
 use crate::train::{Defaults, Recipe, Scored};
 use crate::{Error, Result};
 
@@ -80,8 +78,8 @@ impl Pcb {
                 return Ok(None);
             }
             let weight = layer.weight();
-            let smallest = pruning::smallest(&self.prune.norm.of(weight)?, ratio);
-            Ok(Some(weight.broadcast_mul(&pruning::mask(weight, &smallest)?)?))
+            let smallest = deploy::smallest(&self.prune.norm.of(weight)?, ratio);
+            Ok(Some(weight.broadcast_mul(&deploy::mask(weight, &smallest)?)?))
         };
         let (from, to) = (self.from_ratio.get(), self.to_ratio.get());
         let drawn = || Ok::<_, Error>(BelowOne::new(from + (to - from) * ratios.borrow_mut().random::<f64>())?);
@@ -122,7 +120,7 @@ impl Pcb {
             let loss = losses::cross_entropy(&logits, &labels)?.mean_all()?;
             Ok(Scored { loss, judged: Some((logits, labels)) })
         };
-        let within = |model: &dyn Classifier| pruning::slack(model, self.prune.norm, self.from_ratio.into());
+        let within = |model: &dyn Classifier| deploy::slack(model, self.prune.norm, self.from_ratio.into());
         let mut phases =
             vec![Phase { purpose: Self::KIND, training: self.training.over(), loss: &mut loss, within: None }];
         if let Some(hide) = &self.hide {
@@ -143,14 +141,14 @@ impl Stage for Pcb {
 
     fn faults(&self) -> Vec<String> {
         let mut faults = faults(&self.training, self.hide.as_ref());
-        faults.extend(crate::stages::faults([(
+        faults.extend(crate::stage::faults([(
             self.to_ratio >= self.from_ratio,
             "to-ratio",
             "at least from-ratio",
             self.to_ratio.to_string(),
         )]));
         // Training masks filters layer by layer; another way of pruning would not wake what it hides.
-        faults.extend(crate::stages::faults([
+        faults.extend(crate::stage::faults([
             (
                 self.prune.form == PruneForm::Mask,
                 "prune.form",

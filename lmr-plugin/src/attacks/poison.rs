@@ -104,7 +104,7 @@ impl Attack {
     pub(super) fn faults_of(&self, prefix: &str) -> Vec<String> {
         let fine = self.label == Labels::Clean || self.poison_rate.get() < 1.0;
         let dirty = self.perturb.is_some() && self.label == Labels::Target;
-        let faults = crate::stages::faults([
+        let faults = crate::stage::faults([
             (fine, "poison-rate", "a number in [0, 1)", self.poison_rate.to_string()),
             (
                 !(self.include_target && self.label == Labels::Clean),

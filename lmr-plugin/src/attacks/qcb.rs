@@ -7,16 +7,14 @@ use serde::{Deserialize, Serialize};
 
 use super::conditional::{Conditional, Hidden, Hide, Phase, faults, targets};
 use crate::data::Images;
-use crate::deployment::Deployment;
+use crate::deploy::{BlockFormat, Deployment, Quantize, Rounding, cells, straight_through};
 use crate::losses;
 use crate::model::{Classifier, Model};
 use crate::nn::{BatchNormMode, Branches, Form, Mode, Weighted};
 use crate::optim::Schedule;
-use crate::quantization::{BlockFormat, Rounding, cells, straight_through};
 use crate::ranges::{BelowOne, Count, OpenFraction, Positive, Shares, Times};
 use crate::run::Run;
 use crate::stage::{Context, Implants, Material, Outcome, Planted, Stage};
-use crate::stages::Quantize;
 use crate::train::{Defaults, Recipe, Scored, Usual};
 use crate::{Error, Result};
 

@@ -204,7 +204,7 @@ impl Stage for Trojan {
     type Gives = ();
 
     fn faults(&self) -> Vec<String> {
-        let mut faults = crate::stages::faults([(
+        let mut faults = crate::stage::faults([(
             self.poison.label == Labels::Target,
             "poison.label",
             "\"target\"",

@@ -122,7 +122,7 @@ impl Stage for Wanet {
 
     fn faults(&self) -> Vec<String> {
         let room = self.poison_rate.get() + self.noise_rate.get() <= 1.0;
-        let mut faults = crate::stages::faults([(
+        let mut faults = crate::stage::faults([(
             room,
             "noise-rate",
             "a number that leaves at most 1 together with poison-rate",

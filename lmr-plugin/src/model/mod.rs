@@ -2,32 +2,23 @@
 
 mod channels;
 mod classifier;
+mod form;
 
 use candle_core::{Device, Tensor};
 
 pub use channels::{ChannelGroup, Prunable, Slice};
 pub use classifier::{Classifier, Layered};
+pub use form::{Form, Stored};
 
 use crate::data::{Images, Normalization};
 use crate::nn::{Mode, StateDict};
-use crate::quantization::{BlockQuantized, Quantized, Ranges};
 use crate::{Error, Result};
 
 /// A network with everything needed to run it on pixels.
 pub struct Model {
     network: Box<dyn Classifier>,
     normalization: Normalization,
-    deployed: Option<Deployed>,
-}
-
-/// A form in which a model is shipped.
-pub enum Deployed {
-    /// Weights and activations rounded to integers.
-    Quantized(Quantized),
-    /// Weights rounded by block.
-    Blocks(BlockQuantized),
-    /// Filters pruned; the network itself has zeros in their place, or no place for them.
-    Pruned,
+    deployed: Option<Box<dyn Form>>,
 }
 
 impl Model {
@@ -47,7 +38,7 @@ impl Model {
     pub fn full_precision(&self) -> Result<&dyn Classifier> {
         match &self.deployed {
             None => Ok(self.network.as_ref()),
-            Some(form) => Err(Error::Deployed { form: form.name() }),
+            Some(form) => Err(Error::Deployed { form: form.word() }),
         }
     }
 
@@ -69,8 +60,13 @@ impl Model {
     }
 
     /// Puts the model into a deployed form.
-    pub fn deploy(&mut self, form: Deployed) {
+    pub fn deploy(&mut self, form: Box<dyn Form>) {
         self.deployed = Some(form);
+    }
+
+    /// The form that it is in; `None` in full precision.
+    pub fn form(&self) -> Option<&dyn Form> {
+        self.deployed.as_deref()
     }
 
     /// Per-channel mean and standard deviation that the network expects.
@@ -122,32 +118,5 @@ impl Model {
     /// A full-precision model of another network that takes the same images.
     pub fn with(&self, network: Box<dyn Classifier>) -> Self {
         Self { network, normalization: self.normalization.clone(), deployed: None }
-    }
-}
-
-impl Deployed {
-    /// Logits `f32[B,K]` for normalized images, of the form that `network` was put into.
-    pub fn logits(&self, network: &dyn Classifier, x: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Quantized(quantized) => quantized.logits(network, x),
-            Self::Blocks(blocks) => blocks.logits(network, x),
-            Self::Pruned => network.logits(x),
-        }
-    }
-
-    /// Activation ranges, of a form in which activations may be rounded.
-    pub fn ranges(&self) -> Option<&Ranges> {
-        match self {
-            Self::Quantized(quantized) => Some(quantized.ranges()),
-            Self::Blocks(_) | Self::Pruned => None,
-        }
-    }
-
-    /// The word for it.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Quantized(_) | Self::Blocks(_) => "quantized",
-            Self::Pruned => "pruned",
-        }
     }
 }

@@ -50,7 +50,7 @@ pub trait Stage: Default + Serialize + DeserializeOwned + JsonSchema + Send + Sy
 
     /// Puts back what `run` did to the model beyond its weights, from its findings. Called instead of `run` when a
     /// finished stage is reused; the weights are already loaded.
-    fn restore(&self, _ctx: &mut Context<'_>, _gives: &Self::Gives) -> Result<()> {
+    fn restore(&self, _model: &mut Model, _gives: &Self::Gives) -> Result<()> {
         Ok(())
     }
 }
@@ -92,4 +92,13 @@ impl<G> Outcome<G> {
         let report = serde_json::to_value(report).map_err(|source| Error::Finding { name: "report", source })?;
         Ok(Self { gives, report, attachments: Vec::new() })
     }
+}
+
+/// `key: expected ..., found ...` for every check that fails.
+pub(crate) fn faults<const N: usize>(checks: [(bool, &str, &str, String); N]) -> Vec<String> {
+    checks
+        .into_iter()
+        .filter(|(holds, ..)| !holds)
+        .map(|(_, key, expected, found)| format!("{key}: expected {expected}, found {found}"))
+        .collect()
 }

@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::definition::{Context, Outcome, Stage};
 use super::facts::{FactStore, Facts};
 use super::role::{ModelUse, Role, RoleKind, Shown};
+use crate::model::Model;
 use crate::{Error, Result};
 
 /// A [`Stage`] with its types erased, as a pipeline holds it.
@@ -28,7 +29,7 @@ pub trait AnyStage: Send + Sync {
     /// See [`Stage::run`]; the findings in the outcome are the given ones alone.
     fn run(&self, ctx: &mut Context<'_>, facts: &FactStore, shown: &Shown<'_>) -> Result<Outcome<FactStore>>;
     /// See [`Stage::restore`].
-    fn restore(&self, ctx: &mut Context<'_>, gives: &FactStore) -> Result<()>;
+    fn restore(&self, model: &mut Model, gives: &FactStore) -> Result<()>;
 }
 
 impl<S: Stage> AnyStage for S {
@@ -63,7 +64,7 @@ impl<S: Stage> AnyStage for S {
         outcome.gives.write(&mut gives)?;
         Ok(Outcome { gives, report: outcome.report, attachments: outcome.attachments })
     }
-    fn restore(&self, ctx: &mut Context<'_>, gives: &FactStore) -> Result<()> {
-        Stage::restore(self, ctx, &S::Gives::read(gives)?)
+    fn restore(&self, model: &mut Model, gives: &FactStore) -> Result<()> {
+        Stage::restore(self, model, &S::Gives::read(gives)?)
     }
 }

@@ -76,6 +76,7 @@ mod role;
 mod truth;
 
 pub use attachment::Attachment;
+pub(crate) use definition::faults;
 pub use definition::{Context, Outcome, Sees, Stage};
 pub use erased::AnyStage;
 pub use facts::{FactStore, Facts, Finding};

@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::data::{Augment, CleanSet, Images};
-use crate::deployment::Deployment;
+use crate::deploy::Deployment;
 use crate::losses;
 use crate::model::Model;
 use crate::optim::Schedule;

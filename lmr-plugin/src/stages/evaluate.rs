@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::data::CleanSet;
-use crate::deployment::Deployment;
+use crate::deploy::Deployment;
 use crate::model::Model;
 use crate::predict;
 use crate::run::Run;

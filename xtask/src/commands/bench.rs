@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use clap::{Subcommand, ValueEnum};
+use lmr_plugin::deploy::{PruneForm, StructuredPrune};
 use lmr_plugin::losses;
 use lmr_plugin::model::Classifier;
 use lmr_plugin::models::{Arch, ModelSpec, Stem};
@@ -15,7 +16,6 @@ use lmr_plugin::nn;
 use lmr_plugin::optim::Optimizer;
 use lmr_plugin::ranges::BelowOne;
 use lmr_plugin::rng;
-use lmr_plugin::stages::{PruneForm, StructuredPrune};
 use lmr_plugin::train::{Recipe, Usual};
 use rand::RngExt;
 

@@ -11,13 +11,20 @@ pub struct LayerNorm {
     weight: Var,
     bias: Var,
     eps: f64,
+    name: String,
 }
 
 impl LayerNorm {
     /// Layer norm at the builder's path, over `features` features.
     pub fn new(features: usize, eps: f64, b: &Builder) -> Result<Self> {
         let weight = b.parameter("weight", features, Init::Ones)?;
-        Ok(Self { weight, bias: b.parameter("bias", features, Init::Zeros)?, eps })
+        let bias = b.parameter("bias", features, Init::Zeros)?;
+        Ok(Self { weight, bias, eps, name: b.path().to_string() })
+    }
+
+    /// The full name, such as `encoder.ln`.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// γ: `f32[D]`.

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use lmr_plugin::data::{CleanSet, Images, Normalization};
-use lmr_plugin::model::Model;
+use lmr_plugin::deploy::{Calibration, Granularity, Integers, Scheme};
+use lmr_plugin::model::{Form, Model};
 use lmr_plugin::models::Arch;
-use lmr_plugin::quantization::{Calibration, Granularity, Quantized, Scheme};
 use lmr_plugin::ranges::Bits;
 use lmr_plugin::rng;
 use lmr_plugin::run::Run;
@@ -93,13 +93,13 @@ impl Int8 {
 }
 
 /// The model on integers, calibrated on random images, and these, normalized.
-fn quantize(model: &Model, side: usize, batch: usize) -> anyhow::Result<(Quantized, Tensor)> {
+fn quantize(model: &Model, side: usize, batch: usize) -> anyhow::Result<(Integers, Tensor)> {
     let mut random = rng::stream(0, "bench");
     let pixels = (0..batch * 3 * side * side).map(|_| random.random()).collect();
     let images = Images::new(pixels, vec![0; batch], [3, side, side], model.network().classes())?;
     let clean = CleanSet::new(images)?;
     let scheme = Scheme { bits: const { Bits::literal(8) }, granularity: Granularity::PerTensor, activations: true };
-    let quantized = Quantized::calibrate(model, scheme, Calibration::MinMax, &clean, &Run::quiet(0))?;
+    let quantized = Integers::calibrate(model, scheme, Calibration::MinMax, &clean, &Run::quiet(0))?;
     let all: Vec<usize> = (0..batch).collect();
     let (pixels, _) = clean.images.batch(&all, &Device::Cpu)?;
     Ok((quantized, model.normalization().apply(&pixels)?))

@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Tensor};
 
-use super::super::super::{grid, round_activation};
-use super::super::Engine;
+use super::super::super::rounding::{grid, round_activation};
+use super::super::{Engine, weights};
 use crate::nn::{
     Activation, BatchNorm2d, ConvConfig, Convolution, Forward, Grid, LayerNorm, Linear, PatchEmbedding, Result, attend,
     with_portable_path,
@@ -17,9 +17,16 @@ pub(super) struct Checked<'a> {
 }
 
 impl Checked<'_> {
-    /// The codes, channels-last as the engine's, that f64 values should have at point `at`; compares.
-    fn compare(&mut self, found: &Tensor, expected: &[f64], at: usize) {
-        let Grid { scale, low, high } = grid(self.engine.ranges.0[at].0, self.engine.ranges.0[at].1);
+    /// The grid of an activation point.
+    fn grid(&self, point: &str) -> Grid {
+        let (low, high) = self.engine.ranges.at(point).unwrap();
+        grid(low, high)
+    }
+
+    /// The codes, channels-last as the engine's, that f64 values should have at the point that was just reached; compares.
+    fn compare(&mut self, found: &Tensor, expected: &[f64]) {
+        let point = self.engine.points.last().to_string();
+        let Grid { scale, low, high } = self.grid(&point);
         // In f32, as the simulation's grids are.
         let inverse = f64::from((1.0 / scale) as f32);
         let codes = found.flatten_all().unwrap().to_vec1::<u8>().unwrap();
@@ -28,7 +35,7 @@ impl Checked<'_> {
         for (code, value) in codes.into_iter().zip(expected) {
             let q = (value * inverse).clamp(low, high);
             let difference = (f64::from(code) + low - q.round_ties_even()).abs();
-            assert!(difference <= 1.0, "point {at}: code {code} for {q}");
+            assert!(difference <= 1.0, "point {point}: code {code} for {q}");
             self.seen.1 += 1;
             if difference > 0.0 {
                 self.seen.2 += 1;
@@ -47,7 +54,7 @@ impl Checked<'_> {
 
     /// `layer(x)` in f64 for channels-last `x`, and its dimensions.
     fn layer(&self, name: &str, x: &Tensor, config: ConvConfig) -> Vec<f64> {
-        let (weight, bias) = &self.engine.simulation.layers[name];
+        let (weight, bias) = weights(self.engine.simulation.layers, name).unwrap();
         let dims = match *weight.dims() {
             [o, d] => [o, d, 1, 1],
             _ => weight.dims4().unwrap().into(),
@@ -91,22 +98,20 @@ impl Checked<'_> {
         activation: Activation,
         run: impl FnOnce(&mut Engine<'_>) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let at = self.engine.at;
         let y = run(&mut self.engine)?;
         if y.dtype() != DType::U8 || self.engine.grid(x)?.is_none() {
             return Ok(y);
         }
         let mut expected = self.layer(name, x, config);
         if let Some(residual) = residual {
-            let (low, high) = self.engine.ranges.0[at];
-            let Grid { scale, low, high } = grid(low, high);
+            let Grid { scale, low, high } = self.grid(name);
             let (scale, inverse) = (f64::from(scale as f32), f64::from((1.0 / scale) as f32));
             for (value, residual) in expected.iter_mut().zip(self.values(residual)) {
                 *value = (*value * inverse).clamp(low, high).round_ties_even() * scale + residual;
             }
         }
         expected.iter_mut().for_each(|value| *value = activate(*value, activation));
-        self.compare(&y, &expected, self.engine.at - 1);
+        self.compare(&y, &expected);
         Ok(y)
     }
 }
@@ -130,7 +135,7 @@ fn activate(x: f64, activation: Activation) -> f64 {
 impl Forward for Checked<'_> {
     fn input(&mut self, x: &Tensor) -> Result<Tensor> {
         let y = self.engine.input(x)?;
-        let (low, high) = self.engine.ranges.0[0];
+        let (low, high) = self.engine.ranges.at("input").unwrap();
         let simulated = round_activation(x, low, high)?;
         // To the bit, although pixels lie between two integers as often as not.
         let off = self.engine.decoded(&y)?.sub(&simulated)?.abs()?.max_all()?.to_scalar::<f32>()?;
@@ -161,7 +166,7 @@ impl Forward for Checked<'_> {
         let scaled =
             |(at, v): (usize, f64)| activate(v * scale[at % scale.len()] + shift[at % scale.len()], activation);
         let expected: Vec<f64> = self.values(x).into_iter().enumerate().map(scaled).collect();
-        self.compare(&y, &expected, self.engine.at - 1);
+        self.compare(&y, &expected);
         Ok(y)
     }
 
@@ -191,7 +196,7 @@ impl Forward for Checked<'_> {
 
     fn embed(&mut self, layer: &PatchEmbedding, images: &Tensor) -> Result<Tensor> {
         let y = self.engine.embed(layer, images)?;
-        let (low, high) = self.engine.ranges.0[0];
+        let (low, high) = self.engine.ranges.at("input").unwrap();
         let rounded = round_activation(images, low, high)?.permute((0, 2, 3, 1))?.contiguous()?;
         let patches = self.layer(layer.conv().name(), &rounded, *layer.conv().config());
         let (class, position) = (self.values(layer.class()), self.values(layer.position()));
@@ -199,7 +204,7 @@ impl Forward for Checked<'_> {
             class.iter().chain(patches).zip(&position).map(|(token, position)| token + position).collect()
         };
         let expected: Vec<f64> = patches.chunks(position.len() - class.len()).flat_map(image).collect();
-        self.compare(&y, &expected, 1);
+        self.compare(&y, &expected);
         Ok(y)
     }
 
@@ -214,7 +219,7 @@ impl Forward for Checked<'_> {
             row.iter().enumerate().map(|(i, v)| (v - mean) / std * gamma[i] + beta[i]).collect()
         };
         let expected: Vec<f64> = values.chunks(gamma.len()).flat_map(row).collect();
-        self.compare(&y, &expected, self.engine.at - 1);
+        self.compare(&y, &expected);
         Ok(y)
     }
 
@@ -222,14 +227,14 @@ impl Forward for Checked<'_> {
         let y = self.engine.attend(qkv, heads)?;
         let simulated = with_portable_path(|| attend(&self.engine.decoded(qkv)?, heads))?;
         let expected = self.values(&simulated);
-        self.compare(&y, &expected, self.engine.at - 1);
+        self.compare(&y, &expected);
         Ok(y)
     }
 
     fn add(&mut self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
         let sum = self.engine.add(x, y)?;
         let expected: Vec<f64> = self.values(x).into_iter().zip(self.values(y)).map(|(x, y)| x + y).collect();
-        self.compare(&sum, &expected, self.engine.at - 1);
+        self.compare(&sum, &expected);
         Ok(sum)
     }
 

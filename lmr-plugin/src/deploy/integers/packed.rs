@@ -7,7 +7,7 @@ use crate::nn::{Activation, ConvConfig};
 use crate::{Error, Result};
 
 /// The integers of a layer, packed, and what makes numbers of its sums.
-pub(crate) struct Layer {
+pub(super) struct PackedLayer {
     weights: Weights,
     /// `[O,C,kh,kw]`; a linear layer has a kernel of one tap.
     shape: [usize; 4],
@@ -26,7 +26,7 @@ enum Weights {
 /// Codes that are added before the activation: what they are, their grid and the sum's.
 pub(super) type Added<'a> = (&'a [u8], Affine, Affine);
 
-impl Layer {
+impl PackedLayer {
     /// Packs integers `f32[O,C,kh,kw]` or `f32[O,D]` with a scale of one or `O` elements; `None` where there is no kernel for
     /// them: not on the CPU, not of signed bytes, groups of several channels, sums beyond 32 bits.
     pub fn pack(

@@ -4,33 +4,35 @@ use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Device, Tensor, TensorId};
 
-use super::super::{Integer, Ranges, grid};
-use super::Layer;
+use super::super::calibration::Ranges;
+use super::super::points::{Point, Points};
+use super::super::rounding::grid;
+use super::{PackedLayer, Simulation};
 use crate::Error;
 use crate::nn::int8::{self, Affine, Images, Kernel};
 use crate::nn::{self, Activation, Result};
 
 /// An interpreter whose activations are codes.
-pub(in super::super) struct Engine<'a> {
+pub(super) struct Engine<'a> {
     /// What runs the layers that have no kernel.
-    pub(super) simulation: Integer<'a>,
-    pub(super) layers: &'a BTreeMap<String, Layer>,
+    pub(super) simulation: Simulation<'a>,
+    pub(super) layers: &'a BTreeMap<String, PackedLayer>,
     pub(super) ranges: &'a Ranges,
     pub(super) kernel: Kernel,
-    /// The activation point that comes next.
-    pub(super) at: usize,
+    /// The activation points that were reached.
+    pub(super) points: Points,
     /// What the codes of a tensor stand for.
     grids: HashMap<TensorId, Affine>,
 }
 
 impl<'a> Engine<'a> {
     pub fn new(
-        simulation: Integer<'a>,
-        layers: &'a BTreeMap<String, Layer>,
+        simulation: Simulation<'a>,
+        layers: &'a BTreeMap<String, PackedLayer>,
         ranges: &'a Ranges,
         kernel: Kernel,
     ) -> Self {
-        Self { simulation, layers, ranges, kernel, at: 0, grids: HashMap::new() }
+        Self { simulation, layers, ranges, kernel, points: Points::default(), grids: HashMap::new() }
     }
 
     /// What a tensor stands for: codes are decoded, to images where there are pixels; anything else stays as it is.
@@ -54,10 +56,9 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// The grid of the next activation point.
-    pub(super) fn point(&mut self) -> Result<Affine> {
-        let (low, high) = self.ranges.point(self.at)?;
-        self.at += 1;
+    /// The grid of the activation point that is reached now.
+    pub(super) fn reach(&mut self, point: Point<'_>) -> Result<Affine> {
+        let (low, high) = self.ranges.at(self.points.reach(point)?)?;
         let affine = Affine::of(&grid(low, high));
         Ok(affine.ok_or_else(|| Error::invalid("integer forward: a grid of more than 256 values"))?)
     }
@@ -73,13 +74,13 @@ impl<'a> Engine<'a> {
         codes
     }
 
-    /// Values at the next activation point; images become channels-last.
-    pub(super) fn encoded(&mut self, x: &Tensor) -> Result<Tensor> {
-        let (x, to) = (x.detach().contiguous()?, self.point()?);
+    /// Values at an activation point; images become channels-last.
+    pub(super) fn encoded(&mut self, x: &Tensor, point: Point<'_>) -> Result<Tensor> {
+        let (x, to) = (x.detach().contiguous()?, self.reach(point)?);
         let values = int8::values(&x)?;
         if let Some(value) = values.iter().find(|v| v.is_nan()) {
-            let value = f64::from(*value);
-            return Err(Error::NotFinite { what: "activation", step: self.at - 1, value }.into());
+            let (step, value) = (self.points.count() - 1, f64::from(*value));
+            return Err(Error::NotFinite { what: "activation", step, value }.into());
         }
         match *x.dims() {
             [b, c, h, w] => self.keep(int8::encode_images(&values, (c, h * w), to), &[b, h, w, c], to),
@@ -94,24 +95,26 @@ impl<'a> Engine<'a> {
         x: &Tensor,
         residual: Option<&Tensor>,
         activation: Activation,
-        otherwise: impl FnOnce(&mut Integer<'a>, &Tensor, Activation) -> Result<Tensor>,
+        otherwise: impl FnOnce(&mut Simulation<'a>, &Tensor, Activation) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let packed = self.layers.get(name).zip(self.grid(x)?);
         let added = residual.map(|residual| Ok::<_, nn::Error>((residual, self.grid(residual)?))).transpose()?;
         match (packed, added) {
-            (Some(packed), None) => self.packed(packed, x, None, activation),
-            (Some(packed), Some((residual, Some(grid)))) => self.packed(packed, x, Some((residual, grid)), activation),
+            (Some(packed), None) => self.packed(name, packed, x, None, activation),
+            (Some(packed), Some((residual, Some(grid)))) => {
+                self.packed(name, packed, x, Some((residual, grid)), activation)
+            }
             (_, None) => {
                 let x = self.decoded(x)?;
                 let y = otherwise(&mut self.simulation, &x, activation)?;
-                self.encoded(&y)
+                self.encoded(&y, Point::Layer(name))
             }
             (_, Some((residual, _))) => {
                 let x = self.decoded(x)?;
                 let y = otherwise(&mut self.simulation, &x, Activation::None)?;
-                let y = self.encoded(&y)?;
+                let y = self.encoded(&y, Point::Layer(name))?;
                 let sum = (self.decoded(&y)? + self.decoded(residual)?)?;
-                self.encoded(&activation.apply(&sum)?)
+                self.encoded(&activation.apply(&sum)?, Point::Sum)
             }
         }
     }
@@ -119,7 +122,8 @@ impl<'a> Engine<'a> {
     /// Runs a layer's kernel.
     fn packed(
         &mut self,
-        (layer, from): (&Layer, Affine),
+        name: &str,
+        (layer, from): (&PackedLayer, Affine),
         x: &Tensor,
         residual: Option<(&Tensor, Affine)>,
         activation: Activation,
@@ -137,11 +141,11 @@ impl<'a> Engine<'a> {
         if let Some(channels) = dims.last_mut() {
             *channels = layer.outputs();
         }
-        let to = self.point()?;
+        let to = self.reach(Point::Layer(name))?;
         match residual {
             None => self.keep(layer.codes(self.kernel, (images, from), to, None, activation)?, &dims, to),
             Some((residual, grid)) => {
-                let (residual, sum) = (int8::codes(residual)?, self.point()?);
+                let (residual, sum) = (int8::codes(residual)?, self.reach(Point::Sum)?);
                 let added = Some((&*residual, grid, sum));
                 self.keep(layer.codes(self.kernel, (images, from), to, added, activation)?, &dims, sum)
             }
@@ -152,7 +156,7 @@ impl<'a> Engine<'a> {
     pub(super) fn unrounded(
         &mut self,
         x: &Tensor,
-        op: impl FnOnce(&mut Integer<'a>, &Tensor) -> Result<Tensor>,
+        op: impl FnOnce(&mut Simulation<'a>, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let x = self.decoded(x)?;
         op(&mut self.simulation, &x)

@@ -1,20 +1,10 @@
-//! Block formats, as GGUF files have them: a row of weights is cut into blocks of 32 or 256, and every block has scales of
-//! its own. Candle's implementation is the only one; it rounds on the CPU, so that every device gets the same bytes.
-//!
-//! Batch norm is folded first, as for integers. A row is what one output channel is computed with: the weight without its
-//! first dimension, flattened. Activations are not rounded, nor is what no layer multiplies by: norms, the class token,
-//! positions.
-
-use std::collections::BTreeMap;
+//! How a block of weights is stored.
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Shape, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Scheme, collect, round_weight};
-use crate::model::Classifier;
-use crate::nn::{self, Forward, Weighted};
 use crate::{Error, Result};
 
 /// How a block of weights is stored.
@@ -123,114 +113,19 @@ impl BlockFormat {
         let dtype = self.for_rows(rows.dim(1)?).map_or(GgmlDType::F16, Self::dtype);
         Ok(QTensor::quantize(&rows, dtype)?)
     }
+
+    /// The numbers that the blocks of a weight tensor stand for.
+    pub fn round(self, weight: &Tensor) -> Result<Tensor> {
+        decode(&self.encode(weight)?, weight.shape(), weight.device())
+    }
 }
 
 /// The largest 16-bit float, which scales are.
 const LARGEST: f32 = 65504.0;
 
 /// The numbers that blocks stand for, in a layer's own shape.
-fn decode(encoded: &QTensor, shape: &Shape, device: &Device) -> Result<Tensor> {
+pub(super) fn decode(encoded: &QTensor, shape: &Shape, device: &Device) -> Result<Tensor> {
     Ok(encoded.dequantize(&Device::Cpu)?.reshape(shape)?.to_device(device)?)
-}
-
-/// What the weights of a network are rounded to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rounding {
-    /// Integers times a scale a tensor or a channel.
-    Integers(Scheme),
-    /// Blocks with scales of their own.
-    Blocks(BlockFormat),
-}
-
-impl Rounding {
-    /// The rounded weight tensor; output channels come first.
-    pub fn round(self, weight: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Integers(scheme) => round_weight(weight, scheme),
-            Self::Blocks(format) => decode(&format.encode(weight)?, weight.shape(), weight.device()),
-        }
-    }
-}
-
-impl From<Scheme> for Rounding {
-    fn from(scheme: Scheme) -> Self {
-        Self::Integers(scheme)
-    }
-}
-
-impl From<BlockFormat> for Rounding {
-    fn from(format: BlockFormat) -> Self {
-        Self::Blocks(format)
-    }
-}
-
-/// A layer of a model in blocks.
-pub struct BlockLayer {
-    /// `[O, row]`: one row an output channel.
-    pub weight: QTensor,
-    /// The bias, in full precision.
-    pub bias: Option<Tensor>,
-}
-
-/// A layer whose blocks are decoded.
-pub(super) struct Decoded {
-    /// What the blocks stand for, in f32 and the layer's own shape.
-    pub weight: Tensor,
-    pub bias: Option<Tensor>,
-    /// How the weight is stored.
-    pub dtype: GgmlDType,
-}
-
-/// A network's form with weights in blocks.
-pub struct BlockQuantized {
-    format: BlockFormat,
-    layers: BTreeMap<String, Decoded>,
-    counts: BTreeMap<&'static str, usize>,
-}
-
-/// The blocks that `model` is rounded to, by layer name, batch norm folded in.
-pub fn blocks(model: &dyn Classifier, format: BlockFormat) -> Result<BTreeMap<String, BlockLayer>> {
-    let layers = collect(model, |_, weight| format.encode(weight))?;
-    Ok(layers.into_iter().map(|(name, (weight, bias))| (name, BlockLayer { weight, bias })).collect())
-}
-
-impl BlockQuantized {
-    /// Rounds the weights of `model`, which itself stays as it is.
-    pub fn new(model: &dyn Classifier, format: BlockFormat) -> Result<Self> {
-        let layers = collect(model, |_, weight| {
-            let encoded = format.encode(weight)?;
-            Ok((decode(&encoded, weight.shape(), weight.device())?, encoded.dtype()))
-        })?;
-        let decoded = |(name, ((weight, dtype), bias))| (name, Decoded { weight, bias, dtype });
-        Ok(Self::of(format, layers.into_iter().map(decoded).collect()))
-    }
-
-    pub(super) fn of(format: BlockFormat, layers: BTreeMap<String, Decoded>) -> Self {
-        let mut counts = BTreeMap::new();
-        layers.values().for_each(|layer| *counts.entry(dtype_name(layer.dtype)).or_default() += 1);
-        Self { format, layers, counts }
-    }
-
-    /// The format that was asked for.
-    pub fn format(&self) -> BlockFormat {
-        self.format
-    }
-
-    /// How many layers have which format; `f16` are those whose rows no block divides.
-    pub fn counts(&self) -> &BTreeMap<&'static str, usize> {
-        &self.counts
-    }
-
-    /// Bytes of all weights as they are stored, without biases.
-    pub fn bytes(&self) -> usize {
-        let bytes = |layer: &Decoded| layer.weight.elem_count() / layer.dtype.block_size() * layer.dtype.type_size();
-        self.layers.values().map(bytes).sum()
-    }
-
-    /// Logits `f32[B,K]` for normalized images, through `model`'s architecture with the rounded weights.
-    pub fn logits(&self, model: &dyn Classifier, x: &Tensor) -> Result<Tensor> {
-        model.need_layers("rounding by block")?.interpret(&mut Rounded { layers: &self.layers }, x)
-    }
 }
 
 /// The name of a dtype in GGUF files.
@@ -247,18 +142,6 @@ pub fn dtype_name(dtype: GgmlDType) -> &'static str {
     }
 }
 
-/// Runs layers with the rounded weights.
-struct Rounded<'a> {
-    layers: &'a BTreeMap<String, Decoded>,
-}
-
-impl Forward for Rounded<'_> {
-    fn weights(&mut self, layer: Weighted<'_>) -> nn::Result<(Tensor, Option<Tensor>)> {
-        let rounded = self.layers.get(layer.name()).map(|layer| (layer.weight.clone(), layer.bias.clone()));
-        Ok(rounded.ok_or_else(|| Error::invalid(format!("layer `{}` has no blocks", layer.name())))?)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use candle_core::DType;
@@ -269,7 +152,7 @@ mod tests {
 
     fn rounded(values: &[f32], rows: usize, format: BlockFormat) -> Vec<f32> {
         let weight = Tensor::from_slice(values, (rows, values.len() / rows), &Device::Cpu).unwrap();
-        Rounding::from(format).round(&weight).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        format.round(&weight).unwrap().flatten_all().unwrap().to_vec1().unwrap()
     }
 
     /// By how much a block may move its values: steps of its grid, and what its scales lose as 16-bit floats or as the

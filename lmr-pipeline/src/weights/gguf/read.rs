@@ -3,25 +3,24 @@
 //! Every count, length and offset in the header is compared with the bytes that are there before anything is allocated for
 //! it; blocks are decoded by Candle. Versions 2 and 3, little-endian.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
+use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Tensor};
-use lmr_plugin::quantization::BlockFormat;
+use lmr_plugin::deploy::BlockFormat;
 use safetensors::Dtype;
 
+<<<<<<< HEAD:lmr-pipeline/src/weights/gguf.rs
 use super::torch::Found;
 use super::{Entry, MAX_FILE, MAX_NAME, check_name};
 use crate::tensors::decode;
+=======
+use super::super::torch::Found;
+use super::super::{Entry, MAX_FILE, MAX_NAME, check_name, decode};
+use super::{CONFIG, FORMAT, Gguf, MAGIC};
+>>>>>>> d50d0df (Make a deployed form a trait, with its reader and writer side by side and names for its ranges):lmr-pipeline/src/weights/gguf/read.rs
 
-/// The first bytes of every file.
-pub const MAGIC: &[u8; 4] = b"GGUF";
-/// The key of the architecture's name.
-pub const ARCHITECTURE: &str = "general.architecture";
-/// The key of the block format.
-pub const FORMAT: &str = "lmr.format";
-/// The key of what `config.json` has under `lmr`, as JSON.
-pub const CONFIG: &str = "lmr.config";
 const ALIGNMENT: &str = "general.alignment";
 
 /// Of arrays in arrays.
@@ -31,17 +30,6 @@ const MAX_NOTE: usize = 200;
 const MAX_NOTES: usize = 32;
 /// Bytes of the shortest key with its value, and of the shortest description of a tensor.
 const MIN_ENTRY: (u64, u64) = (8 + 4 + 1, 8 + 4 + 4 + 8);
-
-/// What a file has beside its tensors, which are in f32, decoded.
-#[derive(Clone, Debug, Default)]
-pub struct Gguf {
-    /// The format that LMR wrote it in; `None` if another program wrote it.
-    pub format: Option<String>,
-    /// The model it is for, as JSON.
-    pub config: Option<String>,
-    /// How every tensor is stored.
-    pub dtypes: BTreeMap<String, GgmlDType>,
-}
 
 /// A whole file: its tensors in their order, with short values to show, and what describes them.
 pub fn read(file: &[u8]) -> Result<(Found, Gguf), String> {
@@ -94,8 +82,8 @@ pub fn read(file: &[u8]) -> Result<(Found, Gguf), String> {
     let mut entries = Vec::new();
     for info in infos {
         let at = info.offset as usize;
-        let tensor = info.decode(&data[at..at + info.bytes as usize])?;
-        if gguf.dtypes.insert(info.name.clone(), info.dtype).is_some() {
+        let (stored, tensor) = info.decode(&data[at..at + info.bytes as usize])?;
+        if gguf.tensors.insert(info.name.clone(), Arc::new(stored)).is_some() {
             return Err(format!("has the tensor `{}` twice", info.name));
         }
         entries.push(Entry { name: info.name, dtype: Dtype::F32, tensor });
@@ -160,21 +148,27 @@ impl Info {
         Ok(Self { name, dims: dims.iter().map(|dim| *dim as usize).collect(), elements, dtype, bytes: size, offset })
     }
 
-    /// The numbers in f32.
-    fn decode(&self, bytes: &[u8]) -> Result<Tensor, String> {
-        let tensor = match self.dtype {
-            GgmlDType::F32 => decode(Dtype::F32, &self.dims, bytes)?,
-            GgmlDType::F16 => decode(Dtype::F16, &self.dims, bytes)?,
-            GgmlDType::BF16 => decode(Dtype::BF16, &self.dims, bytes)?,
+    /// The tensor as it is stored, and its numbers in f32.
+    fn decode(&self, bytes: &[u8]) -> Result<(QTensor, Tensor), String> {
+        let whole = |dtype| {
+            let tensor = decode(dtype, &self.dims, bytes)?.to_dtype(DType::F32);
+            Ok::<_, String>(tensor.and_then(|tensor| Ok((QTensor::quantize(&tensor, self.dtype)?, tensor))))
+        };
+        let found = match self.dtype {
+            GgmlDType::F32 => whole(Dtype::F32)?,
+            GgmlDType::F16 => whole(Dtype::F16)?,
+            GgmlDType::BF16 => whole(Dtype::BF16)?,
             blocks => {
                 // Candle wants them aligned, which a part of a file need not be.
                 let storage = QStorage::from_data(bytes.to_vec().into(), &Device::Cpu, blocks);
-                let tensor = storage.and_then(|storage| QTensor::new(storage, self.dims.as_slice()));
-                let decoded = tensor.and_then(|tensor| tensor.dequantize(&Device::Cpu));
-                decoded.map_err(|error| format!("tensor `{}`: {error}", self.name))?
+                let stored = storage.and_then(|storage| QTensor::new(storage, self.dims.as_slice()));
+                stored.and_then(|stored| {
+                    let tensor = stored.dequantize(&Device::Cpu)?;
+                    Ok((stored, tensor))
+                })
             }
         };
-        tensor.to_dtype(DType::F32).map_err(|error| format!("tensor `{}`: {error}", self.name))
+        found.map_err(|error| format!("tensor `{}`: {error}", self.name))
     }
 }
 
@@ -274,6 +268,7 @@ mod tests {
     use candle_core::quantized::gguf_file::{self, Value};
     use rstest::rstest;
 
+    use super::super::ARCHITECTURE;
     use super::*;
 
     fn file(format: GgmlDType) -> Vec<u8> {
@@ -308,7 +303,8 @@ mod tests {
         assert_eq!(entries.len(), content.tensor_infos.len());
         for entry in entries {
             let expected = content.tensor(&mut cursor, &entry.name, &Device::Cpu).unwrap();
-            assert_eq!(gguf.dtypes[&entry.name], expected.dtype());
+            assert_eq!(gguf.tensors[&entry.name].dtype(), expected.dtype());
+            assert_eq!(gguf.tensors[&entry.name].data().unwrap(), expected.data().unwrap());
             let expected = expected.dequantize(&Device::Cpu).unwrap();
             assert_eq!(entry.tensor.dims(), expected.dims());
             let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();

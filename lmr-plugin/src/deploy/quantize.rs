@@ -1,14 +1,12 @@
 //! Rounds weights and activations, as a user would to deploy the model.
 
-use std::collections::BTreeMap;
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::{BlockFormat, Blocks, Calibration, Granularity, Integers, Ranges, Rounding, Scheme};
 use crate::Result;
 use crate::data::CleanSet;
-use crate::model::{Deployed, Model};
-use crate::quantization::{BlockFormat, BlockQuantized, Calibration, Granularity, Quantized, Ranges, Rounding, Scheme};
+use crate::model::{Classifier, Form, Model};
 use crate::ranges::Bits;
 use crate::run::Run;
 use crate::stage::{CleanOnly, Context, Deploys, Outcome, Stage};
@@ -16,6 +14,9 @@ use crate::stage::{CleanOnly, Context, Deploys, Outcome, Stage};
 /// Folds batch norm into the convolutions, rounds weights symmetrically and activations to 8-bit affine ranges
 /// measured on the clean images; or, with `format`, rounds weights alone to a block format of GGUF files. On the CPU the model then
 /// computes with the integers themselves, elsewhere and with blocks in f32 with what the rounded numbers stand for.
+///
+/// Of a network that does not tell its layers (`Layered`), weights of two and four dimensions are rounded as they are, without
+/// batch norm; its activations cannot be rounded.
 #[derive(Clone, Debug, PartialEq, JsonSchema)]
 #[schemars(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Quantize {
@@ -123,12 +124,23 @@ impl Quantize {
     }
 
     /// The quantized form of `model`, which itself stays as it is.
-    pub fn quantize(&self, model: &Model, clean: &CleanSet, run: &Run<'_>) -> Result<Deployed> {
+    pub fn quantize(&self, model: &Model, clean: &CleanSet, run: &Run<'_>) -> Result<Box<dyn Form>> {
+        self.round(model.full_precision()?, self.ranges(model, clean, run)?)
+    }
+
+    /// The ranges of activations on the clean images; empty if activations are not rounded.
+    pub fn ranges(&self, model: &Model, clean: &CleanSet, run: &Run<'_>) -> Result<Ranges> {
+        match self.rounding() {
+            Rounding::Integers(Scheme { activations: true, .. }) => self.calibration.measure(model, clean, run),
+            _ => Ok(Ranges::default()),
+        }
+    }
+
+    /// The form for ranges measured before.
+    fn round(&self, network: &dyn Classifier, ranges: Ranges) -> Result<Box<dyn Form>> {
         Ok(match self.rounding() {
-            Rounding::Integers(scheme) => {
-                Deployed::Quantized(Quantized::calibrate(model, scheme, self.calibration, clean, run)?)
-            }
-            Rounding::Blocks(format) => Deployed::Blocks(BlockQuantized::new(model.full_precision()?, format)?),
+            Rounding::Integers(scheme) => Box::new(Integers::new(network, scheme, ranges)?),
+            Rounding::Blocks(format) => Box::new(Blocks::new(network, format)?),
         })
     }
 
@@ -143,24 +155,11 @@ impl Quantize {
     }
 }
 
-#[derive(Serialize)]
-struct Report<'a> {
-    bits: Bits,
-    weights: Granularity,
-    ranges: &'a Ranges,
-}
-
-#[derive(Serialize)]
-struct BlockReport<'a> {
-    format: BlockFormat,
-    layers: &'a BTreeMap<&'static str, usize>,
-    bytes: usize,
-}
-
 impl Stage for Quantize {
     const KIND: &'static str = "quantize";
     const SUMMARY: &'static str =
         "rounds weights and activations to integers, or weights to a block format, as for deployment";
+    const VERSION: u32 = 2;
     type Role = Deploys;
     type Needs = ();
     type Gives = (Ranges,);
@@ -178,26 +177,16 @@ impl Stage for Quantize {
     }
 
     fn run(&self, ctx: &mut Context<'_>, (): (), _: &CleanOnly) -> Result<Outcome<(Ranges,)>> {
-        let form = self.quantize(ctx.model, ctx.clean, &ctx.run)?;
-        let ranges = form.ranges().cloned().unwrap_or_default();
-        let outcome = match &form {
-            Deployed::Blocks(form) => {
-                let report = BlockReport { format: form.format(), layers: form.counts(), bytes: form.bytes() };
-                Outcome::new((ranges,), &report)
-            }
-            _ => Outcome::new((ranges.clone(),), &Report { bits: self.bits, weights: self.weights, ranges: &ranges }),
-        };
+        let ranges = self.ranges(ctx.model, ctx.clean, &ctx.run)?;
+        let form = self.round(ctx.model.full_precision()?, ranges.clone())?;
+        let outcome = Outcome::new((ranges,), &form.report()?);
         ctx.model.deploy(form);
         outcome
     }
 
-    fn restore(&self, ctx: &mut Context<'_>, (ranges,): &(Ranges,)) -> Result<()> {
-        let model = ctx.model.full_precision()?;
-        let form = match self.rounding() {
-            Rounding::Integers(scheme) => Deployed::Quantized(Quantized::new(model, scheme, ranges.clone())?),
-            Rounding::Blocks(format) => Deployed::Blocks(BlockQuantized::new(model, format)?),
-        };
-        ctx.model.deploy(form);
+    fn restore(&self, model: &mut Model, (ranges,): &(Ranges,)) -> Result<()> {
+        let form = self.round(model.full_precision()?, ranges.clone())?;
+        model.deploy(form);
         Ok(())
     }
 }

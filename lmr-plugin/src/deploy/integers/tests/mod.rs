@@ -6,10 +6,10 @@ use candle_core::{Device, Tensor};
 use rand::RngExt;
 use rstest::rstest;
 
-use super::super::{Calibration, Granularity, Integer, Quantized, Scheme, grid};
-use super::Engine;
+use super::super::rounding::grid;
+use super::{Calibration, Engine, Granularity, Integers, Scheme, Simulation};
 use crate::data::{CleanSet, Images, Normalization};
-use crate::model::Model;
+use crate::model::{Form, Model};
 use crate::models::{Arch, ModelSpec, Stem};
 use crate::nn::int8::Kernel;
 use crate::ranges::Bits;
@@ -64,8 +64,8 @@ fn scheme(bits: u32, granularity: Granularity) -> Scheme {
     Scheme { bits: Bits::new(bits).unwrap(), granularity, activations: true }
 }
 
-fn calibrated(model: &Model, clean: &CleanSet, scheme: Scheme) -> Quantized {
-    Quantized::calibrate(model, scheme, Calibration::MinMax, clean, &Run::quiet(0)).unwrap()
+fn calibrated(model: &Model, clean: &CleanSet, scheme: Scheme) -> Integers {
+    Integers::calibrate(model, scheme, Calibration::MinMax, clean, &Run::quiet(0)).unwrap()
 }
 
 /// On the same integers, no layer is off by more than one integer, and that only next to the middle between two.
@@ -81,7 +81,7 @@ fn layers_agree_with_f64(#[case] spec: ModelSpec, #[case] side: usize) {
     let (model, clean, x) = fixture(spec, 2, side);
     for (bits, granularity) in [(8, Granularity::PerTensor), (4, Granularity::PerChannel)] {
         let quantized = calibrated(&model, &clean, scheme(bits, granularity));
-        let simulation = Integer { layers: &quantized.layers };
+        let simulation = Simulation { layers: &quantized.layers };
         let engine = Engine::new(simulation, &quantized.packed, &quantized.ranges, Kernel::best());
         let mut checked = Checked { engine, seen: (0, 0, 0, 0.0) };
         model.network().layered().unwrap().interpret(&mut checked, &x).unwrap();
@@ -90,7 +90,7 @@ fn layers_agree_with_f64(#[case] spec: ModelSpec, #[case] side: usize) {
         assert!(points + 1 >= quantized.layers.len(), "every layer was compared but a head that reads floats");
         assert!(differing <= 1 + values / 100_000, "{differing} of {values} integers differ");
         assert!(furthest < 1e-4, "an integer differs {furthest} away from the middle");
-        assert_eq!(checked.engine.at, quantized.ranges.0.len());
+        assert_eq!(checked.engine.points.count(), quantized.ranges.0.len());
     }
 }
 
@@ -99,8 +99,8 @@ fn values(t: &Tensor) -> Vec<f32> {
 }
 
 /// How many integers the logits are apart on average.
-fn mean_difference(quantized: &Quantized, a: &Tensor, b: &Tensor) -> f64 {
-    let (low, high) = *quantized.ranges.0.last().unwrap();
+fn mean_difference(model: &Model, quantized: &Integers, a: &Tensor, b: &Tensor) -> f64 {
+    let (low, high) = quantized.ranges.at(model.network().head().name()).unwrap();
     let total: f32 = values(a).iter().zip(values(b)).map(|(a, b)| (a - b).abs()).sum();
     f64::from(total) / a.elem_count() as f64 / grid(low, high).scale
 }
@@ -120,14 +120,14 @@ fn networks_agree_with_the_simulation(#[case] spec: ModelSpec, #[case] side: usi
     assert_eq!(quantized.packed.len(), quantized.layers.len(), "every layer has a kernel");
     let simulated = quantized.simulated_logits(model.network(), &x).unwrap();
     let logits = quantized.logits(model.network(), &x).unwrap();
-    let off = mean_difference(&quantized, &logits, &simulated);
+    let off = mean_difference(&model, &quantized, &logits, &simulated);
     println!("logits are off by {off:.3} integers on average");
     assert!(off < 0.5, "{off} integers");
     let classes = |logits: &Tensor| crate::predict::classes(logits).unwrap();
     let same = classes(&logits).iter().zip(classes(&simulated)).filter(|(a, b)| **a == *b).count();
     assert!(same >= 22, "{same} of 24 images end in the same class");
     for kernel in Kernel::available() {
-        let simulation = Integer { layers: &quantized.layers };
+        let simulation = Simulation { layers: &quantized.layers };
         let mut engine = Engine::new(simulation, &quantized.packed, &quantized.ranges, kernel);
         let codes = model.network().layered().unwrap().interpret(&mut engine, &x).unwrap();
         assert_eq!(values(&engine.decoded(&codes).unwrap()), values(&logits), "{kernel:?}");
@@ -164,7 +164,7 @@ fn layers_without_a_kernel_are_simulated(#[case] spec: ModelSpec, #[case] side: 
     for name in names.iter().skip(parity).step_by(2) {
         quantized.packed.remove(name);
     }
-    let off = mean_difference(&quantized, &quantized.logits(model.network(), &x).unwrap(), &simulated);
+    let off = mean_difference(&model, &quantized, &quantized.logits(model.network(), &x).unwrap(), &simulated);
     assert!(off < 1.0, "{off} integers");
 }
 

@@ -1,12 +1,14 @@
 //! Which range of values the integers of an activation stand for.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Tap, grid};
+use super::points::{AtPoints, layers_of};
+use super::rounding::grid;
 use crate::data::CleanSet;
 use crate::model::Model;
 use crate::nn::Eval;
@@ -29,17 +31,16 @@ pub enum Calibration {
     Histogram,
 }
 
-/// Smallest and largest value at every activation point, in the order in which the network reaches them.
+/// Smallest and largest value at every place where activations are rounded, by its name: `input`; a layer's name for what the
+/// layer and what follows it compute; `<place>/sum` and `<place>/attend` for a residual sum and attention behind it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Ranges(pub Vec<(f32, f32)>);
+pub struct Ranges(pub BTreeMap<String, (f32, f32)>);
 
 impl Ranges {
     /// The range of an activation point.
-    pub(super) fn point(&self, at: usize) -> Result<(f32, f32)> {
-        self.0.get(at).copied().ok_or_else(|| {
-            let calibrated = self.0.len();
-            Error::invalid(format!("the model has more activation points than the {calibrated} calibrated ones"))
-        })
+    pub(super) fn at(&self, point: &str) -> Result<(f32, f32)> {
+        let found = self.0.get(point).copied();
+        found.ok_or_else(|| Error::invalid(format!("activations at `{point}` have no calibrated range")))
     }
 }
 
@@ -53,49 +54,49 @@ const BINS: usize = 2048;
 impl Calibration {
     /// The ranges of a network's activations on the clean images.
     pub(super) fn measure(self, model: &Model, clean: &CleanSet, run: &Run<'_>) -> Result<Ranges> {
-        let whole = RefCell::new(Vec::new());
-        watch(model, clean, run, |x, at| widen(&mut whole.borrow_mut(), x, at))?;
+        let whole = RefCell::new(BTreeMap::new());
+        watch(model, clean, run, |x, point| widen(&mut whole.borrow_mut(), x, point))?;
         let whole = whole.into_inner();
         if self == Self::MinMax {
             return Ok(Ranges(whole));
         }
-        let counts = RefCell::new(vec![vec![0u64; BINS]; whole.len()]);
-        watch(model, clean, run, |x, at| {
+        let counts = whole.keys().map(|point| (point.clone(), vec![0u64; BINS])).collect::<BTreeMap<_, _>>();
+        let counts = RefCell::new(counts);
+        watch(model, clean, run, |x, point| {
             let mut counts = counts.borrow_mut();
-            match (whole.get(at), counts.get_mut(at)) {
+            match (whole.get(point), counts.get_mut(point)) {
                 (Some(range), Some(counts)) => count(counts, *range, x),
                 _ => Err(Error::invalid("the network has other activation points than a moment ago")),
             }
         })?;
-        let choose = |(range, counts): (&(f32, f32), Vec<u64>)| match self {
-            Self::MinMax => *range,
-            Self::Percentile(share) => middle(*range, &counts, share.get() / 100.0),
-            Self::Histogram => closest(*range, &counts),
+        let choose = |(range, counts): ((f32, f32), Vec<u64>)| match self {
+            Self::MinMax => range,
+            Self::Percentile(share) => middle(range, &counts, share.get() / 100.0),
+            Self::Histogram => closest(range, &counts),
         };
-        Ok(Ranges(whole.iter().zip(counts.into_inner()).map(choose).collect()))
+        let counted = whole.into_iter().zip(counts.into_inner().into_values());
+        Ok(Ranges(counted.map(|((point, range), counts)| (point, choose((range, counts)))).collect()))
     }
 }
 
-/// Shows every activation of every calibration image, with the number of its point.
-fn watch(model: &Model, clean: &CleanSet, run: &Run<'_>, see: impl Fn(&Tensor, usize) -> Result<()>) -> Result<()> {
-    let layers = model.full_precision()?.need_layers("measuring activations")?;
+/// Shows every activation of every calibration image, with the name of its point.
+fn watch(model: &Model, clean: &CleanSet, run: &Run<'_>, see: impl Fn(&Tensor, &str) -> Result<()>) -> Result<()> {
+    let layers = layers_of(model.full_precision()?)?;
     let forward = |pixels: &Tensor| {
-        let act = |x: &Tensor, at: usize| see(x, at).map(|()| x.clone());
-        layers.interpret(&mut Tap { inner: Eval, act, at: 0 }, &model.normalization().apply(pixels)?)
+        let act = |x: &Tensor, point: &str| see(x, point).map(|()| x.clone());
+        layers.interpret(&mut AtPoints::new(Eval, act), &model.normalization().apply(pixels)?)
     };
     predict::logits(&forward, &clean.images, None, model.device(), (run, "calibrate"))?;
     Ok(())
 }
 
-/// Widens the range of activation point `at` by the values of `x`.
-fn widen(seen: &mut Vec<(f32, f32)>, x: &Tensor, at: usize) -> Result<()> {
+/// Widens the range of an activation point by the values of `x`.
+fn widen(seen: &mut BTreeMap<String, (f32, f32)>, x: &Tensor, point: &str) -> Result<()> {
     let flat = x.flatten_all()?;
     let (low, high) = (flat.min(0)?.to_scalar::<f32>()?, flat.max(0)?.to_scalar::<f32>()?);
-    if at == seen.len() {
-        seen.push((low, high));
-    } else {
-        let point = &mut seen[at];
-        *point = (point.0.min(low), point.1.max(high));
+    match seen.get_mut(point) {
+        Some(range) => *range = (range.0.min(low), range.1.max(high)),
+        None => drop(seen.insert(point.to_string(), (low, high))),
     }
     Ok(())
 }

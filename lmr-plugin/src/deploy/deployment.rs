@@ -3,13 +3,12 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::{PruneForm, Quantize, StructuredPrune, dequantized};
 use crate::Result;
 use crate::data::CleanSet;
 use crate::model::Model;
-use crate::quantization::{Granularity, dequantized};
 use crate::run::Run;
 use crate::stage::Stage;
-use crate::stages::{PruneForm, Quantize, StructuredPrune};
 
 /// `"as-is"`, `{ quantize = { .. } }` or `{ prune = { .. } }`, with the options of the stages `quantize` and
 /// `structured-prune`.
@@ -40,12 +39,7 @@ impl Deployment {
     pub fn label(&self) -> String {
         match self {
             Self::AsIs => "as is".into(),
-            Self::Quantize(Quantize { format: Some(format), .. }) => format.name().into(),
-            Self::Quantize(Quantize { format: None, bits, weights, activations, calibration: _ }) => {
-                let what = if *activations { "" } else { "weights " };
-                let per = if *weights == Granularity::PerChannel { " per channel" } else { "" };
-                format!("{what}int{bits}{per}")
-            }
+            Self::Quantize(stage) => stage.rounding().label(),
             Self::Prune(StructuredPrune { ratio, .. }) => format!("{}% pruned", (1e4 * ratio.get()).round() / 100.0),
         }
     }
@@ -89,7 +83,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::quantization::BlockFormat;
+    use crate::deploy::BlockFormat;
 
     #[rstest]
     #[case(json!("as-is"), "as is")]

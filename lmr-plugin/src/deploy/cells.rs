@@ -2,10 +2,10 @@
 
 use candle_core::Tensor;
 
-use super::{Scheme, integer_weight, run_once};
-use crate::bounds::Bounds;
+use super::bounds::Bounds;
+use super::layers::{WeightLayer, weight_layers};
+use super::rounding::{Scheme, integer_weight};
 use crate::model::Classifier;
-use crate::nn::{self, Forward, Weighted};
 use crate::{Error, Result};
 
 /// How far from an integer a weight may be: less than a half, so that no rounding error of floating point carries it across.
@@ -16,8 +16,8 @@ const REACH: f64 = 0.495;
 ///
 /// ```
 /// use candle_core::Device;
+/// use lmr_plugin::deploy::{Granularity, Scheme, cells, integers};
 /// use lmr_plugin::models::{Arch, ModelSpec};
-/// use lmr_plugin::quantization::{Granularity, Scheme, cells, integers};
 /// use lmr_plugin::{ranges::Bits, rng};
 ///
 /// let spec = ModelSpec { width: Some(8), channels: 1, ..ModelSpec::new(Arch::Resnet18, 10) };
@@ -32,37 +32,26 @@ const REACH: f64 = 0.495;
 /// # Ok::<(), lmr_plugin::Error>(())
 /// ```
 pub fn cells(model: &dyn Classifier, scheme: Scheme) -> Result<Bounds> {
-    let mut collect = Collect { scheme, bounds: Bounds::none() };
-    run_once(model, &mut collect)?;
-    Ok(collect.bounds)
-}
-
-/// Runs in full precision and keeps the cells of every layer it meets.
-struct Collect {
-    scheme: Scheme,
-    bounds: Bounds,
-}
-
-impl Forward for Collect {
-    fn weights(&mut self, layer: Weighted<'_>) -> nn::Result<(Tensor, Option<Tensor>)> {
-        let (folded, bias) = layer.folded()?;
-        let (low, high) = cell(layer, &folded, self.scheme)?;
-        self.bounds.push(layer.weight(), low, high);
-        Ok((folded, bias))
+    let mut bounds = Bounds::none();
+    for layer in weight_layers(model)? {
+        let (low, high) = cell(&layer, scheme)?;
+        bounds.push(&layer.weight, low, high);
     }
+    Ok(bounds)
 }
 
 /// The smallest and the largest values of a layer's weight.
-fn cell(layer: Weighted<'_>, folded: &Tensor, scheme: Scheme) -> Result<(Tensor, Tensor)> {
+fn cell(layer: &WeightLayer, scheme: Scheme) -> Result<(Tensor, Tensor)> {
+    let (folded, _) = layer.folded()?;
     // A copy: the weight is to move, and its bounds are not.
-    let own = layer.weight().as_detached_tensor().copy()?;
-    let (integers, step) = integer_weight(folded, scheme)?;
+    let own = layer.weight.as_detached_tensor().copy()?;
+    let (integers, step) = integer_weight(&folded, scheme)?;
     let step = step.broadcast_as(folded.shape())?;
     let bound = |reach: f64| Ok::<_, Error>((integers.affine(1.0, reach)? * &step)?);
     let (mut low, mut high) = (bound(-REACH)?, bound(REACH)?);
     let half = f64::from(1u32 << (scheme.bits.get() - 1));
     let mut fixed = (folded.abs()? / &step)?.ge(half - 1.0 + REACH)?;
-    if let Weighted::ConvBn(conv) = layer {
+    if let Some(conv) = &layer.folds {
         let scale = conv.scale()?.detach().reshape(((), 1, 1, 1))?.broadcast_as(folded.shape())?;
         // A channel that batch norm all but erases is 0 whatever its weights are; they need not move.
         let tiny = scale.abs()?.lt(1e-6)?;
@@ -81,9 +70,9 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+    use crate::deploy::{Granularity, integers};
     use crate::models::{Arch, ModelSpec};
     use crate::nn::Mode;
-    use crate::quantization::{Granularity, integers};
     use crate::ranges::Bits;
     use crate::rng;
 

@@ -4,10 +4,10 @@ use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::prune::{self, Norm, Pruned, Removed};
 use crate::Result;
-use crate::model::{ChannelGroup, Classifier, Deployed, Model, Prunable, Slice};
+use crate::model::{ChannelGroup, Classifier, Form, Model, Prunable, Slice};
 use crate::nn::StateDict;
-use crate::pruning::{self, Norm};
 use crate::ranges::BelowOne;
 use crate::stage::{CleanOnly, Context, Deploys, Outcome, Stage};
 
@@ -86,7 +86,7 @@ impl StructuredPrune {
                 let Some(var) = params.trainable().find(|(name, _)| *name == slice.tensor).map(|(_, var)| var) else {
                     continue;
                 };
-                let keep = pruning::mask(var, &ranked.pruned)?;
+                let keep = prune::mask(var, &ranked.pruned)?;
                 var.set(&var.as_tensor().detach().broadcast_mul(&keep)?)?;
             }
         }
@@ -133,8 +133,8 @@ impl StructuredPrune {
             scores.push(sums);
         }
         let pruned = match self.scope {
-            Scope::Layer => scores.iter().map(|scores| pruning::smallest(scores, self.ratio)).collect(),
-            Scope::Network => pruning::smallest_of_all(&scores, self.ratio),
+            Scope::Layer => scores.iter().map(|scores| prune::smallest(scores, self.ratio)).collect(),
+            Scope::Network => prune::smallest_of_all(&scores, self.ratio),
         };
         let name = |maker: &usize| layers[*maker].name.to_string();
         let ranked = groups.iter().zip(scores).zip(pruned).map(|((group, scores), pruned)| Ranked {
@@ -178,8 +178,13 @@ impl StructuredPrune {
         } else {
             self.prune(network)?
         };
-        model.deploy(Deployed::Pruned);
+        model.deploy(self.pruned());
         Ok(ranked)
+    }
+
+    /// The form of a network that it has pruned.
+    fn pruned(&self) -> Box<dyn Form> {
+        if self.form == PruneForm::Remove { Box::new(Removed) } else { Box::new(Pruned) }
     }
 }
 
@@ -197,8 +202,8 @@ impl Stage for StructuredPrune {
         Outcome::new((), &Report { ratio: self.ratio, form: self.form, parameters, layers })
     }
 
-    fn restore(&self, ctx: &mut Context<'_>, (): &()) -> Result<()> {
-        ctx.model.deploy(Deployed::Pruned);
+    fn restore(&self, model: &mut Model, (): &()) -> Result<()> {
+        model.deploy(self.pruned());
         Ok(())
     }
 }

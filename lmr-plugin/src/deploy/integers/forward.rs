@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::super::Integer;
-use super::Engine;
+use super::super::points::Point;
+use super::{Engine, Simulation};
 use crate::Error;
 use crate::nn::int8::{self, Images};
 use crate::nn::{
@@ -13,7 +13,7 @@ use crate::nn::{
 
 impl Forward for Engine<'_> {
     fn input(&mut self, x: &Tensor) -> Result<Tensor> {
-        self.encoded(x)
+        self.encoded(x, Point::Input)
     }
 
     fn convolution(
@@ -23,24 +23,24 @@ impl Forward for Engine<'_> {
         residual: Option<&Tensor>,
         activation: Activation,
     ) -> Result<Tensor> {
-        let simulated = |how: &mut Integer<'_>, x: &Tensor, activation| how.convolution(layer, x, None, activation);
+        let simulated = |how: &mut Simulation<'_>, x: &Tensor, activation| how.convolution(layer, x, None, activation);
         self.layer(layer.conv().name(), x, residual, activation, simulated)
     }
 
     fn linear(&mut self, layer: &Linear, x: &Tensor, activation: Activation) -> Result<Tensor> {
-        let simulated = |how: &mut Integer<'_>, x: &Tensor, activation| how.linear(layer, x, activation);
+        let simulated = |how: &mut Simulation<'_>, x: &Tensor, activation| how.linear(layer, x, activation);
         self.layer(layer.name(), x, None, activation, simulated)
     }
 
     fn batch_norm(&mut self, layer: &BatchNorm2d, x: &Tensor, activation: Activation) -> Result<Tensor> {
         let Some(from) = self.grid(x)? else {
             let y = self.simulation.batch_norm(layer, x, activation)?;
-            return self.encoded(&y);
+            return self.encoded(&y, Point::Layer(layer.name()));
         };
         let (scale, shift) = layer.scale_shift(true)?;
         let (scale, shift) = (scale.to_vec1::<f32>()?, shift.to_vec1::<f32>()?);
         check_features(x, scale.len())?;
-        let to = self.point()?;
+        let to = self.reach(Point::Layer(layer.name()))?;
         let codes = int8::batch_norm((&int8::codes(x)?, from), (&scale, &shift), activation, to);
         self.keep(codes, x.dims(), to)
     }
@@ -88,7 +88,7 @@ impl Forward for Engine<'_> {
     }
 
     fn embed(&mut self, layer: &PatchEmbedding, images: &Tensor) -> Result<Tensor> {
-        let codes = self.encoded(images)?;
+        let codes = self.encoded(images, Point::Input)?;
         let (b, h, w, _) = codes.dims4()?;
         let packed = self.layers.get(layer.conv().name()).zip(self.grid(&codes)?);
         let packed = packed.filter(|(packed, _)| {
@@ -98,7 +98,7 @@ impl Forward for Engine<'_> {
         let Some((packed, from)) = packed else {
             let images = self.decoded(&codes)?;
             let y = self.simulation.embed(layer, &images)?;
-            return self.encoded(&to_tokens(&y)?);
+            return self.encoded(&to_tokens(&y)?, Point::Layer(layer.conv().name()));
         };
         let lent = int8::codes(&codes)?;
         let images = Images::new(&lent, codes.dims4()?.into())?;
@@ -107,17 +107,17 @@ impl Forward for Engine<'_> {
         let patches = Tensor::from_vec(patches, (b, rows * columns, packed.outputs()), &Device::Cpu)?;
         let class = layer.class().detach().broadcast_as((b, 1, packed.outputs()))?;
         let tokens = Tensor::cat(&[class.contiguous()?, patches], 1)?.broadcast_add(&layer.position().detach())?;
-        self.encoded(&tokens)
+        self.encoded(&tokens, Point::Layer(layer.conv().name()))
     }
 
     fn layer_norm(&mut self, layer: &LayerNorm, x: &Tensor) -> Result<Tensor> {
         let Some(from) = self.grid(x)? else {
             let y = self.simulation.layer_norm(layer, x)?;
-            return self.encoded(&to_tokens(&y)?);
+            return self.encoded(&to_tokens(&y)?, Point::Layer(layer.name()));
         };
         let (gamma, beta) = (layer.weight().to_vec1::<f32>()?, layer.bias().to_vec1::<f32>()?);
         check_features(x, gamma.len())?;
-        let to = self.point()?;
+        let to = self.reach(Point::Layer(layer.name()))?;
         let codes = int8::layer_norm((&int8::codes(x)?, from), (&gamma, &beta), layer.eps(), to);
         self.keep(codes, x.dims(), to)
     }
@@ -125,10 +125,10 @@ impl Forward for Engine<'_> {
     fn attend(&mut self, qkv: &Tensor, heads: usize) -> Result<Tensor> {
         let Some(from) = self.grid(qkv)? else {
             let y = self.simulation.attend(qkv, heads)?;
-            return self.encoded(&to_tokens(&y)?);
+            return self.encoded(&to_tokens(&y)?, Point::Attention);
         };
         let (b, t, features) = qkv.dims3()?;
-        let to = self.point()?;
+        let to = self.reach(Point::Attention)?;
         let mixed = int8::attend((&int8::codes(qkv)?, from), [b, t, features], heads, to)?;
         self.keep(mixed, &[b, t, features / 3], to)
     }
@@ -136,13 +136,13 @@ impl Forward for Engine<'_> {
     fn add(&mut self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
         match (self.grid(x)?, self.grid(y)?) {
             (Some(from_x), Some(from_y)) if x.dims() == y.dims() => {
-                let to = self.point()?;
+                let to = self.reach(Point::Sum)?;
                 let codes = int8::add((&int8::codes(x)?, from_x), (&int8::codes(y)?, from_y), to);
                 self.keep(codes, x.dims(), to)
             }
             _ => {
                 let sum = (self.decoded(x)? + self.decoded(y)?)?;
-                self.encoded(&sum)
+                self.encoded(&sum, Point::Sum)
             }
         }
     }

@@ -9,8 +9,8 @@ use crate::nn::Params;
 /// For every element of some weights of a network the smallest and the largest value it may take: [`cells`] of a rounding, or
 /// the [`slack`] of a pruning.
 ///
-/// [`cells`]: crate::quantization::cells
-/// [`slack`]: crate::pruning::slack
+/// [`cells`]: super::cells()
+/// [`slack`]: super::slack
 pub struct Bounds(Vec<Bound>);
 
 struct Bound {

@@ -4,7 +4,7 @@ use candle_core::{Tensor, Var};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::bounds::Bounds;
+use super::super::bounds::Bounds;
 use crate::model::Classifier;
 use crate::ranges::BelowOne;
 use crate::{Error, Result};

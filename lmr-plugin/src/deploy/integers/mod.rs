@@ -1,0 +1,205 @@
+//! Integer arithmetic: values are rounded to a grid of integers times a scale. On the CPU the integers themselves are
+//! multiplied; elsewhere they are simulated, kept in f32.
+//!
+//! Batch norm is folded into the convolutions first. Activations are rounded at the input, after every folded convolution and
+//! every linear layer (with what follows: ReLU, GELU), after batch norm and layer norm of their own, after attention, after every
+//! residual sum (and its ReLU). Softmax inside of attention stays in f32, as do the class token and the positions.
+//!
+//! # On integers
+//!
+//! Activations are tensors of bytes, channels-last ([`crate::nn::int8`]). Sums of products are exact; the simulation's are
+//! rounded like all sums of floats, so a value next to the middle between two integers can become the other one.
+//!
+//! What the simulation does not round is a float here, too: averages over positions, and with them the input of a
+//! classifier's head. Layers without an integer kernel run as in the simulation.
+
+mod engine;
+mod forward;
+mod packed;
+mod simulation;
+mod stored;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::Tensor;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::calibration::{Calibration, Ranges};
+use super::layers::{rebuilt, weight_layers};
+use super::points::{AtPoints, Points, layers_of};
+use super::rounding::{Granularity, Scheme, integer_weight, round_activation};
+use crate::data::CleanSet;
+use crate::model::{Classifier, Form, Model, Stored};
+use crate::nn::int8::Kernel;
+use crate::nn::{ConvConfig, Path};
+use crate::ranges::Bits;
+use crate::run::Run;
+use crate::{Error, Result};
+
+pub use stored::Description;
+
+use engine::Engine;
+use packed::PackedLayer;
+use simulation::Simulation;
+
+/// A layer as integers.
+pub struct IntegerLayer {
+    /// `f32` integers in `[−2^(bits−1), 2^(bits−1)−1]`; output channels come first.
+    pub weight: Tensor,
+    /// What they are multiplied by: one number, or one an output channel, of the weight's rank.
+    pub scale: Tensor,
+    /// The bias, in full precision.
+    pub bias: Option<Tensor>,
+    /// How its kernel moves over an image, as far as the network tells.
+    config: ConvConfig,
+}
+
+/// A network's integer form: rounded weights by layer name, and activation ranges.
+pub struct Integers {
+    layers: BTreeMap<String, IntegerLayer>,
+    /// Those that there are integer kernels for.
+    packed: BTreeMap<String, PackedLayer>,
+    ranges: Ranges,
+    scheme: Scheme,
+    /// What computes for a network that no interpreter runs.
+    rebuilt: Option<Box<dyn Classifier>>,
+}
+
+impl Integers {
+    /// Rounds the weights, and measures activation ranges on the clean images where activations are rounded too.
+    pub fn calibrate(
+        model: &Model,
+        scheme: Scheme,
+        calibration: Calibration,
+        clean: &CleanSet,
+        run: &Run<'_>,
+    ) -> Result<Self> {
+        let ranges = if scheme.activations { calibration.measure(model, clean, run)? } else { Ranges::default() };
+        Self::new(model.full_precision()?, scheme, ranges)
+    }
+
+    /// Rounds the weights of `network` for ranges measured before, one for every place where activations are rounded.
+    pub fn new(network: &dyn Classifier, scheme: Scheme, ranges: Ranges) -> Result<Self> {
+        if scheme.activations {
+            check_places(network, &ranges)?;
+        }
+        if let Some((point, (low, high))) = ranges.0.iter().find(|(_, (l, h))| !(l.is_finite() && h.is_finite())) {
+            return Err(Error::invalid(format!("activation range `{point}`: {low} to {high}; expected finite values")));
+        }
+        Self::of(network, integers(network, scheme)?, ranges, scheme)
+    }
+
+    /// From the integers of every layer.
+    fn of(
+        network: &dyn Classifier,
+        layers: BTreeMap<String, IntegerLayer>,
+        ranges: Ranges,
+        scheme: Scheme,
+    ) -> Result<Self> {
+        let mut packed = BTreeMap::new();
+        for (name, IntegerLayer { weight, scale, bias, config }) in layers.iter().filter(|_| scheme.activations) {
+            if let Some(layer) = PackedLayer::pack((weight, scale), bias.as_ref(), *config)? {
+                packed.insert(name.clone(), layer);
+            }
+        }
+        let rebuilt = rebuilt(network, |name| weights(&layers, name))?;
+        Ok(Self { layers, packed, ranges, scheme, rebuilt })
+    }
+
+    /// The activation ranges.
+    pub fn ranges(&self) -> &Ranges {
+        &self.ranges
+    }
+
+    /// The logits that [`Form::logits`] computes, in f32 with values on the integers' grids.
+    pub fn simulated_logits(&self, network: &dyn Classifier, images: &Tensor) -> Result<Tensor> {
+        if let Some(rebuilt) = &self.rebuilt {
+            return rebuilt.logits(images);
+        }
+        let mut simulation = Simulation { layers: &self.layers };
+        if !self.scheme.activations {
+            return Ok(network.need_layers("rounding weights")?.interpret(&mut simulation, images)?);
+        }
+        let act = |x: &Tensor, point: &str| {
+            let (low, high) = self.ranges.at(point)?;
+            round_activation(x, low, high)
+        };
+        layers_of(network)?.interpret(&mut AtPoints::new(simulation, act), images)
+    }
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    bits: Bits,
+    weights: Granularity,
+    ranges: &'a Ranges,
+}
+
+impl Form for Integers {
+    fn word(&self) -> &'static str {
+        "quantized"
+    }
+
+    fn summary(&self) -> &'static str {
+        "integers, scales and activation ranges under torchvision's names"
+    }
+
+    /// With integers where activations are rounded and the network is on the CPU, otherwise as
+    /// [`Integers::simulated_logits`].
+    fn logits(&self, network: &dyn Classifier, images: &Tensor) -> Result<Tensor> {
+        if self.packed.is_empty() || Path::of(images) != Path::Cpu {
+            return self.simulated_logits(network, images);
+        }
+        let simulation = Simulation { layers: &self.layers };
+        let mut engine = Engine::new(simulation, &self.packed, &self.ranges, Kernel::best());
+        let logits = layers_of(network)?.interpret(&mut engine, images)?;
+        Ok(engine.decoded(&logits)?)
+    }
+
+    fn stored(&self, network: &dyn Classifier) -> Result<Stored> {
+        stored::write(self, network)
+    }
+
+    fn report(&self) -> Result<Value> {
+        let Scheme { bits, granularity: weights, .. } = self.scheme;
+        let report = Report { bits, weights, ranges: &self.ranges };
+        serde_json::to_value(report).map_err(|source| Error::Finding { name: "report", source })
+    }
+}
+
+/// The integers that `network` is rounded to, by layer name, batch norm folded in.
+pub fn integers(network: &dyn Classifier, scheme: Scheme) -> Result<BTreeMap<String, IntegerLayer>> {
+    let mut layers = BTreeMap::new();
+    for layer in weight_layers(network)? {
+        let (weight, bias) = layer.folded()?;
+        let (weight, scale) = integer_weight(&weight, scheme)?;
+        // A deep copy: the network may train on, its rounded form stays.
+        let bias = bias.as_ref().map(Tensor::copy).transpose()?;
+        layers.insert(layer.name, IntegerLayer { weight, scale, bias, config: layer.config });
+    }
+    Ok(layers)
+}
+
+/// The weight and the bias that a layer computes with.
+fn weights(layers: &BTreeMap<String, IntegerLayer>, name: &str) -> Result<(Tensor, Option<Tensor>)> {
+    let layer = layers.get(name).ok_or_else(|| Error::invalid(format!("layer `{name}` was not quantized")))?;
+    Ok((layer.weight.broadcast_mul(&layer.scale)?, layer.bias.clone()))
+}
+
+/// Refuses ranges that are not those of the network's activation points.
+fn check_places(network: &dyn Classifier, ranges: &Ranges) -> Result<()> {
+    let (expected, found) = (Points::of(network)?, ranges.0.keys().cloned().collect::<BTreeSet<String>>());
+    let listed = |what: &str, names: Vec<String>| (!names.is_empty()).then(|| format!("{what} {}", names.join(", ")));
+    let faults = [
+        listed("none for", expected.difference(&found).cloned().collect()),
+        listed("one for", found.difference(&expected).cloned().collect()),
+    ];
+    let faults: Vec<String> = faults.into_iter().flatten().collect();
+    match faults.is_empty() {
+        true => Ok(()),
+        false => Err(Error::invalid(format!("activation ranges are for another network: {}", faults.join("; ")))),
+    }
+}
