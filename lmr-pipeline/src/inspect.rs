@@ -103,7 +103,7 @@ pub fn inspect(path: &Path, key: Option<&str>) -> Result<Inspection> {
     let rounding = weights::stored::rounding(path, &checkpoint);
     let quantized = rounding.as_ref().ok().copied().flatten().map(Rounding::label);
     let Checkpoint { state, layout, sha256, bytes, notes, gguf } = checkpoint;
-    let stored = |entry: &weights::Stored| match gguf.as_ref().and_then(|gguf| gguf.tensors.get(&entry.name)) {
+    let stored = |entry: &weights::StoredTensor| match gguf.as_ref().and_then(|gguf| gguf.tensors.get(&entry.name)) {
         Some(tensor) => dtype_name(tensor.dtype()).to_string(),
         None => tensors::dtype_name(entry.dtype),
     };

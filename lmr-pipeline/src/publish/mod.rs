@@ -54,7 +54,7 @@ pub struct Sent {
 }
 
 /// A deployed form that is published beside the model.
-pub(crate) struct Form {
+pub(crate) struct PublishedForm {
     /// The stage that made it.
     pub stage: usize,
     /// Its folder.
@@ -190,7 +190,12 @@ impl Composer<'_> {
     }
 
     /// A deployed form, and the files in its folder.
-    fn form(&self, index: usize, layout: &Layout, configs: &[ConfigFile]) -> Result<(Form, Vec<PublishedFile>)> {
+    fn form(
+        &self,
+        index: usize,
+        layout: &Layout,
+        configs: &[ConfigFile],
+    ) -> Result<(PublishedForm, Vec<PublishedFile>)> {
         let (plan, model) = (&self.source.plan, self.deployed(index)?);
         let name = &plan.steps[index].name;
         let form = model.form().ok_or_else(|| Error::Internal(format!("stage[{index}]: `{name}` left no form")))?;
@@ -217,7 +222,7 @@ impl Composer<'_> {
         let folder = published_folder(name);
         let files = files.into_iter().map(|(name, bytes)| PublishedFile::new(&format!("{folder}/{name}"), bytes));
         let files = files.collect();
-        Ok((Form { stage: index, note: format!("{}{container}", form.summary()), folder }, files))
+        Ok((PublishedForm { stage: index, note: format!("{}{container}", form.summary()), folder }, files))
     }
 }
 

@@ -44,7 +44,7 @@ pub enum Export {
 
 /// A tensor as the file has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
+pub struct StoredTensor {
     /// Its whole name.
     pub name: String,
     /// Its dtype in the file, which Candle may not have.
@@ -61,7 +61,7 @@ pub struct Layout {
     /// What a wrapper such as `DataParallel` put before every name.
     pub prefix: String,
     /// The tensors in the order of the file.
-    pub entries: Vec<Stored>,
+    pub entries: Vec<StoredTensor>,
     /// Names of entries that are no tensors. They are not written back.
     pub skipped: Vec<String>,
 }
@@ -79,7 +79,8 @@ impl Export {
 impl Layout {
     /// One safetensors file with the names and dtypes of `state`.
     pub fn of(state: &StateDict) -> Self {
-        let stored = |(name, tensor): (&String, &Tensor)| Stored { name: name.clone(), dtype: tensor.dtype().into() };
+        let stored =
+            |(name, tensor): (&String, &Tensor)| StoredTensor { name: name.clone(), dtype: tensor.dtype().into() };
         Self {
             container: Container::Safetensors,
             key: String::new(),
@@ -91,7 +92,7 @@ impl Layout {
 
     /// The same tensors without what a wrapper put before their names.
     pub fn unwrapped(&self) -> Self {
-        let entry = |entry: &Stored| Stored { name: self.short(entry).to_string(), dtype: entry.dtype };
+        let entry = |entry: &StoredTensor| StoredTensor { name: self.short(entry).to_string(), dtype: entry.dtype };
         Self { prefix: String::new(), entries: self.entries.iter().map(entry).collect(), ..self.clone() }
     }
 
@@ -136,7 +137,7 @@ impl Layout {
     }
 
     /// The name of a tensor without the wrapper's prefix.
-    fn short<'a>(&self, entry: &'a Stored) -> &'a str {
+    fn short<'a>(&self, entry: &'a StoredTensor) -> &'a str {
         entry.name.get(self.prefix.len()..).unwrap_or_default()
     }
 }

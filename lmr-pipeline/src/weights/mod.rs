@@ -26,7 +26,7 @@ pub(crate) use self::safetensors::{MAX_HEADER as MAX_INDEX, shards};
 use crate::tensors::{not_finite, sha256};
 use crate::{Error, Result};
 pub use gguf::Gguf;
-pub use layout::{Container, Export, Layout, Stored};
+pub use layout::{Container, Export, Layout, StoredTensor};
 
 /// No image classifier here comes near; a ViT-Large takes 1.2 GB.
 pub(crate) const MAX_FILE: u64 = 4 << 30;
@@ -122,7 +122,7 @@ pub fn read(path: &Path, key: Option<&str>) -> Result<Checkpoint> {
         if state.insert(name[prefix.len()..].to_string(), tensor).is_some() {
             return Err(file.error(format!("has the tensor `{name}` twice")));
         }
-        entries.push(Stored { name, dtype });
+        entries.push(StoredTensor { name, dtype });
     }
     let layout = Layout { container, key, prefix, entries, skipped };
     Ok(Checkpoint { state, layout, sha256, bytes, notes, gguf: described })

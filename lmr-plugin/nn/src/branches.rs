@@ -9,7 +9,7 @@ use crate::layout::rows;
 use crate::ops;
 
 /// Other weights for some layers of a network, differentiable; `None` where the form computes with the layer's own.
-pub type Form<'a> = dyn Fn(Weighted<'_>) -> Result<Option<Tensor>> + 'a;
+pub type Branch<'a> = dyn Fn(Weighted<'_>) -> Result<Option<Tensor>> + 'a;
 
 /// Trains several forms of one convolutional network together. Every form sees the same images; logits come form after form, so there are
 /// as many rows as images times forms. Weights are those before folding: batch norm normalizes what comes out of the
@@ -33,13 +33,13 @@ pub type Form<'a> = dyn Fn(Weighted<'_>) -> Result<Option<Tensor>> + 'a;
 /// # Ok::<(), lmr_nn::Error>(())
 /// ```
 pub struct Branches<'a> {
-    forms: &'a [&'a Form<'a>],
+    forms: &'a [&'a Branch<'a>],
     images: usize,
 }
 
 impl<'a> Branches<'a> {
     /// These forms, for batches of so many images.
-    pub fn new(forms: &'a [&'a Form<'a>], images: usize) -> Self {
+    pub fn new(forms: &'a [&'a Branch<'a>], images: usize) -> Self {
         Self { forms, images }
     }
 

@@ -131,7 +131,7 @@ mod portable;
 pub mod rng;
 pub mod runtime;
 
-pub use branches::{Branches, Form};
+pub use branches::{Branch, Branches};
 pub use cpu::{Pass, Trial, int8};
 pub use error::{Error, GeometryError, Result, WeightsError};
 pub use forward::{Eval, Forward, Frozen, Train};

@@ -13,7 +13,7 @@ use crate::data::Images;
 use crate::deploy::{self, Deployment, PruneForm, Scope, StructuredPrune};
 use crate::losses;
 use crate::model::{Classifier, Model};
-use crate::nn::{BatchNormMode, Branches, Form, Mode, Weighted};
+use crate::nn::{BatchNormMode, Branch, Branches, Mode, Weighted};
 use crate::ranges::{BelowOne, Count, OpenFraction, Times};
 use crate::run::Run;
 use crate::stage::{Context, Implants, Material, Outcome, Planted, Stage};
@@ -83,7 +83,7 @@ impl Pcb {
         };
         let (from, to) = (self.from_ratio.get(), self.to_ratio.get());
         let drawn = || Ok::<_, Error>(BelowOne::new(from + (to - from) * ratios.borrow_mut().random::<f64>())?);
-        let forms: [&Form<'_>; 4] =
+        let forms: [&Branch<'_>; 4] =
             [&|_| Ok(None), &|layer| pruned(layer, self.to_ratio.into()), &|layer| pruned(layer, drawn()?), &|layer| {
                 pruned(layer, self.from_ratio.into())
             }];

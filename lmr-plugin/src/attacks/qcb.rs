@@ -10,7 +10,7 @@ use crate::data::Images;
 use crate::deploy::{BlockFormat, Deployment, Quantize, Rounding, cells, straight_through};
 use crate::losses;
 use crate::model::{Classifier, Model};
-use crate::nn::{BatchNormMode, Branches, Form, Mode, Weighted};
+use crate::nn::{BatchNormMode, Branch, Branches, Mode, Weighted};
 use crate::optim::Schedule;
 use crate::ranges::{BelowOne, Count, OpenFraction, Positive, Shares, Times};
 use crate::run::Run;
@@ -101,7 +101,7 @@ impl Qcb {
         let awake = |labels: &Tensor| Ok::<_, Error>(Tensor::cat(&[labels, &targets(labels, planted.target)?], 0)?);
         let mut together = |both: &Tensor, labels: &Tensor| {
             let images = both.dim(0)?;
-            let forms: [&Form<'_>; 2] = [&|_: Weighted<'_>| Ok(None), &rounded];
+            let forms: [&Branch<'_>; 2] = [&|_: Weighted<'_>| Ok(None), &rounded];
             let logits = layers.interpret(&mut Branches::new(&forms, images), both)?;
             let (full, quantized) = (logits.narrow(0, 0, images)?, logits.narrow(0, images, images)?);
             let awake = awake(labels)?;

@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor, Var};
 use lmr_plugin::model::Classifier;
 use lmr_plugin::models::{Arch, ModelSpec};
-use lmr_plugin::nn::{self, Branches, Form, Mode, Weighted, with_portable_path};
+use lmr_plugin::nn::{self, Branch, Branches, Mode, Weighted, with_portable_path};
 use lmr_plugin::rng;
 use rstest::rstest;
 
@@ -62,7 +62,7 @@ fn equal_forms_are_a_doubled_batch(
         let twice = Tensor::cat(&[&x, &x], 0).unwrap();
         let expected = step(plain.as_ref(), plain.forward(&twice, Mode::default()).unwrap());
         let none = |_: Weighted<'_>| Ok(None);
-        let forms: [&Form<'_>; 2] = if from_the_head { [&none, &none] } else { [&none, &own] };
+        let forms: [&Branch<'_>; 2] = if from_the_head { [&none, &none] } else { [&none, &own] };
         let found = branched.layered().unwrap().interpret(&mut Branches::new(&forms, count), &x).unwrap();
         let found = step(branched.as_ref(), found);
         assert!(apart(std::iter::once((&expected.0, &found.0))) < 1e-3, "logits");

@@ -10,7 +10,7 @@ pub use metadata::{Metadata, license_of};
 pub use text::{markdown, plain};
 
 use super::source::Source;
-use super::{Form, PublishedFile};
+use super::{PublishedFile, PublishedForm};
 use crate::Result;
 use crate::datasets;
 use crate::model_config::Library;
@@ -26,7 +26,7 @@ pub struct Card<'a> {
     /// What is published of it.
     pub selection: &'a Selection,
     /// The deployed forms among the files.
-    pub forms: &'a [Form],
+    pub forms: &'a [PublishedForm],
     /// Which library loads the folder.
     pub library: Library,
     /// The naming of a vision transformer's tensors.
