@@ -8,6 +8,7 @@ use lmr_plugin::nn::StateDict;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::files::{MODEL_FILE, json};
 use crate::tensors::sha256;
 use crate::{Error, Result, weights};
 
@@ -46,8 +47,6 @@ pub struct RunFolder {
     _lock: File,
 }
 
-/// The name of a stage's weights in its folder.
-pub const MODEL_FILE: &str = "model.safetensors";
 /// Describes the weights beside it, where the pipeline's `[model]` does not.
 pub const CONFIG_FILE: &str = "config.json";
 /// How the name of a model written in the received checkpoint's form begins; the format's ending follows.
@@ -173,13 +172,6 @@ pub struct Finished {
     pub model: Option<StateDict>,
     /// How long it took when it ran.
     pub seconds: f64,
-}
-
-/// Pretty JSON with a final newline.
-pub fn json(value: &impl Serialize) -> Result<Vec<u8>> {
-    let mut bytes = serde_json::to_vec_pretty(value).map_err(|error| Error::Internal(error.to_string()))?;
-    bytes.push(b'\n');
-    Ok(bytes)
 }
 
 /// Writes beside the target, flushes to the disk and renames: a reader sees the old bytes or the new ones.

@@ -6,6 +6,7 @@ pub mod config;
 pub mod datasets;
 pub mod device;
 pub mod error;
+pub mod files;
 pub mod hub;
 pub mod inputs;
 pub mod inspect;

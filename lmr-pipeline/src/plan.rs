@@ -13,7 +13,8 @@ use lmr_plugin::models::ModelSpec;
 use lmr_plugin::stage::{AnyStage, ModelUse};
 
 use crate::config::{
-    Bound, DataTable, Draft, ExpectTable, NO_UPLOADS, Overrides, PublishTable, RunTable, StageTable, TriggerTable, is_name, locate,
+    Bound, DataTable, Draft, ExpectTable, NO_UPLOADS, Overrides, PublishTable, RunTable, StageTable, TriggerTable,
+    is_name, locate,
 };
 use crate::datasets::Dataset;
 use crate::device::DeviceChoice;

@@ -14,9 +14,8 @@ use lmr_plugin::run::{Quiet, Run};
 use lmr_plugin::stage::{Context, Examination, FactStore, ModelUse, Planted, Shown};
 use serde_json::{Map, Value, json};
 
-use crate::artifacts::{
-    CONFIG_FILE, EXPORT_PREFIX, Finished, MODEL_FILE, Record, RunFolder, finished, json as to_json,
-};
+use crate::artifacts::{CONFIG_FILE, EXPORT_PREFIX, Finished, Record, RunFolder, finished};
+use crate::files::{MODEL_FILE, json as to_json};
 use crate::inputs::Inputs;
 use crate::log::{Log, Logged};
 use crate::observer::RunObserver;

@@ -159,7 +159,9 @@ fn planned(project: &Project, subject: &Subject, options: &[(&str, &Extreme)]) -
         options.iter().map(|(key, extreme)| format!("{}.{key}={}", subject.table, extreme.text)).collect();
     let shown = format!("{}: {set:?}", subject.kind);
     let file = project.path().join("subject.toml");
-    let load = || Plan::load(&file, &Overrides { set, ..Overrides::default() });
+    let mut overrides = Overrides::default();
+    overrides.set = set;
+    let load = || Plan::load(&file, &overrides);
     let planned = catch_unwind(AssertUnwindSafe(load));
     planned.unwrap_or_else(|_| panic!("planning panicked, {shown}")).map_err(|error| error.to_string())
 }
@@ -243,7 +245,7 @@ fn extremes_run_without_a_panic() {
                 options = keep.into_iter().take(options.len() / 2).map(|at| options[at]).collect();
             }
             let Ok(mut plan) = planned(&project, &subject, &options) else { continue };
-            let at = Options { out: Some(project.path().join("out")), fresh: false };
+            let at = Options::default().with_out(project.path().join("out"));
             let deadline = Deadline(Instant::now() + Duration::from_millis(400));
             let ran = catch_unwind(AssertUnwindSafe(|| lmr_pipeline::run(&mut plan, &at, &deadline).map(drop)));
             assert!(ran.is_ok(), "running panicked, {}: {options:?}", subject.kind);

@@ -27,8 +27,9 @@ pub use no_upload::{check_access, send};
 #[cfg(feature = "hub-upload")]
 pub use upload::{check_access, send};
 
-use crate::artifacts::{CONFIG_FILE, MODEL_FILE, json as to_json};
+use crate::artifacts::CONFIG_FILE;
 use crate::config::{Overrides, PublishTable};
+use crate::files::{MODEL_FILE, json as to_json};
 use crate::hub::names::check_license;
 use crate::plan::{Plan, Selection, published_folder};
 use crate::run::fact_store;

@@ -9,8 +9,9 @@ use lmr_plugin::run::Observer;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::artifacts::{MODEL_FILE, Record, RunFolder};
+use crate::artifacts::{Record, RunFolder};
 use crate::config::Overrides;
+use crate::files::MODEL_FILE;
 use crate::hub::{Hub, RemoteFile, RemoteFiles, RepoKind};
 use crate::inputs::DataRecord;
 use crate::model_config::object_beside;

@@ -8,10 +8,10 @@ use lmr_plugin::nn::StateDict;
 use safetensors::Dtype;
 use serde_json::Value;
 
-use super::encode;
 use super::layout::{Encoded, safetensors};
-use crate::artifacts::{MODEL_FILE, json};
+use crate::files::{MODEL_FILE, json};
 use crate::model_config::{parse, read as read_text};
+use crate::tensors::encode;
 use crate::{Error, Result};
 
 /// The file beside the tensors.

@@ -7,7 +7,7 @@ use lmr_plugin::stages::Evaluate;
 use serde_json::Value;
 
 use super::{CLEAN, Member};
-use crate::artifacts::MODEL_FILE;
+use crate::files::MODEL_FILE;
 use crate::plan::{Plan, Step};
 use crate::publish::{Metadata, markdown, plain};
 use crate::report::{Report, percent};

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::artifacts::{CONFIG_FILE, MODEL_FILE, json as to_json, write_whole};
+use crate::artifacts::{CONFIG_FILE, write_whole};
+use crate::files::{MODEL_FILE, json as to_json};
 use crate::observer::RunObserver;
 use crate::plan::Step;
 use crate::report::{Measurement, Report};

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use lmr_pipeline::{artifacts, schema};
+use lmr_pipeline::{artifacts, files, schema};
 
 /// Where the schema goes.
 #[derive(clap::Args)]
@@ -16,7 +16,7 @@ pub struct Arguments {
 impl Arguments {
     /// Writes the schema.
     pub fn run(self) -> anyhow::Result<()> {
-        let bytes = artifacts::json(&schema::pipeline())?;
+        let bytes = files::json(&schema::pipeline())?;
         match self.out {
             Some(file) => artifacts::write_whole(&file, &bytes)?,
             None => std::io::stdout().write_all(&bytes)?,

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::Result;
-use crate::artifacts::json as to_json;
+use crate::files::json as to_json;
 use crate::model_config::{Library, OwnConfig};
 use crate::preprocess::Preprocessing;
 

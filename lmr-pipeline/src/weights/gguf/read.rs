@@ -11,15 +11,10 @@ use candle_core::{DType, Device, Tensor};
 use lmr_plugin::deploy::BlockFormat;
 use safetensors::Dtype;
 
-<<<<<<< HEAD:lmr-pipeline/src/weights/gguf.rs
-use super::torch::Found;
-use super::{Entry, MAX_FILE, MAX_NAME, check_name};
-use crate::tensors::decode;
-=======
 use super::super::torch::Found;
-use super::super::{Entry, MAX_FILE, MAX_NAME, check_name, decode};
+use super::super::{Entry, MAX_FILE, MAX_NAME, check_name};
 use super::{CONFIG, FORMAT, Gguf, MAGIC};
->>>>>>> d50d0df (Make a deployed form a trait, with its reader and writer side by side and names for its ranges):lmr-pipeline/src/weights/gguf/read.rs
+use crate::tensors::decode;
 
 const ALIGNMENT: &str = "general.alignment";
 

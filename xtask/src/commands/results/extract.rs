@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lmr_pipeline::artifacts::{json, write_whole};
+use lmr_pipeline::artifacts::write_whole;
+use lmr_pipeline::files::json;
 use lmr_pipeline::report::Report;
 use lmr_pipeline::{Error, Result};
 use serde_json::Value;
