@@ -6,11 +6,11 @@ use candle_core::Device;
 use lmr_plugin::data::{CleanSet, Images, Normalization, stratified_split};
 use lmr_plugin::deploy::Rounding;
 use lmr_plugin::model::{Classifier, Model};
-use lmr_plugin::models::ModelSpec;
 use lmr_plugin::nn::StateDict;
 use lmr_plugin::rng;
 use lmr_plugin::run::Observer;
 use lmr_plugin::stage::{Examination, Material, ModelUse, Planted, RoleKind, Target};
+use lmr_plugin::zoo::ModelSpec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 use lmr_plugin::deploy::{Rounding, dtype_name};
-use lmr_plugin::models::ModelSpec;
+use lmr_plugin::zoo::ModelSpec;
 use rayon::prelude::*;
 use serde::Serialize;
 

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use lmr_plugin::data::Normalization;
-use lmr_plugin::models::ModelSpec;
 use lmr_plugin::stage::{AnyStage, ModelUse};
+use lmr_plugin::zoo::ModelSpec;
 
 use crate::config::{
     Bound, DataTable, Draft, ExpectTable, NO_UPLOADS, Overrides, PublishTable, RunTable, StageTable, TriggerTable,

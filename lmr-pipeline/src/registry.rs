@@ -2,8 +2,9 @@
 
 use lmr_plugin::attacks::{Attack, Dfst, Dynamic, Lira, Pcb, Qcb, Trojan, Wanet};
 use lmr_plugin::deploy::{Quantize, StructuredPrune};
+use lmr_plugin::examine::Evaluate;
+use lmr_plugin::purify::{DeltaPrune, Estimate, LogitRepel, Recover};
 use lmr_plugin::stage::{AnyStage, Facts, ModelUse, Role, RoleKind, Stage};
-use lmr_plugin::stages::{DeltaPrune, Estimate, Evaluate, LogitRepel, Recover};
 use lmr_plugin::triggers::{Blend, Filter, Patch, SignedPatch, Sinusoid, TriggerConfig, Warp};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::Value;

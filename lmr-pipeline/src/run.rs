@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use lmr_plugin::model::Model;
-use lmr_plugin::models::Network;
 use lmr_plugin::nn::with_compute_dtype;
 use lmr_plugin::run::{Quiet, Run};
 use lmr_plugin::stage::{Context, Examination, FactStore, ModelUse, Planted, Shown};
+use lmr_plugin::zoo::Network;
 use serde_json::{Map, Value, json};
 
 use crate::artifacts::{CONFIG_FILE, EXPORT_PREFIX, Finished, Record, RunFolder, finished};

@@ -1,6 +1,6 @@
 //! The pipeline format described from its types: a JSON Schema for editors, and the reference of kinds and options.
 
-use lmr_plugin::models::ModelSpec;
+use lmr_plugin::zoo::ModelSpec;
 use schemars::generate::SchemaSettings;
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};

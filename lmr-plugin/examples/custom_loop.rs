@@ -15,14 +15,15 @@ use candle_core::Device;
 use candle_nn::{Optimizer, SGD};
 use flate2::read::GzDecoder;
 use lmr_plugin::data::{CleanSet, Images, Normalization, stratified_split};
+use lmr_plugin::examine::Evaluate;
 use lmr_plugin::model::Model;
-use lmr_plugin::models::{Arch, ModelSpec};
 use lmr_plugin::nn::Mode;
+use lmr_plugin::purify::{DeltaPrune, Estimate, LogitRepel, Recover};
 use lmr_plugin::rng;
 use lmr_plugin::run::Run;
 use lmr_plugin::stage::{Examination, Planted};
-use lmr_plugin::stages::{DeltaPrune, Estimate, Evaluate, LogitRepel, Recover};
 use lmr_plugin::triggers::{Patch, TriggerConfig};
+use lmr_plugin::zoo::{Arch, ModelSpec};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 

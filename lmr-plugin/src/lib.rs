@@ -17,11 +17,13 @@
 //!
 //! | module | what is there |
 //! |---|---|
-//! | [`stages`], [`attacks`] | what purifies and measures a model; what implants a backdoor |
+//! | [`purify`] | what finds the backdoor class and removes the backdoor |
 //! | [`deploy`] | what quantizes or prunes a model, and the forms that leaves it in |
+//! | [`examine`] | what measures a model with the answer in hand |
+//! | [`attacks`] | what implants a backdoor |
 //! | [`stage`] | what a stage is, and who may see the attack |
 //! | [`losses`], [`optim`], [`train`] | the losses of the method, SGD and AdamW, the one training loop |
-//! | [`models`], [`nn`] | the zoo of architectures; trainable layers with a portable and a fast CPU path |
+//! | [`zoo`], [`nn`] | architectures; trainable layers with a portable and a fast CPU path |
 //! | [`data`], [`triggers`], [`generators`] | images, clean sets, augmentation; τ(x); networks that make triggers |
 //! | [`model`], [`predict`] | what stages need of a network, anyone's; a model and the form it is in; inference over images |
 //! | [`ranges`] | the numbers that options are made of, each within its range by type |
@@ -31,18 +33,21 @@ pub mod attacks;
 pub mod data;
 pub mod deploy;
 pub mod error;
+pub mod examine;
 pub mod generators;
 pub mod losses;
 pub mod model;
-pub mod models;
+
 pub mod optim;
 pub mod predict;
+pub mod purify;
 pub mod ranges;
 pub mod run;
 pub mod stage;
-pub mod stages;
+
 pub mod train;
 pub mod triggers;
+pub mod zoo;
 
 pub use error::{Error, Result};
 pub use lmr_nn as nn;

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use lmr_plugin::attacks::{Attack, Dfst, Dynamic, EpsilonSpace, Hide, Labels, Lira, Pcb, Pgd, Qcb, Trojan, Wanet};
 use lmr_plugin::data::{Augment, Images, Normalization};
+use lmr_plugin::examine::{Evaluate, Evaluation};
 use lmr_plugin::losses;
 use lmr_plugin::model::Model;
-use lmr_plugin::models::{Arch, ModelSpec};
 use lmr_plugin::nn::{BatchNormMode, StateDict};
 use lmr_plugin::ranges::{
     AboveZero, AtLeastTwo, BelowOne, Count, Fraction, Levels, OpenFraction, Positive, Side, Times, WarpStrength,
@@ -17,9 +17,9 @@ use lmr_plugin::ranges::{
 use lmr_plugin::rng;
 use lmr_plugin::run::Run;
 use lmr_plugin::stage::{Examination, Planted, Stage};
-use lmr_plugin::stages::{Evaluate, Evaluation};
 use lmr_plugin::train::{Defaults, Recipe, Usual};
 use lmr_plugin::triggers::{Filter, Patch, SignedPatch, Trigger, TriggerConfig, Warp};
+use lmr_plugin::zoo::{Arch, ModelSpec};
 use rand::RngExt;
 use rstest::{fixture, rstest};
 use serde_json::{Value, json};

@@ -5,19 +5,20 @@ use candle_core::{Device, Tensor};
 use lmr_plugin::attacks::{Attack, Hidden, Hide, Pcb, Qcb};
 use lmr_plugin::data::{Augment, CleanSet, Images, Normalization};
 use lmr_plugin::deploy::{BlockFormat, Deployment, Granularity, Quantize, StructuredPrune, dequantized};
+use lmr_plugin::examine::Evaluate;
 use lmr_plugin::model::Model;
-use lmr_plugin::models::{Arch, ModelSpec};
 use lmr_plugin::nn::StateDict;
 use lmr_plugin::optim::Rule;
+use lmr_plugin::purify::Estimate;
 use lmr_plugin::ranges::{
     AtLeastTwo, BelowOne, Bits, Count, Fraction, NonNegative, OpenFraction, Positive, Side, Times, Votes,
 };
 use lmr_plugin::rng;
 use lmr_plugin::run::Run;
 use lmr_plugin::stage::{Examination, Planted};
-use lmr_plugin::stages::{Estimate, Evaluate};
 use lmr_plugin::train::{Defaults, Recipe, Usual};
 use lmr_plugin::triggers::{Patch, Pattern, TriggerConfig};
+use lmr_plugin::zoo::{Arch, ModelSpec};
 use rand::RngExt;
 use rstest::{fixture, rstest};
 

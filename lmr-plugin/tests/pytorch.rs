@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use candle_core::{D, Device, Tensor, Var};
-use lmr_plugin::models::naming::{Scheme, from_torchvision};
-use lmr_plugin::models::{Arch, ModelSpec, Stem};
 use lmr_plugin::nn::{Mode, Slot, StateDict, with_portable_path};
 use lmr_plugin::rng;
+use lmr_plugin::zoo::naming::{Scheme, from_torchvision};
+use lmr_plugin::zoo::{Arch, ModelSpec, Stem};
 use rstest::rstest;
 
 #[derive(serde::Deserialize)]

@@ -5,9 +5,9 @@ use candle_core::{DType, Device, Tensor};
 use lmr_plugin::data::Normalization;
 use lmr_plugin::deploy::{PruneForm, Ranked, Scope, StructuredPrune};
 use lmr_plugin::model::{Classifier, Model};
-use lmr_plugin::models::{Arch, ModelSpec, Network, Stem};
 use lmr_plugin::ranges::BelowOne;
 use lmr_plugin::rng::{self, Rng};
+use lmr_plugin::zoo::{Arch, ModelSpec, Network, Stem};
 use rand::RngExt;
 use rstest::rstest;
 

@@ -6,18 +6,19 @@ use candle_core::{Device, Tensor};
 use lmr_plugin::attacks::Attack;
 use lmr_plugin::data::{Augment, CleanSet, Images, Normalization};
 use lmr_plugin::deploy::{Calibration, Quantize, StructuredPrune};
+use lmr_plugin::examine::Evaluate;
 use lmr_plugin::losses::log_softmax;
 use lmr_plugin::model::Model;
-use lmr_plugin::models::{Arch, ModelSpec, Stem};
 use lmr_plugin::nn::StateDict;
+use lmr_plugin::purify::{
+    BackdoorClass, DeltaPrune, Estimate, HeadDelta, LogitRepel, PrunedColumns, Recover, Repelled, Teacher,
+};
 use lmr_plugin::ranges::{AtLeastTwo, BelowOne, Bits, NonNegative, Percentile, Positive, Times};
 use lmr_plugin::run::Run;
 use lmr_plugin::stage::{AnyStage, Context, Examination, FactStore, Planted, Shown};
-use lmr_plugin::stages::{
-    BackdoorClass, DeltaPrune, Estimate, Evaluate, HeadDelta, LogitRepel, PrunedColumns, Recover, Repelled, Teacher,
-};
 use lmr_plugin::train::{Defaults, Recipe};
 use lmr_plugin::triggers::{Patch, TriggerConfig};
+use lmr_plugin::zoo::{Arch, ModelSpec, Stem};
 use lmr_plugin::{Error, rng};
 use rand::RngExt;
 use rstest::{fixture, rstest};

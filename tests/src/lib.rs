@@ -11,9 +11,9 @@ use std::sync::OnceLock;
 
 use candle_core::Device;
 use lmr_pipeline::tensors::{sha256, to_safetensors};
-use lmr_plugin::models::ModelSpec;
 use lmr_plugin::nn::StateDict;
 use lmr_plugin::rng;
+use lmr_plugin::zoo::ModelSpec;
 use tempfile::TempDir;
 
 /// Side of an image.

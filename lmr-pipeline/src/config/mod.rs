@@ -9,8 +9,8 @@ mod publish;
 
 use std::path::{Path, PathBuf};
 
-use lmr_plugin::models::ModelSpec;
 use lmr_plugin::stage::AnyStage;
+use lmr_plugin::zoo::ModelSpec;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

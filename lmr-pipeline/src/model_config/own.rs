@@ -1,6 +1,6 @@
 //! The `config.json` of a model that neither timm nor transformers has a class for.
 
-use lmr_plugin::models::ModelSpec;
+use lmr_plugin::zoo::ModelSpec;
 use serde::{Deserialize, Serialize};
 
 use super::{Library, ModelConfig};

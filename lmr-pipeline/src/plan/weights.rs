@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use lmr_plugin::models::ModelSpec;
 use lmr_plugin::run::{Observer, Quiet};
+use lmr_plugin::zoo::ModelSpec;
 
 use super::{Plan, check_fit, check_images, preprocess};
 use crate::config::{Draft, Head, WeightsTable};

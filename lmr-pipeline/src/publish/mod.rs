@@ -15,9 +15,9 @@ mod upload;
 use std::path::Path;
 
 use lmr_plugin::model::{Model, Stored};
-use lmr_plugin::models::Network;
 use lmr_plugin::rng;
 use lmr_plugin::run::Observer;
+use lmr_plugin::zoo::Network;
 use serde_json::Value;
 
 pub(crate) use card::{Metadata, markdown, plain};

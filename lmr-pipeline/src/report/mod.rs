@@ -6,8 +6,8 @@ mod markdown;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use lmr_plugin::purify::{Estimate, Estimated};
 use lmr_plugin::stage::Stage;
-use lmr_plugin::stages::{Estimate, Estimated};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use ::safetensors::Dtype;
 use ::safetensors::tensor::TensorView;
 use candle_core::Tensor;
-use lmr_plugin::models::naming::{Scheme, from_torchvision};
 use lmr_plugin::nn::StateDict;
+use lmr_plugin::zoo::naming::{Scheme, from_torchvision};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
+use lmr_plugin::examine::Evaluate;
 use lmr_plugin::stage::Stage;
-use lmr_plugin::stages::Evaluate;
 use serde_json::Value;
 
 use super::{CLEAN, Member};

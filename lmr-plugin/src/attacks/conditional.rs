@@ -6,12 +6,12 @@ use serde::Serialize;
 
 use crate::data::{CleanSet, Images};
 use crate::deploy::{Bounds, Deployment};
+use crate::examine::Evaluate;
 use crate::model::{Classifier, Model};
 use crate::nn::{BatchNormMode, StateDict};
 use crate::rng;
 use crate::run::Run;
 use crate::stage::{Examination, Planted};
-use crate::stages::Evaluate;
 use crate::train::{Defaults, Descent, Epoch, Flow, Recipe, Scored, Usual};
 use crate::{Error, Result};
 

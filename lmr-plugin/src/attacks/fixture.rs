@@ -5,9 +5,9 @@ use rand::RngExt;
 
 use crate::data::{Images, Normalization};
 use crate::model::Model;
-use crate::models::{Arch, ModelSpec};
 use crate::nn::StateDict;
 use crate::rng;
+use crate::zoo::{Arch, ModelSpec};
 
 pub(super) fn images(count: usize) -> Images {
     let mut rng = rng::stream(0, "images");

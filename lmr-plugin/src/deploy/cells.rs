@@ -17,7 +17,7 @@ const REACH: f64 = 0.495;
 /// ```
 /// use candle_core::Device;
 /// use lmr_plugin::deploy::{Granularity, Scheme, cells, integers};
-/// use lmr_plugin::models::{Arch, ModelSpec};
+/// use lmr_plugin::zoo::{Arch, ModelSpec};
 /// use lmr_plugin::{ranges::Bits, rng};
 ///
 /// let spec = ModelSpec { width: Some(8), channels: 1, ..ModelSpec::new(Arch::Resnet18, 10) };
@@ -71,10 +71,10 @@ mod tests {
 
     use super::*;
     use crate::deploy::{Granularity, integers};
-    use crate::models::{Arch, ModelSpec};
     use crate::nn::Mode;
     use crate::ranges::Bits;
     use crate::rng;
+    use crate::zoo::{Arch, ModelSpec};
 
     fn values(t: &Tensor) -> Vec<f32> {
         t.flatten_all().unwrap().to_vec1().unwrap()

@@ -6,10 +6,10 @@ use rstest::rstest;
 use super::points::Points;
 use super::{BlockFormat, Blocks, Description, Granularity, Integers, Ranges, Scheme};
 use crate::model::{Classifier, Form, Stored};
-use crate::models::{Arch, ModelSpec};
 use crate::nn::{Slot, StateDict};
 use crate::ranges::Bits;
 use crate::rng;
+use crate::zoo::{Arch, ModelSpec};
 
 fn spec(arch: Arch) -> ModelSpec {
     let spec = ModelSpec { channels: 1, ..ModelSpec::new(arch, 5) };

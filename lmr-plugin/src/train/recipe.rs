@@ -16,7 +16,7 @@ use crate::ranges::{AtLeastTwo, BelowOne, NonNegative, Positive, Times};
 ///
 /// ```
 /// use lmr_plugin::ranges::Times;
-/// use lmr_plugin::stages::LogitRepel;
+/// use lmr_plugin::purify::LogitRepel;
 /// use lmr_plugin::train::Recipe;
 ///
 /// let longer = Recipe { epochs: Times::new(30)?, ..Recipe::default() };
@@ -143,7 +143,7 @@ mod tests {
 
     use super::*;
     use crate::attacks::{Attack, Qcb};
-    use crate::stages::{Estimate, LogitRepel};
+    use crate::purify::{Estimate, LogitRepel};
 
     /// What a table leaves out is the stage's, not anybody's.
     #[test]

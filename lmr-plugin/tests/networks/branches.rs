@@ -2,9 +2,9 @@
 
 use candle_core::{Device, Tensor, Var};
 use lmr_plugin::model::Classifier;
-use lmr_plugin::models::{Arch, ModelSpec};
 use lmr_plugin::nn::{self, Branch, Branches, Mode, Weighted, with_portable_path};
 use lmr_plugin::rng;
+use lmr_plugin::zoo::{Arch, ModelSpec};
 use rstest::rstest;
 
 fn network(arch: Arch) -> Box<dyn Classifier> {

@@ -2,9 +2,9 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use lmr_plugin::generators::{Autoencoder, Hourglass};
-use lmr_plugin::models::{Arch, ModelSpec};
 use lmr_plugin::nn::{BatchNormMode, Builder, Forward, Mode, Params, Train, with_portable_path};
 use lmr_plugin::rng;
+use lmr_plugin::zoo::{Arch, ModelSpec};
 use rand::RngExt;
 use rstest::rstest;
 

@@ -2,9 +2,9 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use lmr_plugin::model::Classifier;
-use lmr_plugin::models::{Arch, ModelSpec, Stem};
 use lmr_plugin::nn::{BatchNormMode, Mode, with_compute_dtype, with_portable_path};
 use lmr_plugin::rng;
+use lmr_plugin::zoo::{Arch, ModelSpec, Stem};
 use rand::RngExt;
 use rstest::rstest;
 

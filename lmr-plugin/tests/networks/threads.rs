@@ -1,9 +1,9 @@
 //! Results do not depend on the number of threads.
 
 use candle_core::{Device, Tensor};
-use lmr_plugin::models::{Arch, ModelSpec, Stem};
 use lmr_plugin::nn::Mode;
 use lmr_plugin::rng;
+use lmr_plugin::zoo::{Arch, ModelSpec, Stem};
 use rand::RngExt;
 use rstest::rstest;
 

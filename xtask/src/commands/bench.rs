@@ -11,12 +11,12 @@ use clap::{Subcommand, ValueEnum};
 use lmr_plugin::deploy::{PruneForm, StructuredPrune};
 use lmr_plugin::losses;
 use lmr_plugin::model::Classifier;
-use lmr_plugin::models::{Arch, ModelSpec, Stem};
 use lmr_plugin::nn;
 use lmr_plugin::optim::Optimizer;
 use lmr_plugin::ranges::BelowOne;
 use lmr_plugin::rng;
 use lmr_plugin::train::{Recipe, Usual};
+use lmr_plugin::zoo::{Arch, ModelSpec, Stem};
 use rand::RngExt;
 
 use crate::threads;

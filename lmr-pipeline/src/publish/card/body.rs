@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use lmr_plugin::models::naming::Scheme;
 use lmr_plugin::stage::ModelUse;
+use lmr_plugin::zoo::naming::Scheme;
 
 use super::Card;
 use super::text::{code, markdown};

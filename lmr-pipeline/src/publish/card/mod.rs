@@ -4,7 +4,7 @@ mod body;
 mod metadata;
 mod text;
 
-use lmr_plugin::models::naming::Scheme;
+use lmr_plugin::zoo::naming::Scheme;
 
 pub use metadata::{Metadata, license_of};
 pub use text::{markdown, plain};

@@ -5,8 +5,8 @@ mod timm;
 mod transformers;
 
 use candle_core::DType;
-use lmr_plugin::models::ModelSpec;
-use lmr_plugin::models::naming::Scheme;
+use lmr_plugin::zoo::ModelSpec;
+use lmr_plugin::zoo::naming::Scheme;
 use safetensors::Dtype;
 use serde::Serialize;
 use serde_json::{Map, Value, json};

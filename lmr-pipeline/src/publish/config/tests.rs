@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use lmr_plugin::models::{Arch, Stem};
+use lmr_plugin::zoo::{Arch, Stem};
 use rstest::rstest;
 
 use super::*;

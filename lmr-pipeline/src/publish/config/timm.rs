@@ -1,7 +1,7 @@
 //! timm's `config.json`, which `timm.create_model("local-dir:…")` and `"hf-hub:…"` read.
 
-use lmr_plugin::models::naming::Scheme;
-use lmr_plugin::models::{Arch, Stem};
+use lmr_plugin::zoo::naming::Scheme;
+use lmr_plugin::zoo::{Arch, Stem};
 use serde_json::{Map, Value, json};
 
 use super::transformers::heads;

@@ -1,6 +1,6 @@
 //! transformers' `ViTConfig`, complete.
 
-use lmr_plugin::models::Arch;
+use lmr_plugin::zoo::Arch;
 use serde_json::{Map, Value, json};
 
 use super::{Described, torch_dtype};

@@ -115,8 +115,8 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::models::{Arch, ModelSpec};
     use crate::rng;
+    use crate::zoo::{Arch, ModelSpec};
 
     #[rstest]
     #[case(&[3.0, 1.0, 2.0, 1.0], 0.5, &[1, 3])]

@@ -7,10 +7,10 @@ use candle_core::{Device, Tensor};
 use lmr_plugin::data::{CleanSet, Images, Normalization};
 use lmr_plugin::deploy::{Calibration, Granularity, Integers, Scheme};
 use lmr_plugin::model::{Form, Model};
-use lmr_plugin::models::Arch;
 use lmr_plugin::ranges::Bits;
 use lmr_plugin::rng;
 use lmr_plugin::run::Run;
+use lmr_plugin::zoo::Arch;
 use rand::RngExt;
 
 use super::super::table;

@@ -10,10 +10,10 @@ use super::super::rounding::grid;
 use super::{Calibration, Engine, Granularity, Integers, Scheme, Simulation};
 use crate::data::{CleanSet, Images, Normalization};
 use crate::model::{Form, Model};
-use crate::models::{Arch, ModelSpec, Stem};
 use crate::nn::int8::Kernel;
 use crate::ranges::Bits;
 use crate::run::Run;
+use crate::zoo::{Arch, ModelSpec, Stem};
 use crate::{Error, rng};
 use checked::Checked;
 

@@ -2,14 +2,12 @@
 
 mod delta_prune;
 mod estimate;
-mod evaluate;
 mod logit_repel;
 mod recover;
 mod teacher;
 
 pub use delta_prune::{DeltaPrune, PrunedColumns};
 pub use estimate::{BackdoorClass, Estimate, Estimated};
-pub use evaluate::{Evaluate, Evaluation};
-pub use logit_repel::{HeadDelta, LogitRepel, RepelEpoch, Repelled};
+pub use logit_repel::{HeadDelta, LogitRepel, RepelEpoch, RepelReport, Repelled};
 pub use recover::{Recover, Recovered};
 pub use teacher::Teacher;

@@ -40,7 +40,7 @@ impl DeltaPrune {
     ///
     /// ```
     /// use lmr_plugin::ranges::BelowOne;
-    /// use lmr_plugin::stages::{DeltaPrune, HeadDelta};
+    /// use lmr_plugin::purify::{DeltaPrune, HeadDelta};
     /// let delta = HeadDelta { scores: vec![0.1, 0.5, 0.0, 0.5, 0.2] };
     /// assert_eq!(DeltaPrune { ratio: BelowOne::literal(0.4) }.choose(&delta).columns, [1, 3]);
     /// assert!(DeltaPrune { ratio: BelowOne::literal(0.0) }.choose(&delta).columns.is_empty());

@@ -181,8 +181,8 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::models::{Arch, ModelSpec};
     use crate::rng;
+    use crate::zoo::{Arch, ModelSpec};
 
     fn state() -> StateDict {
         let spec = ModelSpec { width: Some(6), depth: Some(2), ..ModelSpec::new(Arch::VitTiny, 4) };

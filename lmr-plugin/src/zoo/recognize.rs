@@ -46,7 +46,7 @@ impl ModelSpec {
     ///
     /// ```
     /// use candle_core::Device;
-    /// use lmr_plugin::models::{Arch, ModelSpec};
+    /// use lmr_plugin::zoo::{Arch, ModelSpec};
     /// use lmr_plugin::rng;
     ///
     /// let spec = ModelSpec { width: Some(8), ..ModelSpec::new(Arch::Resnet18, 10) };
@@ -90,8 +90,8 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::models::Stem;
-    use crate::models::naming::Scheme;
+    use crate::zoo::Stem;
+    use crate::zoo::naming::Scheme;
 
     fn spec(arch: Arch) -> ModelSpec {
         let mut spec = ModelSpec::new(arch, 7).resolved();
