@@ -4,7 +4,7 @@
 //! config struct with a typed method, to be called from any training loop:
 //!
 //! ```no_run
-//! # use lmr_plugin::{data::CleanSet, model::Model, run::Run, stages::*, Result};
+//! # use lmr_plugin::{data::CleanSet, model::Model, purify::*, run::Run, Result};
 //! # fn purify(model: &Model, clean: &CleanSet) -> Result<()> {
 //! let run = Run::quiet(0);
 //! let class = Estimate::default().estimate(model, clean, &run)?.backdoor_class();
