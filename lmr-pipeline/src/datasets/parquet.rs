@@ -6,6 +6,7 @@ use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use ::parquet::basic::Compression;
 use ::parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use ::parquet::data_type::{ByteArray, DataType};
 use ::parquet::errors::ParquetError;
@@ -161,6 +162,7 @@ fn read_rows(
     let mut row = 0;
     for group in 0..reader.num_row_groups() {
         let group = reader.get_row_group(group).map_err(damaged)?;
+        columns.check_compression(file, &*group)?;
         let mut left = usize::try_from(group.metadata().num_rows()).unwrap_or(0);
         let mut images = columns.image.open(&*group).map_err(damaged)?;
         let mut classes_of = columns.label.open(&*group).map_err(damaged)?;
@@ -239,6 +241,20 @@ impl Columns {
             image: column(&[&source.image_column, &nested], &[Type::BYTE_ARRAY], "encoded images (BYTE_ARRAY)")?,
             label: column(&[&source.label_column], &[Type::INT32, Type::INT64], "integers (INT32 or INT64)")?,
         })
+    }
+
+    /// Refuses what cannot be unpacked, which the reader would take for damage.
+    fn check_compression(&self, file: &Path, group: &dyn RowGroupReader) -> Result<(), DataError> {
+        for column in [&self.image, &self.label] {
+            if let lzo @ Compression::LZO = group.metadata().column(column.index).compression() {
+                return Err(DataError::content(
+                    file,
+                    format!("columns compressed with {lzo}"),
+                    "Snappy, Zstandard, gzip, LZ4, Brotli or no compression",
+                ));
+            }
+        }
+        Ok(())
     }
 }
 

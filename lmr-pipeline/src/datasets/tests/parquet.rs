@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use ::parquet::basic::Compression;
 use ::parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+use ::parquet::file::properties::WriterProperties;
 use ::parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use ::parquet::schema::parser::parse_message_type;
 use rstest::rstest;
@@ -21,9 +23,14 @@ type Row = (Option<Vec<u8>>, Option<i64>);
 
 /// A Parquet file with two rows a group.
 fn parquet(schema: &str, rows: &[Row]) -> Vec<u8> {
+    compressed(schema, rows, Compression::UNCOMPRESSED)
+}
+
+fn compressed(schema: &str, rows: &[Row], compression: Compression) -> Vec<u8> {
     let nested = schema == NESTED;
     let schema = Arc::new(parse_message_type(schema).unwrap());
-    let mut writer = SerializedFileWriter::new(Vec::new(), schema, Default::default()).unwrap();
+    let properties = Arc::new(WriterProperties::builder().set_compression(compression).build());
+    let mut writer = SerializedFileWriter::new(Vec::new(), schema, properties).unwrap();
     for rows in rows.chunks(2) {
         let images: Vec<ByteArray> = rows.iter().filter_map(|row| row.0.clone().map(ByteArray::from)).collect();
         let there: Vec<i16> = rows.iter().map(|row| if row.0.is_some() { 2 } else { 0 }).collect();
@@ -72,6 +79,30 @@ fn parquet_is_read_across_row_groups(#[case] schema: &str) {
         assert_eq!(pixels, [0, 1, 2, 0, 1, 2, 0, 0, 0, 10, 10, 10, 9, 9, 9, 9, 9, 9]);
     }
     assert_eq!(loaded.provenance.files[0].repo, None);
+}
+
+#[rstest]
+#[case::snappy(Compression::SNAPPY)]
+#[case::gzip(Compression::GZIP(Default::default()))]
+#[case::zstd(Compression::ZSTD(Default::default()))]
+#[case::lz4(Compression::LZ4_RAW)]
+#[case::brotli(Compression::BROTLI(Default::default()))]
+fn compressed_parquet_is_read(#[case] compression: Compression) {
+    let (file, plain) = (compressed(NESTED, &rows(5), compression), parquet(NESTED, &rows(5)));
+    assert_ne!(file, plain);
+    let pixels = |file: &[u8]| load_parquet(file, "").unwrap().images.pixels().unwrap();
+    assert_eq!(pixels(&file), pixels(&plain));
+}
+
+#[test]
+fn compression_without_a_reader_is_named() {
+    let mut file = parquet(FLAT, &rows(2));
+    // In the footer, the compression of a column (0 is none) comes after its path; LZO is 3, which is written as 6.
+    let path = b"\x05image\x15\0";
+    let at = file.windows(path.len()).position(|bytes| bytes == path).unwrap();
+    file[at + path.len() - 1] = 6;
+    let error = load_parquet(&file, "").unwrap_err().to_string();
+    assert!(error.contains("found columns compressed with LZO, expected Snappy, Zstandard"), "{error}");
 }
 
 #[rstest]
