@@ -53,7 +53,7 @@ pub struct Inspection {
     /// What the `config.json` beside the file says.
     pub config: Option<ModelConfig>,
     /// Every tensor in the order of the file.
-    pub tensors: Vec<Layer>,
+    pub tensors: Vec<Looked>,
     /// What looks wrong.
     pub warnings: Vec<String>,
 }
@@ -61,7 +61,7 @@ pub struct Inspection {
 /// A tensor and its statistics, over its finite values.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
-pub struct Layer {
+pub struct Looked {
     /// Its name.
     pub name: String,
     /// Its dtype in the file.
@@ -110,9 +110,9 @@ pub fn inspect(path: &Path, key: Option<&str>) -> Result<Inspection> {
     let entries: Vec<(&str, String)> =
         layout.entries.iter().map(|entry| (&entry.name[layout.prefix.len()..], stored(entry))).collect();
     let looked = entries.par_iter().map(|(name, dtype)| look(name, dtype, &state[*name]));
-    let looked: Vec<(Layer, Vec<String>)> =
+    let looked: Vec<(Looked, Vec<String>)> =
         looked.collect::<candle_core::Result<_>>().map_err(|error| Error::Model(error.into()))?;
-    let (tensors, warnings): (Vec<Layer>, Vec<Vec<String>>) = looked.into_iter().unzip();
+    let (tensors, warnings): (Vec<Looked>, Vec<Vec<String>>) = looked.into_iter().unzip();
     let mut warnings = warnings.concat();
     warnings.extend(layout.skipped.iter().map(|name| format!("{name}: is no tensor")));
     let names: Vec<&str> = entries.iter().map(|(name, _)| *name).collect();
@@ -180,7 +180,7 @@ fn with_config(mut spec: ModelSpec, config: Option<&ModelConfig>) -> (ModelSpec,
 }
 
 /// Statistics of a tensor, and what looks wrong in it.
-fn look(name: &str, dtype: &str, tensor: &Tensor) -> candle_core::Result<(Layer, Vec<String>)> {
+fn look(name: &str, dtype: &str, tensor: &Tensor) -> candle_core::Result<(Looked, Vec<String>)> {
     let values: Vec<f64> = tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
     let (nan, finite) = (values.iter().filter(|v| v.is_nan()).count(), values.iter().filter(|v| v.is_finite()));
     let count = finite.clone().count();
@@ -188,7 +188,7 @@ fn look(name: &str, dtype: &str, tensor: &Tensor) -> candle_core::Result<(Layer,
     let mean = (count > 0).then(|| finite.clone().sum::<f64>() / count as f64);
     let variance = |mean: f64| finite.clone().map(|v| (v - mean).powi(2)).sum::<f64>() / count as f64;
     let zeros = values.iter().filter(|v| **v == 0.0).count() as f64 / values.len().max(1) as f64;
-    let layer = Layer {
+    let layer = Looked {
         name: name.to_string(),
         dtype: dtype.to_string(),
         shape: tensor.dims().to_vec(),
@@ -234,8 +234,8 @@ fn look(name: &str, dtype: &str, tensor: &Tensor) -> candle_core::Result<(Layer,
 }
 
 /// The last linear layer by the names that libraries give it; `classifier.6` is after `classifier.3`.
-fn head(tensors: &[Layer]) -> Option<&Layer> {
-    let rank = |layer: &&Layer| {
+fn head(tensors: &[Looked]) -> Option<&Looked> {
+    let rank = |layer: &&Looked| {
         let name = layer.name.strip_suffix(".weight").filter(|_| layer.shape.len() == 2)?;
         match name.split('.').collect::<Vec<_>>().as_slice() {
             ["fc" | "linear" | "head" | "classifier"] | ["heads", "head"] | ["head", "fc"] => Some(0),
@@ -271,7 +271,7 @@ mod tests {
 
     use super::*;
 
-    fn looked(name: &str, values: &[f32], shape: &[usize]) -> (Layer, Vec<String>) {
+    fn looked(name: &str, values: &[f32], shape: &[usize]) -> (Looked, Vec<String>) {
         look(name, "f32", &Tensor::from_slice(values, shape, &Device::Cpu).unwrap()).unwrap()
     }
 

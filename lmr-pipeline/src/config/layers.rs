@@ -27,12 +27,12 @@ pub struct Layered {
 }
 
 /// The layer of one override, as figment wants it.
-struct Layer<'a> {
+struct Overlay<'a> {
     origin: &'a str,
     data: Dict,
 }
 
-impl Provider for Layer<'_> {
+impl Provider for Overlay<'_> {
     fn metadata(&self) -> Metadata {
         Metadata::named(self.origin.to_string())
     }
@@ -146,13 +146,13 @@ fn parse(text: &str) -> Value {
 
 fn merge(file: &Table, overrides: Vec<Override>, problems: &mut Vec<Problem>) -> Result<Layered> {
     let mut stages = file.get("stage").cloned();
-    let mut figment = Figment::from(Layer { origin: "file", data: dict(file.clone())? });
+    let mut figment = Figment::from(Overlay { origin: "file", data: dict(file.clone())? });
     let mut overridden = BTreeMap::new();
     for Override { path, value, origin } in overrides {
         if path[0] != "stage" {
             let data = nest(&path[1..], value);
             figment =
-                figment.merge(Layer { origin: &origin, data: dict(Table::from_iter([(path[0].clone(), data)]))? });
+                figment.merge(Overlay { origin: &origin, data: dict(Table::from_iter([(path[0].clone(), data)]))? });
             overridden.insert(path, origin);
             continue;
         }
@@ -173,7 +173,7 @@ fn merge(file: &Table, overrides: Vec<Override>, problems: &mut Vec<Problem>) ->
     // Figment replaces arrays as a whole, so the stages, overrides included, go in as one layer.
     if let Some(stages) = stages {
         let data = dict(Table::from_iter([("stage".to_string(), stages)]))?;
-        figment = figment.merge(Layer { origin: "stages", data });
+        figment = figment.merge(Overlay { origin: "stages", data });
     }
     let table = figment.extract().map_err(|error| Error::Internal(format!("merging the configuration: {error}")))?;
     Ok(Layered { table, overridden })

@@ -38,7 +38,7 @@ use crate::weights::{Export, Layout, described, gguf};
 use crate::{Error, Result};
 use card::{Card, license_of};
 use config::{ConfigFile, Described};
-use source::{Received, Source};
+use source::{FinishedRun, Received};
 
 /// What became of a publication.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,7 +77,7 @@ pub fn configured(run: &Path) -> Result<Option<PublishTable>> {
 /// checkpoint from the Hub, into its cache.
 pub fn compose(run: &Path, table: &PublishTable, observer: &dyn Observer) -> Result<Publication> {
     table.check().map_err(|(key, message)| Error::Unpublishable(format!("{key}: {message}")))?;
-    let source = Source::open(run, observer)?;
+    let source = FinishedRun::open(run, observer)?;
     let selection = Selection::of(&source.links(), table.stage.as_deref(), &table.include);
     let selection = selection.map_err(|faults| {
         let faults: Vec<String> = faults.into_iter().map(|(key, message)| format!("{key}: {message}")).collect();
@@ -92,7 +92,7 @@ pub(crate) fn shown_path(path: &str) -> &str {
 }
 
 struct Composer<'a> {
-    source: Source,
+    source: FinishedRun,
     table: &'a PublishTable,
     selection: Selection,
 }

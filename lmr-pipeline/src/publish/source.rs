@@ -29,7 +29,7 @@ const MAX_CARD: u64 = 1 << 20;
 const MAX_WEIGHTS: u64 = 4 << 30;
 
 /// A run that has ended, and that nobody else writes to meanwhile.
-pub struct Source {
+pub struct FinishedRun {
     /// Its pipeline.
     pub plan: Plan,
     /// What it found.
@@ -63,7 +63,7 @@ pub struct Received {
     pub card: Option<String>,
 }
 
-impl Source {
+impl FinishedRun {
     /// Opens a run folder with a report.
     pub fn open(path: &Path, observer: &dyn Observer) -> Result<Self> {
         if !path.join("report.json").is_file() {

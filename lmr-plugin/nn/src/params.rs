@@ -184,13 +184,13 @@ fn integer(tensor: &Tensor) -> Result<i64> {
     Ok(tensor.flatten_all()?.get(0)?.to_dtype(DType::I64)?.to_scalar()?)
 }
 
-enum Source {
+enum Origin {
     Fresh(Rng),
     State(StateDict),
 }
 
 struct Store {
-    source: Source,
+    source: Origin,
     device: Device,
     entries: Vec<(String, Slot)>,
     taken: BTreeSet<String>,
@@ -210,15 +210,15 @@ pub struct Builder {
 impl Builder {
     /// Parameters drawn from `rng`.
     pub fn fresh(rng: Rng, device: &Device) -> Self {
-        Self::new(Source::Fresh(rng), device)
+        Self::new(Origin::Fresh(rng), device)
     }
 
     /// Parameters taken from a checkpoint; floating-point dtypes are converted to f32.
     pub fn from_state(state: StateDict, device: &Device) -> Self {
-        Self::new(Source::State(state), device)
+        Self::new(Origin::State(state), device)
     }
 
-    fn new(source: Source, device: &Device) -> Self {
+    fn new(source: Origin, device: &Device) -> Self {
         let (entries, taken, faults) = Default::default();
         let store = Store { source, device: device.clone(), entries, taken, faults };
         Self { store: Rc::new(RefCell::new(store)), prefix: String::new() }
@@ -260,7 +260,7 @@ impl Builder {
         let mut store = self.store.borrow_mut();
         store.taken.insert(full.clone());
         let value = match &store.source {
-            Source::State(state) => match state.get(&full).map(|tensor| (tensor, no_counter(&full, tensor))) {
+            Origin::State(state) => match state.get(&full).map(|tensor| (tensor, no_counter(&full, tensor))) {
                 Some((tensor, None)) => integer(tensor)?,
                 Some((_, Some(fault))) => {
                     store.faults.mismatched.push(fault);
@@ -268,7 +268,7 @@ impl Builder {
                 }
                 None => 0,
             },
-            Source::Fresh(_) => 0,
+            Origin::Fresh(_) => 0,
         };
         drop(store);
         let count = Arc::new(AtomicI64::new(value));
@@ -280,7 +280,7 @@ impl Builder {
     pub fn finish(&self) -> Result<Params> {
         let mut store = self.store.borrow_mut();
         let mut faults = std::mem::take(&mut store.faults);
-        if let Source::State(state) = &store.source {
+        if let Origin::State(state) = &store.source {
             faults.unexpected = state.keys().filter(|name| !store.taken.contains(*name)).cloned().collect();
         }
         faults.into_result()?;
@@ -302,8 +302,8 @@ impl Builder {
         let Store { source, device, taken, faults, .. } = &mut *store;
         taken.insert(full.clone());
         let tensor = match source {
-            Source::Fresh(rng) => init.draw(rng, &shape, device)?,
-            Source::State(state) => match state.get(&full) {
+            Origin::Fresh(rng) => init.draw(rng, &shape, device)?,
+            Origin::State(state) => match state.get(&full) {
                 None => {
                     faults.missing.push(full);
                     Tensor::zeros(shape, DType::F32, device)?

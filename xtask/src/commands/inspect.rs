@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use comfy_table::CellAlignment;
-use lmr_pipeline::inspect::{Inspection, Layer, inspect};
+use lmr_pipeline::inspect::{Inspection, Looked, inspect};
 
 use super::table;
 use crate::console::{Console, Verbosity};
@@ -78,7 +78,7 @@ fn summary(found: &Inspection) -> comfy_table::Table {
     table
 }
 
-fn layers(layers: &[Layer]) -> comfy_table::Table {
+fn layers(layers: &[Looked]) -> comfy_table::Table {
     let mut table = table(["tensor", "dtype", "shape", "min", "max", "mean", "std", "zeros %"]);
     for column in table.column_iter_mut().skip(3) {
         column.set_cell_alignment(CellAlignment::Right);

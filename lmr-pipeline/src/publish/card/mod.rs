@@ -9,7 +9,7 @@ use lmr_plugin::zoo::naming::Scheme;
 pub use metadata::{Metadata, license_of};
 pub use text::{markdown, plain};
 
-use super::source::Source;
+use super::source::FinishedRun;
 use super::{PublishedFile, PublishedForm};
 use crate::Result;
 use crate::datasets;
@@ -22,7 +22,7 @@ pub struct Card<'a> {
     /// The repository, `owner/name`.
     pub repo: &'a str,
     /// The run.
-    pub source: &'a Source,
+    pub source: &'a FinishedRun,
     /// What is published of it.
     pub selection: &'a Selection,
     /// The deployed forms among the files.

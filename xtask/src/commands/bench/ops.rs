@@ -32,7 +32,7 @@ pub struct Ops {
 }
 
 /// Input and output channels, image side, kernel, stride.
-type Layer = (usize, usize, usize, usize, usize);
+type Shape = (usize, usize, usize, usize, usize);
 
 impl Ops {
     /// Times all and prints a table.
@@ -73,7 +73,7 @@ impl Ops {
     }
 
     /// The different convolutions of the network.
-    fn layers(&self) -> Vec<Layer> {
+    fn layers(&self) -> Vec<Shape> {
         let (width, mut side) = (self.width as usize, self.image_size as usize);
         let mut layers = vec![(3, width, side, 3, 1)];
         for stage in 0..4 {

@@ -84,7 +84,7 @@ struct Lines<'a, 'b> {
 
 /// Where a tap of a position reads: the input position's first float, and which tap it is.
 #[derive(Clone, Copy, Default)]
-struct Source {
+struct Tap {
     input: usize,
     tap: usize,
 }
@@ -95,14 +95,14 @@ fn sources(
     (from, to): (Dims, Dims),
     kw: usize,
     (line, x): (usize, usize),
-    found: &mut [Source; MAX_TAPS],
+    found: &mut [Tap; MAX_TAPS],
 ) -> usize {
     let (g, y) = (line / to.h, line % to.h);
     let pairs = axes.0.taps(y).iter().flat_map(|row| axes.1.taps(x).iter().map(move |column| (row, column)));
     let mut count = 0;
     for (source, (&(iy, ky), &(ix, kx))) in found.iter_mut().zip(pairs) {
         let input = ((g * from.h + iy) * from.w + ix) * from.position_len();
-        *source = Source { input, tap: ky * kw + kx };
+        *source = Tap { input, tap: ky * kw + kx };
         count += 1;
     }
     count
@@ -116,7 +116,7 @@ impl WithSimd for Lines<'_, '_> {
         let Self { input, weight, from, to, axes, kw, taps, finish, first, out } = self;
         let (n, len) = (to.n, to.position_len());
         let block = (LINE_FLOATS / (from.w * n)).clamp(1, to.c);
-        let mut found = [Source::default(); MAX_TAPS];
+        let mut found = [Tap::default(); MAX_TAPS];
         for begin in (0..to.c).step_by(block) {
             let channels = begin..(begin + block).min(to.c);
             for (i, out) in out.chunks_exact_mut(len).enumerate() {
@@ -145,7 +145,7 @@ impl WithSimd for Lines<'_, '_> {
 
 /// `row = Σ weight · input row` over the sources.
 #[inline(always)]
-fn add_taps<S: Simd>(simd: S, input: &[f32], sources: &[Source], weight: &[f32], offset: usize, row: &mut [f32]) {
+fn add_taps<S: Simd>(simd: S, input: &[f32], sources: &[Tap], weight: &[f32], offset: usize, row: &mut [f32]) {
     let mut factors = [simd.splat_f32s(0.0); MAX_TAPS];
     for (factor, source) in factors.iter_mut().zip(sources) {
         *factor = simd.splat_f32s(weight[source.tap]);
@@ -202,7 +202,7 @@ impl WithSimd for Products<'_> {
         let (n, len) = (to.n, to.position_len());
         let block = (LINE_FLOATS / (from.w * n)).clamp(1, to.c);
         let mut sums = vec![simd.splat_f32s(0.0); to.c * taps];
-        let mut found = [Source::default(); MAX_TAPS];
+        let mut found = [Tap::default(); MAX_TAPS];
         for begin in (0..to.c).step_by(block) {
             let channels = begin..(begin + block).min(to.c);
             for (i, dy) in dy.chunks_exact(len).enumerate() {
@@ -220,7 +220,7 @@ impl WithSimd for Products<'_> {
 
 /// Adds to every tap the products of a gradient row with the tap's input row.
 #[inline(always)]
-fn add_products<S: Simd>(simd: S, x: &[f32], sources: &[Source], dy: &[f32], offset: usize, sums: &mut [S::f32s]) {
+fn add_products<S: Simd>(simd: S, x: &[f32], sources: &[Tap], dy: &[f32], offset: usize, sums: &mut [S::f32s]) {
     let mut acc = [simd.splat_f32s(0.0); MAX_TAPS];
     for (acc, source) in acc.iter_mut().zip(sources) {
         *acc = sums[source.tap];
