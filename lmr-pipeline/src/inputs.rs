@@ -33,7 +33,7 @@ pub struct Inputs {
     /// Where the model computes.
     pub device: Device,
     /// Where the model's weights come from, and the SHA-256 of that file.
-    pub source: Received,
+    pub source: ReceivedWeights,
     /// The defender's clean images.
     pub clean: CleanSet,
     /// What the images are, for the run folder.
@@ -50,7 +50,7 @@ pub struct Inputs {
 
 /// Where the received weights come from.
 #[derive(Clone, Debug)]
-pub struct Received {
+pub struct ReceivedWeights {
     /// The file as the pipeline names it, `owner/name@commit/file`, or the seed that the weights were drawn from.
     pub source: String,
     /// Where on the Hub they are from.
@@ -133,19 +133,19 @@ impl Inputs {
                     }
                 };
                 let (sha256, layout) = (Some(loaded.sha256), Some(loaded.layout));
-                (model, Received { source, origin: local.origin.clone(), sha256, layout })
+                (model, ReceivedWeights { source, origin: local.origin.clone(), sha256, layout })
             }
             None => {
                 let network = plan.model.fresh(rng::stream(plan.run.seed, "model/init"), &device)?;
                 let source = format!("drawn from seed {}", plan.run.seed);
                 let model = Model::new(network, plan.normalization())?;
-                (model, Received { source, origin: None, sha256: None, layout: None })
+                (model, ReceivedWeights { source, origin: None, sha256: None, layout: None })
             }
         };
         Ok((model, Self::load_data(plan, observer, device, source)?))
     }
 
-    fn load_data(plan: &Plan, observer: &dyn Observer, device: Device, source: Received) -> Result<Self> {
+    fn load_data(plan: &Plan, observer: &dyn Observer, device: Device, source: ReceivedWeights) -> Result<Self> {
         let name = &plan.data.name;
         let refuse = |error: lmr_plugin::Error| Error::Data { name: name.clone(), message: error.to_string() };
         let mut splits = Splits { plan, observer, loaded: BTreeMap::new(), files: Vec::new() };

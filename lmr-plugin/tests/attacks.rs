@@ -125,7 +125,7 @@ fn perturbed_images_are_harder_and_near_and_the_network_stays(clean: &StateDict)
         losses::cross_entropy(&logits, &labels).unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap()
     };
     let pgd = Pgd { step: Levels::literal(2.0), steps: Count::literal(10), ..Pgd::default() };
-    let hard = pgd.perturb(&model, (&pixels, &labels)).unwrap();
+    let hard = pgd.perturb(&model, (&pixels, &labels), &Run::quiet(0)).unwrap();
     assert!(farthest(&hard, &pixels) <= 8.0 / 255.0 + 1e-6);
     assert!(values(&hard).iter().all(|v| (0.0..=1.0).contains(v)));
     assert!(loss(&hard) > 10.0 * loss(&pixels), "{} against {}", loss(&hard), loss(&pixels));

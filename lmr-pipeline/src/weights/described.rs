@@ -8,7 +8,8 @@ use lmr_plugin::nn::StateDict;
 use safetensors::Dtype;
 use serde_json::Value;
 
-use super::layout::{Encoded, safetensors};
+use super::encoded::Encoded;
+use super::layout::safetensors;
 use crate::files::{MODEL_FILE, json};
 use crate::model_config::{parse, read as read_text};
 use crate::tensors::encode;

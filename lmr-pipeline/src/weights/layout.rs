@@ -10,6 +10,7 @@ use lmr_plugin::zoo::naming::{Scheme, from_torchvision};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::encoded::Encoded;
 use super::torch;
 use crate::tensors::encode;
 use crate::{Error, Result};
@@ -140,18 +141,6 @@ impl Layout {
     fn short<'a>(&self, entry: &'a StoredTensor) -> &'a str {
         entry.name.get(self.prefix.len()..).unwrap_or_default()
     }
-}
-
-/// A tensor ready to be written.
-pub struct Encoded<'a> {
-    /// Its whole name.
-    pub name: &'a str,
-    /// The dtype of its numbers.
-    pub dtype: Dtype,
-    /// Its shape.
-    pub shape: &'a [usize],
-    /// Its numbers, little-endian, row-major.
-    pub bytes: Vec<u8>,
 }
 
 /// The bytes of a file.

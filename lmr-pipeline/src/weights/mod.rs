@@ -7,6 +7,7 @@
 //! [`Layout`], with which the same names are written back.
 
 pub(crate) mod described;
+mod encoded;
 pub(crate) mod gguf;
 mod layout;
 mod pickle;

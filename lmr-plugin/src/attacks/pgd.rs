@@ -41,12 +41,13 @@ const BATCH: usize = 128;
 
 impl Pgd {
     /// Pixels `f32[B,C,H,W]` in `[0,1]` with a higher loss than `pixels` with labels `u32[B]`, nowhere further than ε away.
-    pub fn perturb(&self, model: &Model, (pixels, labels): (&Tensor, &Tensor)) -> Result<Tensor> {
+    pub fn perturb(&self, model: &Model, (pixels, labels): (&Tensor, &Tensor), run: &Run<'_>) -> Result<Tensor> {
         let (epsilon, step) = (self.epsilon.get() / 255.0, self.step.get() / 255.0);
         let low = pixels.affine(1.0, -epsilon)?.clamp(0f64, 1f64)?;
         let high = pixels.affine(1.0, epsilon)?.clamp(0f64, 1f64)?;
         let x = Var::from_tensor(&pixels.copy()?)?;
         for _ in 0..self.steps.get() {
+            run.checkpoint()?;
             let logits = model.forward(&x, Mode::Frozen)?;
             let loss = losses::cross_entropy(&logits, labels)?.sum_all()?;
             let gradients = loss.backward()?;
@@ -68,9 +69,8 @@ impl Pgd {
         let device = model.device().clone();
         let mut perturbed = Vec::with_capacity(indices.len());
         for batch in indices.chunks(BATCH) {
-            run.checkpoint()?;
             let (pixels, labels) = images.batch(batch, &device)?;
-            let hard = self.perturb(model, (&pixels, &labels))?.to_device(&Device::Cpu)?;
+            let hard = self.perturb(model, (&pixels, &labels), run)?.to_device(&Device::Cpu)?;
             for image in hard.flatten_from(1)?.to_vec2::<f32>()? {
                 perturbed.push(image.into_iter().map(|v| (255.0 * v).round() as u8).collect());
             }

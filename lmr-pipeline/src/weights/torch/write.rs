@@ -6,7 +6,7 @@ use safetensors::Dtype;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipWriter};
 
-use crate::weights::layout::Encoded;
+use crate::weights::encoded::Encoded;
 
 /// PyTorch aligns storages so that they can be mapped into memory.
 const ALIGNMENT: u16 = 64;

@@ -7,8 +7,8 @@ use std::arch::x86_64::{
 };
 
 use super::LANES;
-use super::convolve::Job;
 use super::finish::Finish;
+use super::work::Job;
 
 /// Pixels at a time: with them four vectors of sums, and what they are made of, fill the registers.
 const P: usize = 3;

@@ -9,65 +9,8 @@ use rayon::prelude::*;
 use super::bands::{Band, bands};
 use super::finish::Finish;
 use super::packing::{Dense, Panel};
-use super::{GROUP, Images, Kernel, LANES, Vector};
-
-/// A panel of weights and the pixels it is for.
-pub(super) struct Job<'a> {
-    pub input: &'a [u8],
-    /// Where the windows of the output's pixels begin.
-    pub pixels: &'a [usize],
-    /// How far from there each run of taps is, and how many groups of bytes it has.
-    pub runs: &'a [(usize, usize)],
-    /// The panel's weights.
-    pub weights: &'a [Vector],
-    /// What its sums begin with.
-    pub starts: &'a [[i32; LANES]],
-    /// Its first vector of output channels.
-    first: usize,
-    /// Output channels of all panels, at least 1.
-    pub outputs: usize,
-    /// How many elements of the whole output come before.
-    before: usize,
-}
-
-impl Job<'_> {
-    /// Gives `finish` the sums of the pixels from `first` on with their vector, the first element of the whole output that they
-    /// are for, and their place in `out`; as many as it has room for.
-    #[inline(always)]
-    pub fn write<T, const V: usize>(
-        &self,
-        sums: &[[[i32; LANES]; V]],
-        first: usize,
-        out: &mut [T],
-        finish: impl Fn(&[i32; LANES], usize, usize, &mut [T]),
-    ) {
-        let channel = self.first * LANES;
-        let mut at = self.element(first);
-        for (sums, out) in sums.iter().zip(out.chunks_exact_mut(self.outputs)) {
-            for (v, (sums, out)) in sums.iter().zip(out[channel..].chunks_mut(LANES)).enumerate() {
-                finish(sums, self.first + v, at + v * LANES, out);
-            }
-            at += self.outputs;
-        }
-    }
-
-    /// Which element of the whole output the panel gives first for a pixel.
-    #[inline(always)]
-    pub fn element(&self, pixel: usize) -> usize {
-        self.before + pixel * self.outputs + self.first * LANES
-    }
-
-    /// Refuses windows that reach beyond the input, and weights that are not there: the kernels check neither.
-    fn check(&self, vectors: usize) -> Result<()> {
-        let window = self.runs.iter().map(|&(offset, groups)| offset + groups * GROUP).max().unwrap_or(0);
-        let end = self.pixels.iter().max().map_or(0, |pixel| pixel + window);
-        let groups: usize = self.runs.iter().map(|run| run.1).sum();
-        if end > self.input.len() || self.weights.len() != groups * vectors || self.starts.len() != vectors {
-            bail!("integer convolution: {end} bytes are needed, {} are there", self.input.len());
-        }
-        Ok(())
-    }
-}
+use super::work::Job;
+use super::{GROUP, Images, Kernel, LANES};
 
 impl Kernel {
     fn sweep<F: Finish>(self, vectors: usize, job: &Job<'_>, finish: &F, out: &mut [F::Out]) {

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::bands::bands;
 use super::finish::Finish;
+use super::work::Filter;
 use super::{Images, Kernel, LANES};
 use crate::layers::ConvConfig;
 
@@ -64,7 +65,7 @@ impl Depthwise {
                 let bytes = &window.bytes[channel..];
                 let filter = Filter { bytes, pixels: &window.pixels, taps: &taps, weights, start, channels, before };
                 filter.check()?;
-                filter.run(kernel, vector, finish, &mut out[channel..]);
+                run(&filter, kernel, vector, finish, &mut out[channel..]);
             }
             Ok::<(), candle_core::Error>(())
         })?;
@@ -72,59 +73,12 @@ impl Depthwise {
     }
 }
 
-/// A vector of channels of all pixels of a band.
-pub(super) struct Filter<'a> {
-    /// From the first channel on.
-    pub bytes: &'a [u8],
-    /// Where the windows of the output's pixels begin.
-    pub pixels: &'a [usize],
-    /// How far from there its taps are.
-    pub taps: &'a [usize],
-    /// As many as there are taps.
-    pub weights: &'a [[i32; LANES]],
-    /// What sums begin with.
-    pub start: &'a [i32; LANES],
-    /// Of an output pixel.
-    channels: usize,
-    /// How many elements of the whole output come before.
-    before: usize,
-}
-
-impl Filter<'_> {
-    /// Refuses windows that reach beyond the input: the kernels do not check.
-    fn check(&self) -> Result<()> {
-        let last = |of: &[usize]| of.iter().max().copied().unwrap_or(0);
-        let end = last(self.pixels) + last(self.taps) + LANES;
-        if end > self.bytes.len() || self.weights.len() != self.taps.len() {
-            bail!("integer convolution: {end} bytes are needed, {} are there", self.bytes.len());
-        }
-        Ok(())
-    }
-
-    fn run<F: Finish>(&self, kernel: Kernel, vector: usize, finish: &F, out: &mut [F::Out]) {
-        match kernel {
-            // SAFETY: this kernel is only chosen where its instructions are available, and the windows were checked.
-            #[cfg(target_arch = "x86_64")]
-            Kernel::Vnni => unsafe { super::vnni::filter(self, vector, finish, out) },
-            _ => super::plain::filter(self, vector, finish, out),
-        }
-    }
-
-    /// Gives `finish` the sums of the pixels from `first` on with the first element of the whole output that they are for, and
-    /// their place in `out`, which begins at the vector's first channel.
-    #[inline(always)]
-    pub fn write<T>(
-        &self,
-        vector: usize,
-        sums: &[[i32; LANES]],
-        first: usize,
-        out: &mut [T],
-        finish: impl Fn(&[i32; LANES], usize, &mut [T]),
-    ) {
-        let len = LANES.min(self.channels - vector * LANES);
-        for (i, sums) in sums.iter().enumerate() {
-            let at = (first + i) * self.channels;
-            finish(sums, self.before + at, &mut out[at..at + len]);
-        }
+/// Filters a vector of channels.
+fn run<F: Finish>(filter: &Filter<'_>, kernel: Kernel, vector: usize, finish: &F, out: &mut [F::Out]) {
+    match kernel {
+        // SAFETY: this kernel is only chosen where its instructions are available, and the windows were checked.
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Vnni => unsafe { super::vnni::filter(filter, vector, finish, out) },
+        _ => super::plain::filter(filter, vector, finish, out),
     }
 }

@@ -1,10 +1,17 @@
 //! From sums of integers to what a layer gives: the one formula that all kernels share, so that they agree to the bit.
 
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+use std::arch::x86_64::{
+    __m512, _MM_HINT_T0, _mm_mask_storeu_epi8, _mm_maskz_loadu_epi8, _mm_prefetch, _mm512_add_epi32, _mm512_add_ps,
+    _mm512_castps_si512, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_sub_epi32, _mm512_sub_ps,
+};
 
 use super::{Affine, LANES};
 use crate::cpu::activation::{Bounds, gelu};
+#[cfg(target_arch = "x86_64")]
+use crate::grid::MAGIC;
 use crate::layers::Activation;
 
 /// What becomes of the sums of a vector of output channels.
@@ -161,7 +168,7 @@ impl Finish for Rounded<'_> {
     unsafe fn finish_vnni(&self, sums: &[i32; LANES], vector: usize, at: usize, out: &mut [u8]) {
         match Bounds::of(self.activation) {
             // SAFETY: the caller's promise.
-            Some(bounds) => unsafe { super::vnni::round(self, bounds, (sums, vector, at), out) },
+            Some(bounds) => unsafe { round(self, bounds, (sums, vector, at), out) },
             None => self.finish(sums, vector, at, out),
         }
     }
@@ -183,4 +190,50 @@ pub(super) fn activate(values: [f32; LANES], activation: Activation, len: usize)
         }
     }
     out
+}
+
+/// [`Rounded`]'s results for a vector's sums, in the order of its one formula.
+///
+/// # Safety
+/// The machine must have what [`vnni::available`](super::vnni::available) asks for.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn round(
+    rounded: &Rounded<'_>,
+    bounds: Bounds,
+    (sums, vector, at): (&[i32; LANES], usize, usize),
+    out: &mut [u8],
+) {
+    /// A number with the nearest integer of the grid in its lowest bits.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn magic(to: &Affine, values: __m512) -> __m512 {
+        let q = _mm512_mul_ps(values, _mm512_set1_ps(to.inverse));
+        // Of two operands, these give the second if one is NaN.
+        let q = _mm512_min_ps(_mm512_max_ps(q, _mm512_set1_ps(to.low)), _mm512_set1_ps(to.high));
+        _mm512_add_ps(q, _mm512_set1_ps(MAGIC as f32))
+    }
+    let mask = if out.len() < LANES { (1 << out.len()) - 1 } else { u16::MAX };
+    let (scale, bias) = (&rounded.channels.scale[vector], &rounded.channels.bias[vector]);
+    // SAFETY: arrays of a vector's length are read, and through the mask bytes that are there.
+    unsafe {
+        let sums = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums.as_ptr().cast()));
+        let scaled = _mm512_mul_ps(sums, _mm512_loadu_ps(scale.as_ptr()));
+        let mut values = _mm512_add_ps(scaled, _mm512_loadu_ps(bias.as_ptr()));
+        let mut to = &rounded.to;
+        if let Some(residual) = &rounded.residual {
+            let codes = &residual.codes[at..at + out.len().min(LANES)];
+            let codes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, codes.as_ptr().cast()));
+            let integers = _mm512_sub_epi32(codes, _mm512_set1_epi32(i32::from(residual.from.zero)));
+            let added = _mm512_mul_ps(_mm512_cvtepi32_ps(integers), _mm512_set1_ps(residual.from.scale));
+            let integers = _mm512_sub_ps(magic(to, values), _mm512_set1_ps(MAGIC as f32));
+            values = _mm512_add_ps(_mm512_mul_ps(integers, _mm512_set1_ps(to.scale)), added);
+            to = &residual.to;
+        }
+        values = _mm512_max_ps(values, _mm512_set1_ps(bounds.low));
+        values = _mm512_min_ps(values, _mm512_set1_ps(bounds.high));
+        let codes = _mm512_add_epi32(_mm512_castps_si512(magic(to, values)), _mm512_set1_epi32(i32::from(to.zero)));
+        _mm_mask_storeu_epi8(out.as_mut_ptr().cast(), mask, _mm512_cvtepi32_epi8(codes));
+    }
 }

@@ -61,6 +61,7 @@ mod pool;
 mod tests;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
+mod work;
 
 use candle_core::{Result, bail};
 

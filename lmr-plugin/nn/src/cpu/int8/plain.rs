@@ -2,9 +2,8 @@
 
 use pulp::{Arch, WithSimd};
 
-use super::convolve::Job;
-use super::depthwise::Filter;
 use super::finish::Finish;
+use super::work::{Filter, Job};
 use super::{GROUP, LANES};
 
 /// A panel of `V` vectors of output channels for all pixels of a job.

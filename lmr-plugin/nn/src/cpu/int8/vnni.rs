@@ -1,18 +1,13 @@
 //! Tiles of pixels and output channels with AVX-512's instruction for sums of four products of bytes.
 
 use std::arch::x86_64::{
-    __m512, __m512i, _mm_loadu_si128, _mm_mask_storeu_epi8, _mm_maskz_loadu_epi8, _mm512_add_epi32, _mm512_add_ps,
-    _mm512_castps_si512, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_dpbusd_epi32,
-    _mm512_load_si512, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_storeu_si512, _mm512_sub_epi32, _mm512_sub_ps,
+    __m512i, _mm_loadu_si128, _mm512_cvtepu8_epi32, _mm512_dpbusd_epi32, _mm512_load_si512, _mm512_loadu_si512,
+    _mm512_set1_epi32, _mm512_storeu_si512,
 };
 
-use super::convolve::Job;
-use super::depthwise::Filter;
-use super::finish::{Finish, Rounded};
-use super::{Affine, LANES};
-use crate::cpu::activation::Bounds;
-use crate::grid::MAGIC;
+use super::LANES;
+use super::finish::Finish;
+use super::work::{Filter, Job};
 
 /// Whether this machine has what [`sweep`] needs.
 pub(super) fn available() -> bool {
@@ -118,50 +113,5 @@ pub(super) unsafe fn filter<F: Finish>(filter: &Filter<'_>, vector: usize, finis
         // SAFETY: the caller's promise.
         let finish = |sums: &_, at, out: &mut _| unsafe { finish.finish_vnni(sums, vector, at, out) };
         filter.write(vector, &sums[..pixels.len()], tile * P, out, finish);
-    }
-}
-
-/// [`Rounded`]'s results for a vector's sums, in the order of its one formula.
-///
-/// # Safety
-/// The machine must have what [`available`] asks for.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) unsafe fn round(
-    rounded: &Rounded<'_>,
-    bounds: Bounds,
-    (sums, vector, at): (&[i32; LANES], usize, usize),
-    out: &mut [u8],
-) {
-    /// A number with the nearest integer of the grid in its lowest bits.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn magic(to: &Affine, values: __m512) -> __m512 {
-        let q = _mm512_mul_ps(values, _mm512_set1_ps(to.inverse));
-        // Of two operands, these give the second if one is NaN.
-        let q = _mm512_min_ps(_mm512_max_ps(q, _mm512_set1_ps(to.low)), _mm512_set1_ps(to.high));
-        _mm512_add_ps(q, _mm512_set1_ps(MAGIC as f32))
-    }
-    let mask = if out.len() < LANES { (1 << out.len()) - 1 } else { u16::MAX };
-    let (scale, bias) = (&rounded.channels.scale[vector], &rounded.channels.bias[vector]);
-    // SAFETY: arrays of a vector's length are read, and through the mask bytes that are there.
-    unsafe {
-        let sums = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums.as_ptr().cast()));
-        let scaled = _mm512_mul_ps(sums, _mm512_loadu_ps(scale.as_ptr()));
-        let mut values = _mm512_add_ps(scaled, _mm512_loadu_ps(bias.as_ptr()));
-        let mut to = &rounded.to;
-        if let Some(residual) = &rounded.residual {
-            let codes = &residual.codes[at..at + out.len().min(LANES)];
-            let codes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, codes.as_ptr().cast()));
-            let integers = _mm512_sub_epi32(codes, _mm512_set1_epi32(i32::from(residual.from.zero)));
-            let added = _mm512_mul_ps(_mm512_cvtepi32_ps(integers), _mm512_set1_ps(residual.from.scale));
-            let integers = _mm512_sub_ps(magic(to, values), _mm512_set1_ps(MAGIC as f32));
-            values = _mm512_add_ps(_mm512_mul_ps(integers, _mm512_set1_ps(to.scale)), added);
-            to = &residual.to;
-        }
-        values = _mm512_max_ps(values, _mm512_set1_ps(bounds.low));
-        values = _mm512_min_ps(values, _mm512_set1_ps(bounds.high));
-        let codes = _mm512_add_epi32(_mm512_castps_si512(magic(to, values)), _mm512_set1_epi32(i32::from(to.zero)));
-        _mm_mask_storeu_epi8(out.as_mut_ptr().cast(), mask, _mm512_cvtepi32_epi8(codes));
     }
 }
