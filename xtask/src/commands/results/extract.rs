@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use lmr_pipeline::Error;
 use lmr_pipeline::artifacts::write_whole;
 use lmr_pipeline::files::json;
 use lmr_pipeline::report::Report;
-use lmr_pipeline::{Error, Result};
 use serde_json::Value;
 
 use super::read;
@@ -21,7 +21,7 @@ pub fn path(results: &Path, name: &str) -> Result<PathBuf, String> {
 }
 
 /// The reports of a run folder: its own, or one a seed.
-pub fn collect(run: &Path) -> Result<Vec<Report>> {
+pub fn collect(run: &Path) -> anyhow::Result<Vec<Report>> {
     let own = run.join("report.json");
     let mut reports = Vec::new();
     if own.is_file() {
@@ -35,15 +35,15 @@ pub fn collect(run: &Path) -> Result<Vec<Report>> {
         }
     }
     if reports.is_empty() {
-        return Err(Error::input(run, "expected a report.json, or folders seed-… with one each"));
+        return Err(Error::input(run, "expected a report.json, or folders seed-… with one each").into());
     }
     reports.sort_by_key(|report| report.run.seed);
     Ok(reports.into_iter().map(shortened).collect())
 }
 
 /// Keeps reports.
-pub fn write(path: &Path, reports: &[Report]) -> Result<()> {
-    write_whole(path, &json(&reports)?)
+pub fn write(path: &Path, reports: &[Report]) -> anyhow::Result<()> {
+    Ok(write_whole(path, &json(&reports)?)?)
 }
 
 /// What was kept under a name.
@@ -64,8 +64,8 @@ pub fn seeds(reports: &[Report]) -> String {
     }
 }
 
-fn report(path: &Path) -> Result<Report> {
-    serde_json::from_str(&read(path)?).map_err(|error| Error::input(path, error.to_string()))
+fn report(path: &Path) -> anyhow::Result<Report> {
+    Ok(serde_json::from_str(&read(path)?).map_err(|error| Error::input(path, error.to_string()))?)
 }
 
 /// A report whose outcomes are single numbers and words, and those of every form that was measured.

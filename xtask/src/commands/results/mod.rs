@@ -104,6 +104,6 @@ impl Add {
 }
 
 /// A text file.
-fn read(path: &Path) -> Result<String, Error> {
-    fs::read_to_string(path).map_err(|error| Error::input(path, error.to_string()))
+fn read(path: &Path) -> anyhow::Result<String> {
+    Ok(fs::read_to_string(path).map_err(|error| Error::input(path, error.to_string()))?)
 }
