@@ -93,6 +93,9 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
+    /// A trigger cannot be read from the files that the pipeline names, or that a run left.
+    #[error("{0}")]
+    Trigger(String),
     /// The model or the device failed outside of any stage.
     #[error(transparent)]
     Model(#[from] lmr_plugin::Error),
@@ -118,6 +121,7 @@ impl Error {
             | Self::Unwritable { .. }
             | Self::Publish { .. }
             | Self::Io { .. }
+            | Self::Trigger(_)
             | Self::Model(_)
             | Self::Internal(_) => 1,
         }

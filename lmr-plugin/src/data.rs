@@ -4,19 +4,21 @@
 //! when they are wanted, and labels; stages receive a [`CleanSet`], the only data a purifying stage may see.
 
 mod augment;
+mod error;
 mod images;
 mod normalization;
 mod source;
 mod split;
 
 pub use augment::Augment;
+pub use error::DataError;
 pub use images::Images;
 pub(crate) use images::unit;
 pub use normalization::Normalization;
 pub use source::ImageSource;
 pub use split::stratified_split;
 
-use crate::{Error, Result};
+use crate::Result;
 
 /// The few clean, labelled images a purifying stage works with.
 ///
@@ -42,7 +44,7 @@ impl CleanSet {
     /// ```
     pub fn new(images: Images) -> Result<Self> {
         if images.is_empty() {
-            return Err(Error::invalid("the clean set is empty; a purifying stage needs at least one image"));
+            return Err(DataError::EmptyCleanSet.into());
         }
         let classes = images.classes();
         Ok(Self { images, classes })

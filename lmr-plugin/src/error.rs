@@ -1,6 +1,14 @@
 //! The one error type of the crate.
 
+use crate::attacks::AttackError;
+use crate::data::DataError;
+use crate::deploy::{FormError, StoredError};
 use crate::nn;
+use crate::optim::OptimizerError;
+use crate::purify::PurifyError;
+use crate::ranges::{NotAscending, OutOfRange};
+use crate::triggers::TriggerError;
+use crate::zoo::ZooError;
 
 /// What can go wrong in a stage, a model or a loss.
 #[derive(Debug, thiserror::Error)]
@@ -9,12 +17,56 @@ pub enum Error {
     /// Candle refused an operation (shape, dtype, device).
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
-    /// A setting or an input is impossible; the message says what was found and what was expected.
-    #[error("{0}")]
-    Invalid(String),
+    /// Images, labels or numbers about them cannot be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A trigger cannot be built, applied or read.
+    #[error(transparent)]
+    Trigger(#[from] TriggerError),
+    /// One of the zoo's networks cannot be built, loaded or cut.
+    #[error(transparent)]
+    Zoo(#[from] ZooError),
+    /// An optimizer cannot be made, or cannot make a step.
+    #[error(transparent)]
+    Optimizer(#[from] OptimizerError),
+    /// A purifying stage cannot work with what it was given.
+    #[error(transparent)]
+    Purify(#[from] PurifyError),
+    /// An attack cannot do what it is set to.
+    #[error(transparent)]
+    Attack(#[from] AttackError),
+    /// A model cannot be brought into a deployed form, or cannot compute in it.
+    #[error(transparent)]
+    Form(#[from] FormError),
+    /// What a file has of a deployed form cannot be used.
+    #[error(transparent)]
+    Stored(#[from] StoredError),
+    /// A setting goes beyond what the images or the model allow.
+    #[error("{key}: expected {expected}, found {found}")]
+    Setting {
+        /// The setting, as a pipeline file calls it.
+        key: &'static str,
+        /// What these images or this model allow.
+        expected: String,
+        /// What was set.
+        found: usize,
+    },
+    /// Images that a trigger's network cannot halve as often as it must.
+    #[error(
+        "the trigger's network needs images whose sides are multiples of {multiple}, found {}x{}", found[0], found[1]
+    )]
+    Sides {
+        /// What both sides have to be multiples of.
+        multiple: usize,
+        /// Height and width of the images.
+        found: [usize; 2],
+    },
+    /// Shares that do not ascend.
+    #[error(transparent)]
+    NotAscending(#[from] NotAscending),
     /// A number is out of the range of what it is for.
     #[error(transparent)]
-    OutOfRange(#[from] crate::ranges::OutOfRange),
+    OutOfRange(#[from] OutOfRange),
     /// A stage needs the full-precision model, and it is already in a form that is shipped.
     #[error("the model is {form}; purify the full-precision model instead (`from = \"<an earlier stage>\"`)")]
     Deployed {
@@ -83,6 +135,9 @@ pub enum Error {
         /// The value itself: NaN or an infinity.
         value: f64,
     },
+    /// What a stage, a trigger or a network of the caller's own refuses; nothing in this crate makes one.
+    #[error(transparent)]
+    Other(Box<dyn std::error::Error + Send + Sync>),
     /// The run was asked to stop (Ctrl-C).
     #[error("interrupted")]
     Interrupted,
@@ -97,9 +152,9 @@ pub enum Error {
 }
 
 impl Error {
-    /// An [`Error::Invalid`] from anything printable.
-    pub fn invalid(message: impl Into<String>) -> Self {
-        Self::Invalid(message.into())
+    /// An [`Error::Setting`] of a number.
+    pub(crate) fn setting(key: &'static str, expected: String, found: usize) -> Self {
+        Self::Setting { key, expected, found }
     }
 }
 
@@ -111,7 +166,7 @@ impl From<nn::Error> for Error {
             nn::Error::Weights(faults) => Self::Weights(faults),
             nn::Error::Other(error) => match error.downcast::<Self>() {
                 Ok(own) => *own,
-                Err(foreign) => Self::Nn(Box::new(nn::Error::Other(foreign))),
+                Err(foreign) => Self::Other(foreign),
             },
             error => Self::Nn(Box::new(error)),
         }
@@ -125,6 +180,7 @@ impl From<Error> for nn::Error {
             Error::Candle(error) => Self::Candle(error),
             Error::Weights(faults) => Self::Weights(faults),
             Error::Nn(error) => *error,
+            Error::Other(foreign) => Self::Other(foreign),
             own => Self::Other(Box::new(own)),
         }
     }

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use candle_core::{Device, Tensor};
 
-use crate::data::Images;
+use crate::data::{DataError, Images};
 use crate::run::Run;
 use crate::{Error, Result};
 
@@ -58,7 +58,7 @@ fn for_each_batch(
     mut take: impl FnMut(Tensor) -> Result<()>,
 ) -> Result<()> {
     if images.is_empty() {
-        return Err(Error::invalid(format!("{phase}: no images to look at")));
+        return Err(DataError::NothingToLookAt { phase: phase.into() }.into());
     }
     let order: Vec<usize> = (0..images.len()).collect();
     let size = batch_size(images.shape());

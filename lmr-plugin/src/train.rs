@@ -10,7 +10,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor};
 use serde::Serialize;
 
-use crate::data::Images;
+use crate::data::{DataError, Images};
 use crate::model::Model;
 use crate::nn::{BatchNormMode, Mode};
 use crate::optim::Optimizer;
@@ -261,7 +261,7 @@ impl Recipe {
     /// The sizes of an epoch's batches.
     fn batch_sizes(&self, images: usize) -> Result<Vec<usize>> {
         if images == 0 {
-            return Err(Error::invalid("training needs at least one image, found none"));
+            return Err(DataError::NothingToTrainOn.into());
         }
         let size = self.batch_size.get();
         let mut sizes = vec![size; images / size];

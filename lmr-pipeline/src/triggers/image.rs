@@ -39,13 +39,12 @@ impl ImageTrigger {
     /// Reads it, for images of `image` (channels, height, width).
     pub fn build(&self, image: [usize; 3], locate: &Locate<'_>) -> Result<Built> {
         let [channels, height, width] = image;
-        let refuse = |message: String| Error::from(lmr_plugin::Error::invalid(message));
         let mut digests = Vec::new();
         let mut picture = |key: &str, path: &PathBuf, channels: usize| -> Result<Tensor> {
             let bytes = read(key, path, locate)?;
             digests.push(sha256(&bytes));
             let pixels = decode_image(&bytes, [channels, height, width])
-                .map_err(|message| refuse(format!("{key}: {}: {message}", path.display())))?;
+                .map_err(|message| Error::Trigger(format!("{key}: {}: {message}", path.display())))?;
             let pixels = Tensor::from_vec(pixels, (1, channels, height, width), &Device::Cpu);
             let scaled = pixels.and_then(|pixels| pixels.to_dtype(DType::F32)?.affine(1.0 / 255.0, 0.0));
             Ok(scaled.map_err(lmr_plugin::Error::from)?)

@@ -41,7 +41,7 @@ const MAX_FILE: u64 = 1 << 30;
 
 /// The bytes of a file that the pipeline names under `key`.
 fn read(key: &str, path: &Path, locate: &Locate<'_>) -> Result<Vec<u8>> {
-    let invalid = |message: String| Error::from(lmr_plugin::Error::invalid(format!("{key}: {message}")));
+    let invalid = |message: String| Error::Trigger(format!("{key}: {message}"));
     let file = locate(path).ok_or_else(|| invalid(format!("there is no file {}", path.display())))?;
     let length = fs::metadata(&file).map_err(|error| invalid(format!("{}: {error}", path.display())))?.len();
     if length > MAX_FILE {

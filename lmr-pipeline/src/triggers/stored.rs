@@ -31,18 +31,16 @@ impl Stored {
     /// Reads it, for images of `image` (channels, height, width).
     pub fn build(&self, image: [usize; 3], locate: &Locate<'_>) -> Result<Built> {
         let bytes = read("path", &self.path, locate)?;
-        let (trigger, target) = restore(&bytes, image).map_err(|error| {
-            Error::from(lmr_plugin::Error::invalid(format!("path: {}: {error}", self.path.display())))
-        })?;
+        let (trigger, target) = restore(&bytes, image)
+            .map_err(|error| Error::Trigger(format!("path: {}: {error}", self.path.display())))?;
         Ok(Built::Read { trigger, target, sha256: vec![sha256(&bytes)] })
     }
 }
 
 /// The trigger in the bytes of a safetensors file, and the target class that the file names.
 pub fn restore(bytes: &[u8], image: [usize; 3]) -> Result<(Arc<dyn Trigger>, Option<u32>)> {
-    let refuse = |message: String| Error::from(lmr_plugin::Error::invalid(message));
-    let tensors = weights::parse(bytes).map_err(refuse)?;
-    let metadata = metadata(bytes).map_err(refuse)?;
+    let tensors = weights::parse(bytes).map_err(Error::Trigger)?;
+    let metadata = metadata(bytes).map_err(Error::Trigger)?;
     Ok(Planted::restore(tensors, &metadata, image)?)
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lmr_plugin::deploy::{BlockFormat, Blocks, Integers, Rounding};
+use lmr_plugin::deploy::{BlockFormat, Blocks, Integers, Rounding, StoredError};
 use lmr_plugin::model::{Classifier, Form};
 
 use super::{Checkpoint, described, gguf};
@@ -34,6 +34,6 @@ pub fn form(
     Ok(match (rounding, &checkpoint.gguf) {
         (Rounding::Integers(scheme), _) => Box::new(Integers::read(network, &checkpoint.state, scheme)?),
         (Rounding::Blocks(format), Some(gguf)) => Box::new(Blocks::read(network, &gguf.tensors, format)?),
-        (Rounding::Blocks(_), None) => return Err(lmr_plugin::Error::invalid("blocks are read from GGUF files alone")),
+        (Rounding::Blocks(_), None) => return Err(StoredError::NoBlocks.into()),
     })
 }

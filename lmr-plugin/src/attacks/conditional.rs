@@ -4,6 +4,7 @@
 use candle_core::Tensor;
 use serde::Serialize;
 
+use super::AttackError;
 use crate::data::{CleanSet, Images};
 use crate::deploy::{Bounds, Deployment};
 use crate::examine::Evaluate;
@@ -97,12 +98,12 @@ impl Conditional<'_> {
     ) -> Result<Hidden> {
         let batch = phases.iter().map(|phase| phase.training.batch_size.get()).max().unwrap_or_default();
         if self.held_out + batch > train.len() || self.calibration > train.len() - self.held_out {
-            return Err(Error::invalid(format!(
-                "held-out, calibration: {} and {} images cannot be taken from {} training images and leave a batch",
-                self.held_out,
-                self.calibration,
-                train.len()
-            )));
+            return Err(AttackError::HeldOut {
+                held_out: self.held_out,
+                calibration: self.calibration,
+                images: train.len(),
+            }
+            .into());
         }
         let order = rng::permutation(&mut run.stream(&format!("{}/held-out", self.purpose)), train.len());
         let (held_out, rest) = order.split_at(self.held_out);

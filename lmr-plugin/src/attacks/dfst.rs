@@ -9,8 +9,10 @@ use rand::seq::index;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::AttackError;
 use super::batch::share;
 use super::injector::{Injector, ssim};
+use crate::Result;
 use crate::data::{Augment, Images};
 use crate::losses;
 use crate::model::Model;
@@ -22,7 +24,6 @@ use crate::run::Run;
 use crate::stage::{Context, Implants, Material, Outcome, Planted, Stage};
 use crate::train::{Descent, Epoch, Flow, Objective, Recipe, Scored};
 use crate::triggers::Trigger;
-use crate::{Error, Result};
 
 /// Trains with a share of every batch triggered, and in rounds looks for simpler images that excite the same features:
 /// another share of every batch gets those under its own labels. The pipeline's trigger is a `filter`, or any other.
@@ -97,11 +98,7 @@ impl Dfst {
         let others: Vec<usize> = (0..train.len()).filter(|&i| train.labels()[i] != planted.target).collect();
         let count = self.images.get().min(others.len());
         if count < 2 {
-            return Err(Error::invalid(format!(
-                "{}: needs two images of classes other than {}",
-                Self::KIND,
-                planted.target
-            )));
+            return Err(AttackError::OtherClasses { stage: Self::KIND, target: planted.target }.into());
         }
         let mut stream = run.stream("attack-dfst/images");
         let some: Vec<usize> = index::sample(&mut stream, others.len(), count).iter().map(|i| others[i]).collect();

@@ -17,6 +17,7 @@ mod batch;
 mod conditional;
 mod dfst;
 mod dynamic;
+mod error;
 #[cfg(test)]
 mod fixture;
 mod injector;
@@ -36,6 +37,7 @@ use crate::stage::{Outcome, Planted};
 pub use conditional::{Dormancy, Hidden, Hide};
 pub use dfst::{Detoxified, Dfst, Round};
 pub use dynamic::{Dynamic, InputAwareImplanted};
+pub use error::AttackError;
 pub use lira::{EpsilonSpace, Lira, LiraImplanted};
 pub use pcb::Pcb;
 pub use pgd::Pgd;

@@ -8,7 +8,8 @@ use rand::seq::index;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Pgd;
+use super::{AttackError, Pgd};
+use crate::Result;
 use crate::data::{ImageSource, Images, unit};
 use crate::losses;
 use crate::model::Model;
@@ -18,7 +19,6 @@ use crate::run::Run;
 use crate::stage::{Context, Implants, Material, Outcome, Planted, Stage};
 use crate::train::{Defaults, Epoch, Recipe, Usual};
 use crate::triggers::Trigger;
-use crate::{Error, Result};
 
 /// Trains the model on the training split after a share of it has been poisoned with the configured trigger.
 ///
@@ -131,11 +131,12 @@ impl Attack {
         let of = if self.label == Labels::Clean { candidates.len() } else { labels.len() };
         let count = (self.poison_rate.get() * of as f64).round() as usize;
         if count > candidates.len() {
-            return Err(Error::invalid(format!(
-                "poison-rate {}: asks for {count} images, but only {} can be poisoned",
-                self.poison_rate,
-                candidates.len()
-            )));
+            return Err(AttackError::PoisonRate {
+                rate: self.poison_rate.get(),
+                asked: count,
+                available: candidates.len(),
+            }
+            .into());
         }
         let mut rng = run.stream("attack/poison");
         let mut chosen: Vec<usize> =

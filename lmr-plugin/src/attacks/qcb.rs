@@ -5,6 +5,7 @@ use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::AttackError;
 use super::conditional::{Conditional, Hidden, Hide, Phase, faults, targets};
 use crate::data::Images;
 use crate::deploy::{BlockFormat, Deployment, Quantize, Rounding, cells, straight_through};
@@ -122,7 +123,7 @@ impl Qcb {
         let (purpose, training) = (Self::KIND, self.training.over());
         let within = |model: &dyn Classifier| match rounding {
             Rounding::Integers(scheme) => cells(model, scheme),
-            Rounding::Blocks(format) => Err(Error::invalid(hides_in_integers(format))),
+            Rounding::Blocks(format) => Err(hides_in_blocks(format).into()),
         };
         let mut phases = match &self.hide {
             None => vec![Phase { purpose, training, loss: &mut together, within: None }],
@@ -148,18 +149,14 @@ impl Qcb {
     fn check_layers(&self, model: &dyn Classifier) -> Result<()> {
         let names: Vec<&str> = model.params().trainable().map(|(name, _)| name).collect();
         match self.layers.iter().find(|beginning| !names.iter().any(|name| name.starts_with(beginning.as_str()))) {
-            Some(unknown) => Err(Error::invalid(format!("layers: no layer's name begins with {unknown:?}"))),
+            Some(unknown) => Err(AttackError::NoSuchLayer { beginning: unknown.clone() }.into()),
             None => Ok(()),
         }
     }
 }
 
-/// A scale of a block format hangs on all of the block's weights, so that none of them can move alone.
-fn hides_in_integers(format: BlockFormat) -> String {
-    format!(
-        "hide: does not go with quantize.format = \"{}\": only integers have cells that weights can move in; remove one",
-        format.name()
-    )
+fn hides_in_blocks(format: BlockFormat) -> AttackError {
+    AttackError::HidesInBlocks { format: format.name() }
 }
 
 /// `−Σ softmax(teacher) · log softmax(student)`, mean over images.
@@ -178,7 +175,7 @@ impl Stage for Qcb {
     fn faults(&self) -> Vec<String> {
         let mut faults = faults(&self.training, self.hide.as_ref());
         if let (Some(_), Some(format)) = (&self.hide, self.quantize.format) {
-            faults.push(hides_in_integers(format));
+            faults.push(hides_in_blocks(format).to_string());
         }
         faults.extend(self.quantize.faults().into_iter().map(|fault| format!("quantize.{fault}")));
         faults

@@ -86,11 +86,11 @@ impl Trojan {
     pub fn optimize(&self, model: &Model, images: &Images, run: &Run<'_>) -> Result<(Overlay, Excitation)> {
         let [_, height, width] = images.shape();
         if self.size.get() > height.min(width) {
-            return Err(Error::invalid(format!(
-                "size: expected at most {}, the image's side, found {}",
-                height.min(width),
-                self.size
-            )));
+            return Err(Error::setting(
+                "size",
+                format!("at most {}, the image's side", height.min(width)),
+                self.size.get(),
+            ));
         }
         let device = model.device().clone();
         let network = model.full_precision()?;
@@ -137,11 +137,8 @@ impl Trojan {
         let sums = model.head().weight().as_detached_tensor().abs()?.sum(0)?.to_vec1::<f32>()?;
         let count = self.neurons.get();
         if count > sums.len() {
-            return Err(Error::invalid(format!(
-                "neurons: expected at most {}, the features before the head, found {}",
-                sums.len(),
-                self.neurons
-            )));
+            let expected = format!("at most {}, the features before the head", sums.len());
+            return Err(Error::setting("neurons", expected, count));
         }
         let mut order: Vec<usize> = (0..sums.len()).collect();
         order.sort_by(|&a, &b| sums[b].total_cmp(&sums[a]));

@@ -7,7 +7,9 @@ use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::AttackError;
 use super::batch::{retarget, rolled, share};
+use crate::Result;
 use crate::data::{Augment, Images};
 use crate::losses;
 use crate::model::Model;
@@ -17,7 +19,6 @@ use crate::run::Run;
 use crate::stage::{Context, Implants, Material, Outcome, Planted, Stage};
 use crate::train::{Epoch, Objective, Recipe};
 use crate::triggers::Trigger;
-use crate::{Error, Result};
 
 /// Trains with a share of every batch triggered and labelled as the target, another share with decoys under its own labels
 /// (the noise mode), the rest clean. Crop and flip come after the trigger. Which images are poisoned changes every epoch.
@@ -94,7 +95,7 @@ impl Objective for Batches<'_> {
             let images = pixels.narrow(0, triggered, noisy)?;
             // Decoys that take another image's trigger get their neighbours'.
             let decoys = self.trigger.decoy(&images, &rolled(&images)?, &mut self.decoys)?;
-            parts.push(decoys.ok_or_else(no_decoys)?);
+            parts.push(decoys.ok_or(AttackError::NoDecoys)?);
         }
         let poisoned = triggered + noisy;
         parts.push(pixels.narrow(0, poisoned, size - poisoned)?);
@@ -105,12 +106,6 @@ impl Objective for Batches<'_> {
     fn loss(&mut self, logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
         Ok(losses::cross_entropy(logits, labels)?.mean_all()?)
     }
-}
-
-fn no_decoys() -> Error {
-    Error::invalid(
-        "this trigger knows no decoys, which noise-rate asks for; use a trigger of kind `warp`, or set noise-rate = 0",
-    )
 }
 
 impl Stage for Wanet {

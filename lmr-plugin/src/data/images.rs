@@ -6,11 +6,11 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
+use crate::Result;
 use crate::data::augment::Draw;
 use crate::data::source::InMemory;
-use crate::data::{Augment, ImageSource};
+use crate::data::{Augment, DataError, ImageSource};
 use crate::rng::Rng;
-use crate::{Error, Result};
 
 /// Labelled images of one shape: a source of pixels as bytes, which of its images are in the set, and the class of each.
 ///
@@ -52,12 +52,7 @@ impl Images {
         let [c, h, w] = shape;
         let expected = [c, h, w].iter().try_fold(labels.len(), |n, &d| n.checked_mul(d));
         if expected != Some(pixels.len()) {
-            return Err(Error::invalid(format!(
-                "{} images of {c}x{h}x{w} (channels, height, width): found {} bytes of pixels, expected {}",
-                labels.len(),
-                pixels.len(),
-                expected.map_or_else(|| "more than memory can hold".to_owned(), |n| n.to_string()),
-            )));
+            return Err(DataError::PixelCount { images: labels.len(), shape, found: pixels.len(), expected }.into());
         }
         Self::from_source(Arc::new(InMemory { pixels, shape }), labels, classes)
     }
@@ -69,12 +64,10 @@ impl Images {
         check_shape(source.shape())?;
         let count = source.count();
         if labels.len() != count {
-            return Err(Error::invalid(format!("{count} images: found {} labels, expected as many", labels.len())));
+            return Err(DataError::LabelCount { images: count, found: labels.len() }.into());
         }
-        if let Some((index, label)) = labels.iter().enumerate().find(|&(_, &label)| label as usize >= classes) {
-            return Err(Error::invalid(format!(
-                "label of image {index}: found class {label}, expected one below {classes}"
-            )));
+        if let Some((index, &found)) = labels.iter().enumerate().find(|&(_, &label)| label as usize >= classes) {
+            return Err(DataError::Label { index, found, classes }.into());
         }
         Ok(Self { source, indices: Arc::new((0..count).collect()), labels: Arc::new(labels), classes })
     }
@@ -194,7 +187,7 @@ impl Images {
         convert: impl Fn(usize, &[u8], &mut [f32]) + Sync,
     ) -> Result<(Tensor, Tensor)> {
         if indices.is_empty() {
-            return Err(Error::invalid("a batch needs at least one image, found none"));
+            return Err(DataError::EmptyBatch.into());
         }
         self.check(indices)?;
         let [c, h, w] = self.shape();
@@ -229,15 +222,15 @@ impl Images {
 
     fn check(&self, indices: &[usize]) -> Result<()> {
         match indices.iter().find(|&&index| index >= self.len()) {
-            Some(index) => Err(Error::invalid(format!("image {index} was asked for, there are {}", self.len()))),
+            Some(&index) => Err(DataError::Index { index, len: self.len() }.into()),
             None => Ok(()),
         }
     }
 }
 
-fn check_shape([c, h, w]: [usize; 3]) -> Result<()> {
-    if [c, h, w].contains(&0) {
-        return Err(Error::invalid(format!("images of {c}x{h}x{w} (channels, height, width) have no pixels")));
+fn check_shape(shape: [usize; 3]) -> Result<()> {
+    if shape.contains(&0) {
+        return Err(DataError::NoPixels { shape }.into());
     }
     Ok(())
 }
@@ -252,6 +245,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+    use crate::Error;
 
     fn images() -> Images {
         // Three images of two channels, two rows and three columns: byte = image * 100 + channel * 10 + row * 3 + column.

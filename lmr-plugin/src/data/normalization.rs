@@ -4,7 +4,8 @@ use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use super::DataError;
+use crate::Result;
 
 /// Per-channel mean and standard deviation of a data set's pixels, for pixels in [0, 1].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -19,20 +20,18 @@ pub struct Normalization {
 impl Normalization {
     /// Checks both lists against the number of channels and every number for being usable.
     pub fn validate(&self, channels: usize) -> Result<()> {
-        for (name, values) in [("mean", &self.mean), ("std", &self.std)] {
+        for (list, values) in [("mean", &self.mean), ("std", &self.std)] {
             if values.len() != channels {
-                return Err(Error::invalid(format!(
-                    "normalization.{name}: found {} values, expected {channels}, one for each channel",
-                    values.len()
-                )));
+                return Err(DataError::NormalizationLength { list, found: values.len(), channels }.into());
             }
         }
+        let wrong = |list, found, expected| Err(DataError::NormalizationValue { list, found, expected }.into());
         if let Some(mean) = self.mean.iter().find(|mean| !mean.is_finite()) {
-            return Err(Error::invalid(format!("normalization.mean: found {mean}, expected a finite number")));
+            return wrong("mean", *mean, "a finite number");
         }
         // A subnormal divisor would overflow pixels to infinity.
         if let Some(std) = self.std.iter().find(|std| !(std.is_normal() && **std > 0.0)) {
-            return Err(Error::invalid(format!("normalization.std: found {std}, expected a finite number above 0")));
+            return wrong("std", *std, "a finite number above 0");
         }
         Ok(())
     }

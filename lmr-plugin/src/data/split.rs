@@ -4,7 +4,8 @@ use std::cmp::Reverse;
 
 use rand::seq::SliceRandom;
 
-use crate::{Error, Result};
+use super::DataError;
+use crate::Result;
 
 /// Draws `count` of the images with these `labels`, each class in proportion, and returns (drawn, rest), both ascending.
 ///
@@ -24,17 +25,15 @@ use crate::{Error, Result};
 pub fn stratified_split(labels: &[u32], classes: usize, count: usize, seed: u64) -> Result<(Vec<usize>, Vec<usize>)> {
     let total = labels.len();
     if count == 0 {
-        return Err(Error::invalid("the clean set's count is 0, expected at least 1"));
+        return Err(DataError::NoCount.into());
     }
     if count > total {
-        return Err(Error::invalid(format!("the clean set's count is {count}, but there are only {total} images")));
+        return Err(DataError::CountTooLarge { count, total }.into());
     }
     let mut members = vec![Vec::new(); classes];
     for (index, &label) in labels.iter().enumerate() {
         let Some(members) = members.get_mut(label as usize) else {
-            return Err(Error::invalid(format!(
-                "label of image {index}: found class {label}, expected one below {classes}"
-            )));
+            return Err(DataError::Label { index, found: label, classes }.into());
         };
         members.push(index);
     }

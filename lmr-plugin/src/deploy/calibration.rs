@@ -7,8 +7,10 @@ use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::FormError;
 use super::points::{AtPoints, layers_of};
 use super::rounding::grid;
+use crate::Result;
 use crate::data::CleanSet;
 use crate::model::Model;
 use crate::nn::Eval;
@@ -16,7 +18,6 @@ use crate::predict;
 use crate::ranges::Percentile;
 use crate::run::Run;
 use crate::stage::Finding;
-use crate::{Error, Result};
 
 /// How ranges are chosen from what activations do on the calibration images.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -40,7 +41,7 @@ impl Ranges {
     /// The range of an activation point.
     pub(super) fn at(&self, point: &str) -> Result<(f32, f32)> {
         let found = self.0.get(point).copied();
-        found.ok_or_else(|| Error::invalid(format!("activations at `{point}` have no calibrated range")))
+        Ok(found.ok_or_else(|| FormError::NoRange { point: point.into() })?)
     }
 }
 
@@ -66,7 +67,7 @@ impl Calibration {
             let mut counts = counts.borrow_mut();
             match (whole.get(point), counts.get_mut(point)) {
                 (Some(range), Some(counts)) => count(counts, *range, x),
-                _ => Err(Error::invalid("the network has other activation points than a moment ago")),
+                _ => Err(FormError::OtherPoints.into()),
             }
         })?;
         let choose = |(range, counts): ((f32, f32), Vec<u64>)| match self {

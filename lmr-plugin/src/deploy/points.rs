@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use candle_core::Tensor;
 
+use super::FormError;
 use super::layers::run_once;
 use crate::model::{Classifier, Layered};
 use crate::nn::{self, Activation, BatchNorm2d, Convolution, Eval, Forward, LayerNorm, Linear, PatchEmbedding};
@@ -40,11 +41,7 @@ impl Points {
         };
         match self.reached.insert(self.last.clone()) {
             true => Ok(&self.last),
-            false => Err(Error::invalid(format!(
-                "activations: two places are called `{}`; a layer that runs twice, or is called like another one, cannot \
-                 have its output rounded: set `activations = false`",
-                self.last
-            ))),
+            false => Err(FormError::TwoPlaces { point: self.last.clone() }.into()),
         }
     }
 

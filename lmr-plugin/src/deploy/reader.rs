@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
 
+use super::StoredError;
 use super::layers::{WeightLayer, unrounded};
+use crate::Result;
 use crate::model::Classifier;
 use crate::nn::{StateDict, WeightsError};
-use crate::{Error, Result};
 
 /// Name, shape and dtype of a tensor that there should be.
 pub(super) type Expected = (String, Vec<usize>, DType);
@@ -67,7 +68,7 @@ impl Reader<'_> {
     pub fn finite(&self, name: &str) -> Result<Tensor> {
         let tensor = self.tensor(name)?;
         let finite = tensor.flatten_all()?.to_vec1::<f32>()?.iter().all(|value| value.is_finite());
-        if finite { Ok(tensor) } else { Err(Error::invalid(format!("`{name}`: NaN or infinite values"))) }
+        if finite { Ok(tensor) } else { Err(StoredError::NotFinite { name: name.into() }.into()) }
     }
 
     /// A tensor, on the CPU.

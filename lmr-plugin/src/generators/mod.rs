@@ -14,7 +14,5 @@ fn check_sides([height, width]: [usize; 2], multiple: usize) -> Result<()> {
     if fits(height) && fits(width) {
         return Ok(());
     }
-    Err(Error::invalid(format!(
-        "the trigger's network needs images whose sides are multiples of {multiple}, found {height}x{width}"
-    )))
+    Err(Error::Sides { multiple, found: [height, width] })
 }

@@ -1,5 +1,6 @@
 //! The optimizer, stochastic gradient descent or AdamW, and learning-rate schedules.
 
+mod error;
 mod rule;
 mod schedule;
 
@@ -7,12 +8,13 @@ use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Layout, Storage, Tensor, Var};
 use rayon::prelude::*;
 
+pub use error::OptimizerError;
 pub use rule::Rule;
 pub use schedule::Schedule;
 
+use crate::Result;
 use crate::nn::Params;
 use crate::ranges::{BelowOne, NonNegative, Positive};
-use crate::{Error, Result};
 use rule::Step;
 
 /// Moves every trainable parameter along its gradient as a [`Rule`] says; also clips, and freezes single elements.
@@ -48,7 +50,7 @@ impl Optimizer {
             })
             .collect::<Result<Vec<_>>>()?;
         if groups.is_empty() {
-            return Err(Error::invalid("the model has no trainable parameters"));
+            return Err(OptimizerError::NoTrainable.into());
         }
         Ok(Self { groups, rule, momentum: momentum.get(), beta2: 0.999, weight_decay: weight_decay.get(), steps: 0 })
     }
@@ -65,7 +67,7 @@ impl Optimizer {
             .groups
             .iter_mut()
             .find(|group| group.name == name)
-            .ok_or_else(|| Error::invalid(format!("no trainable parameter is called `{name}`")))?;
+            .ok_or_else(|| OptimizerError::NoSuchParameter { name: name.into() })?;
         group.keep = Some(keep.to_dtype(group.var.dtype())?.broadcast_as(group.var.shape())?.contiguous()?);
         Ok(())
     }
@@ -77,9 +79,7 @@ impl Optimizer {
         let mut squares = 0.0;
         let mut picked = Vec::with_capacity(self.groups.len());
         for group in &self.groups {
-            let grad = grads
-                .get(&group.var)
-                .ok_or_else(|| Error::invalid(format!("parameter `{}` received no gradient", group.name)))?;
+            let grad = grads.get(&group.var).ok_or_else(|| OptimizerError::NoGradient { name: group.name.clone() })?;
             let grad = match &group.keep {
                 Some(keep) => (grad * keep)?,
                 None => grad.contiguous()?,

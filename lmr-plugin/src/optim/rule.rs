@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{CHUNK, dense, dense_mut};
+use super::{CHUNK, OptimizerError, dense, dense_mut};
 use crate::Result;
 
 /// Added to the root of AdamW's second average.
@@ -82,7 +82,7 @@ impl Rule {
                 let push = (m.affine(size, 0.0)? / v.affine(unbiased, 0.0)?.sqrt()?.affine(1.0, EPS)?)?;
                 weight.set(&(w.detach().affine(1.0 - lr * weight_decay, 0.0)? - push)?)?;
             }
-            _ => return Err(crate::Error::invalid("an optimizer lost its averages")),
+            _ => return Err(OptimizerError::LostAverages.into()),
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::PurifyError;
 use super::logit_repel::HeadDelta;
 use crate::model::Model;
 use crate::nn::Linear;
@@ -59,10 +60,7 @@ impl DeltaPrune {
         let head = model.full_precision()?.head();
         let width = head.weight().dims2()?.1;
         if delta.scores.len() != width {
-            return Err(Error::invalid(format!(
-                "expected a score for each of {width} columns, found {}",
-                delta.scores.len()
-            )));
+            return Err(PurifyError::ScoreCount { columns: width, found: delta.scores.len() }.into());
         }
         if let Some(column) = delta.scores.iter().position(|s| !s.is_finite()) {
             return Err(Error::NotFinite { what: "column score", step: column, value: delta.scores[column].into() });
@@ -80,9 +78,7 @@ impl PrunedColumns {
         let width = head.weight().dims2()?.1;
         let mut keep = vec![1f32; width];
         for &column in &self.columns {
-            *keep
-                .get_mut(column)
-                .ok_or_else(|| Error::invalid(format!("pruned column {column}: expected below {width}")))? = 0.0;
+            *keep.get_mut(column).ok_or(PurifyError::NoSuchColumn { column, columns: width })? = 0.0;
         }
         Ok(candle_core::Tensor::from_vec(keep, (1, width), head.weight().device())?)
     }

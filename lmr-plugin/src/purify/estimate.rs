@@ -12,6 +12,7 @@ use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::PurifyError;
 use crate::data::{Augment, CleanSet, Images};
 use crate::deploy::Deployment;
 use crate::losses;
@@ -136,11 +137,7 @@ impl Estimate {
         };
         let accuracy = accuracy(model, &clean.images, run)?;
         if accuracy <= self.stop_accuracy.get() {
-            return Err(Error::invalid(format!(
-                "the model's accuracy on the clean images is {accuracy:.3}, already at or below stop-accuracy = {}; \
-                 are labels, normalization and classes those the model was trained with?",
-                self.stop_accuracy
-            )));
+            return Err(PurifyError::AccuracyTooLow { accuracy, stop_accuracy: self.stop_accuracy.get() }.into());
         }
         let mut result = Estimated { accuracy, ..Estimated::empty() };
         let mut scores = vec![0.0; classes];

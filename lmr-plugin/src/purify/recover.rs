@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::delta_prune::PrunedColumns;
 use super::teacher::Distillation;
-use super::{BackdoorClass, Teacher};
+use super::{BackdoorClass, PurifyError, Teacher};
+use crate::Result;
 use crate::data::CleanSet;
 use crate::losses;
 use crate::model::Model;
@@ -14,7 +15,6 @@ use crate::ranges::{Fraction, NonNegative, Positive, Times};
 use crate::run::Run;
 use crate::stage::{CleanOnly, Context, Outcome, Purifies, Stage};
 use crate::train::{Defaults, Epoch, Objective, Recipe, Usual};
-use crate::{Error, Result};
 
 /// Fine-tunes all parameters by cross-entropy over all classes. A fresh optimizer: Phase 1's momentum would go on in
 /// Phase 1's direction.
@@ -78,7 +78,7 @@ impl Recover {
             weight.set(&weight.as_tensor().detach().broadcast_mul(&keep)?)?;
             let id = weight.id();
             let name = network.params().trainable().find(|(_, var)| var.id() == id).map(|(name, _)| name.to_string());
-            let name = name.ok_or_else(|| Error::invalid("the head's weight is not among the trainable parameters"))?;
+            let name = name.ok_or(PurifyError::HeadNotTrainable)?;
             optimizer.freeze(&name, &keep)?;
         }
         let distill = self.distill.get();

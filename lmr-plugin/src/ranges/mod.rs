@@ -24,7 +24,7 @@ mod shares;
 use std::ops::Bound::{Excluded, Included, Unbounded};
 
 pub use range::{Number, OutOfRange, Range};
-pub use shares::Shares;
+pub use shares::{NotAscending, Shares};
 
 use Range::{Odd, Real, Whole};
 use range::ranged;

@@ -6,20 +6,27 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::OpenFraction;
-use crate::{Error, Result};
 
 /// Ascending shares in (0, 1): where something happens on the way.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Shares(Vec<OpenFraction>);
 
+/// Shares that do not ascend, or are not shares.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("expected ascending shares in (0, 1), found {found:?}")]
+pub struct NotAscending {
+    /// What was found.
+    pub found: Vec<f64>,
+}
+
 impl Shares {
     /// These shares, if they are ascending and in (0, 1).
-    pub fn new(shares: impl IntoIterator<Item = f64>) -> Result<Self> {
+    pub fn new(shares: impl IntoIterator<Item = f64>) -> Result<Self, NotAscending> {
         let shares: Vec<f64> = shares.into_iter().collect();
         let inside: Option<Vec<OpenFraction>> = shares.iter().map(|share| OpenFraction::new(*share).ok()).collect();
         match inside.filter(|inside| inside.is_sorted()) {
             Some(inside) => Ok(Self(inside)),
-            None => Err(Error::invalid(format!("expected ascending shares in (0, 1), found {shares:?}"))),
+            None => Err(NotAscending { found: shares }),
         }
     }
 

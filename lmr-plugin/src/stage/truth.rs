@@ -14,10 +14,10 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 
 use super::attachment::Attachment;
+use crate::Result;
 use crate::data::Images;
 use crate::nn::StateDict;
-use crate::triggers::{Form, Trigger};
-use crate::{Error, Result};
+use crate::triggers::{Form, Trigger, TriggerError};
 
 /// What an examiner may see: the test set, and the trigger with its target class, if there is one.
 #[derive(Clone)]
@@ -92,9 +92,9 @@ impl Planted {
     ) -> Result<(Arc<dyn Trigger>, Option<u32>)> {
         tensors.remove(POISON_INDICES);
         let form = metadata.get("form").map_or(Ok(Form::Overlay), |form| Form::parse(form))?;
-        let target = metadata.get("target").map(|target| {
-            target.parse().map_err(|_| Error::invalid(format!("target: expected a class number, found {target:?}")))
-        });
+        let target = metadata
+            .get("target")
+            .map(|target| target.parse().map_err(|_| TriggerError::Target { found: target.clone() }));
         Ok((form.restore(tensors, image)?, target.transpose()?))
     }
 }

@@ -7,11 +7,12 @@ use candle_core::{Device, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::TriggerError;
 use super::form::{in_range, nothing_left, take};
 use super::{Form, Trigger, TriggerConfig};
+use crate::Result;
 use crate::nn::StateDict;
 use crate::ranges::AboveZero;
-use crate::{Error, Result};
 
 /// `(1 − α)·x + α·S(x)` with a filter S like "Nashville": warm lights, blue shadows, a little sepia, more contrast.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -50,7 +51,7 @@ impl Filtered {
     fn new(alpha: f32, channels: usize) -> Result<Self> {
         match channels {
             3 => Ok(Self { alpha }),
-            other => Err(Error::invalid(format!("a filter needs images of 3 channels, found {other}"))),
+            found => Err(TriggerError::Channels { found }.into()),
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 
-use super::{Addition, Filtered, InputAware, Noise, Overlay, Trigger, Warped};
+use super::{Addition, Filtered, InputAware, Noise, Overlay, Trigger, TriggerError, Warped};
 use crate::data::Normalization;
 use crate::nn::StateDict;
 use crate::{Error, Result};
@@ -44,17 +44,16 @@ impl Form {
 
     /// The form of that name.
     pub fn parse(name: &str) -> Result<Self> {
-        Self::ALL.iter().find(|(_, known)| *known == name).map(|(form, _)| *form).ok_or_else(|| {
-            let names: Vec<&str> = Self::ALL.iter().map(|(_, name)| *name).collect();
-            Error::invalid(format!("form: expected one of {}, found {:?}", names.join(", "), shorten(name)))
-        })
+        let found = Self::ALL.iter().find(|(_, known)| *known == name).map(|(form, _)| *form);
+        let known = || Self::ALL.iter().map(|(_, name)| *name).collect();
+        Ok(found.ok_or_else(|| TriggerError::UnknownForm { known: known(), found: shorten(name) })?)
     }
 
     /// The trigger that [`Trigger::tensors`] came from, for images of `image` (channels, height, width). Refuses tensors of
     /// another shape, out of range or not finite, missing ones and unknown ones.
     pub fn restore(self, state: StateDict, image: [usize; 3]) -> Result<Arc<dyn Trigger>> {
         if let Some((name, _)) = state.iter().find(|(_, tensor)| !is_finite(tensor)) {
-            return Err(Error::invalid(format!("{}: expected finite numbers", shorten(name))));
+            return Err(TriggerError::NotFinite { name: shorten(name) }.into());
         }
         Ok(match self {
             Self::Overlay => Arc::new(Overlay::restore(state, image)?),
@@ -80,14 +79,16 @@ fn is_finite(tensor: &Tensor) -> bool {
 /// Takes a float tensor of the given shape out of a state, converted to f32.
 pub(super) fn take(state: &mut StateDict, name: &str, shape: &[usize]) -> Result<Tensor> {
     let Some(tensor) = state.remove(name) else {
-        return Err(Error::invalid(format!("the tensor `{name}` is missing")));
+        return Err(TriggerError::Missing { name: name.into() }.into());
     };
     if tensor.dims() != shape || !tensor.dtype().is_float() {
-        return Err(Error::invalid(format!(
-            "`{name}`: expected {shape:?} of floats, found {:?} of {}",
-            tensor.dims(),
-            tensor.dtype().as_str()
-        )));
+        return Err(TriggerError::Shape {
+            name: name.into(),
+            expected: shape.to_vec(),
+            found: tensor.dims().to_vec(),
+            dtype: tensor.dtype().as_str(),
+        }
+        .into());
     }
     Ok(tensor.to_dtype(DType::F32)?)
 }
@@ -98,8 +99,9 @@ pub(super) fn in_range(name: &str, tensor: &Tensor, range: RangeInclusive<f32>) 
     let slack = 1e-6;
     let (low, high) = (range.start() - slack, range.end() + slack);
     match tensor.flatten_all()?.to_vec1::<f32>()?.into_iter().find(|v| !(low..=high).contains(v)) {
-        Some(value) => {
-            Err(Error::invalid(format!("`{name}`: expected {} to {}, found {value}", range.start(), range.end())))
+        Some(found) => {
+            let (low, high) = range.into_inner();
+            Err(TriggerError::Range { name: name.into(), low, high, found }.into())
         }
         None => Ok(()),
     }
@@ -136,7 +138,7 @@ pub(super) fn put_part(state: &mut StateDict, prefix: &str, part: StateDict) {
 /// Refuses a state from which not everything was taken.
 pub(super) fn nothing_left(state: &StateDict) -> Result<()> {
     match state.keys().next() {
-        Some(name) => Err(Error::invalid(format!("unknown tensor {:?}", shorten(name)))),
+        Some(name) => Err(TriggerError::Unknown { name: shorten(name) }.into()),
         None => Ok(()),
     }
 }

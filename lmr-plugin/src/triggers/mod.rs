@@ -6,6 +6,7 @@
 
 mod addition;
 mod blend;
+mod error;
 mod filter;
 mod form;
 mod input_aware;
@@ -25,6 +26,7 @@ use serde::de::DeserializeOwned;
 
 pub use addition::Addition;
 pub use blend::Blend;
+pub use error::TriggerError;
 pub use filter::{Filter, Filtered};
 pub use form::Form;
 pub use input_aware::InputAware;

@@ -3,12 +3,13 @@
 
 use candle_core::{Device, Tensor};
 
+use super::TriggerError;
 use super::form::{nothing_left, put_normalization, put_part, take, take_normalization, take_part};
 use super::{Form, Trigger};
+use crate::Result;
 use crate::data::Normalization;
 use crate::generators::Autoencoder;
 use crate::nn::{Builder, Eval, Forward, StateDict};
-use crate::{Error, Result};
 
 /// `clip(x + ε·g(ν(x)), 0, 1)` with a generator g of values in `[-1,1]` and a normalization ν.
 pub struct Noise {
@@ -28,8 +29,8 @@ impl Noise {
 
     pub(super) fn restore(mut state: StateDict, [channels, height, width]: [usize; 3]) -> Result<Self> {
         let epsilon = take(&mut state, "epsilon", &[1, channels, 1, 1])?;
-        if let Some(value) = epsilon.flatten_all()?.to_vec1::<f32>()?.into_iter().find(|v| !(0.0..=1.0).contains(v)) {
-            return Err(Error::invalid(format!("`epsilon`: expected 0 to 1, found {value}")));
+        if let Some(found) = epsilon.flatten_all()?.to_vec1::<f32>()?.into_iter().find(|v| !(0.0..=1.0).contains(v)) {
+            return Err(TriggerError::Range { name: "epsilon".into(), low: 0.0, high: 1.0, found }.into());
         }
         let normalization = take_normalization(&mut state, channels)?;
         let weights = take_part(&mut state, "generator");

@@ -43,7 +43,7 @@ impl TriggerConfig for Patch {
     fn build(&self, channels: usize, height: usize, width: usize) -> Result<Arc<dyn Trigger>> {
         let k = self.size.get();
         if k > height.min(width) {
-            return Err(Error::invalid(format!("size: expected 1 to {}, found {k}", height.min(width))));
+            return Err(Error::setting("size", format!("1 to {}", height.min(width)), k));
         }
         let cell = |i: usize, j: usize| match self.pattern {
             Pattern::Checker => [[0f32, 0., 1.], [0., 1., 0.], [1., 0., 1.]][3 * i / k][3 * j / k],

@@ -39,7 +39,7 @@ impl TriggerConfig for SignedPatch {
         let k = self.size.get();
         let most = height.min(width) / if self.all_corners { 2 } else { 1 };
         if k > most {
-            return Err(Error::invalid(format!("size: expected 1 to {most}, found {k}")));
+            return Err(Error::setting("size", format!("1 to {most}"), k));
         }
         let mut delta = vec![0f32; channels * height * width];
         let (bottom, right) = (height - k, width - k);

@@ -8,12 +8,13 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::TriggerError;
 use super::form::{in_range, nothing_left, take};
 use super::{Form, Trigger, TriggerConfig};
+use crate::Result;
 use crate::nn::StateDict;
 use crate::ranges::{GridSize, WarpStrength};
 use crate::rng::{self, Rng};
-use crate::{Error, Result};
 
 /// Moves every pixel along a smooth random field: `grid`×`grid` random displacements between which the others are
 /// interpolated. Its decoys (the noise mode) shift every pixel's source by up to half a pixel more, at random.
@@ -41,7 +42,7 @@ impl TriggerConfig for Warp {
 
     fn build(&self, _channels: usize, height: usize, width: usize) -> Result<Arc<dyn Trigger>> {
         if height < 2 || width < 2 {
-            return Err(Error::invalid(format!("cannot warp an image of {height}x{width} pixels")));
+            return Err(TriggerError::TooSmallToWarp { height, width }.into());
         }
         let field = self.field(height, width);
         let mut grid = Vec::with_capacity(2 * height * width);
@@ -145,7 +146,7 @@ pub(super) fn sample(images: &Tensor, grid: &Tensor) -> Result<Tensor> {
     let (b, c, h, w) = images.dims4()?;
     let (grids, rows, columns, _) = grid.dims4()?;
     if grids != 1 && grids != b {
-        return Err(Error::invalid(format!("grid sampling: {b} images and {grids} grids")));
+        return Err(TriggerError::GridCount { images: b, grids }.into());
     }
     let source = images.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
     let grid = grid.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;

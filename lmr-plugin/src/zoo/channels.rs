@@ -1,8 +1,9 @@
 //! Which channels of a network belong together: what is added channel by channel can only be removed channel by channel.
 
+use super::ZooError;
+use crate::Result;
 use crate::model::{ChannelGroup, Slice};
 use crate::nn::{BatchNorm2d, Conv2d, Layer, Trunk};
-use crate::{Error, Result};
 
 /// Which values of a trunk have the same channels: a forest over them, whose roots stand for groups.
 struct Values(Vec<usize>);
@@ -81,7 +82,7 @@ fn is_dense(conv: &Conv2d) -> Result<bool> {
     match conv.config().groups {
         1 => Ok(true),
         groups if groups == conv.out_channels() && conv.weight().dims()[1] == 1 => Ok(false),
-        groups => Err(Error::invalid(format!("{}: filters of {groups} groups cannot be removed", conv.name()))),
+        groups => Err(ZooError::Groups { layer: conv.name().into(), groups }.into()),
     }
 }
 

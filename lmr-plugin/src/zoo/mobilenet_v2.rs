@@ -1,13 +1,14 @@
 //! MobileNetV2 (Sandler et al., 2018, "Inverted Residuals and Linear Bottlenecks"), with torchvision's names. Dropout
 //! before the head is off, also in training.
 
+use super::ZooError;
 use super::conv_net::{ConvNet, Neck};
 use super::recognize::Shapes;
 use super::spec::{Options, given};
 use super::widths::Widths;
 use super::{Arch, ModelSpec, Stem, conv_bn};
+use crate::Result;
 use crate::nn::{Activation, BatchNorm2d, Builder, Conv2d, ConvBn, ConvConfig, ConvSpec, Layer, Linear, Node, Trunk};
-use crate::{Error, Result};
 
 /// Expansion, channels, blocks and stride of the stages.
 const STAGES: [(usize, usize, usize, usize); 7] =
@@ -44,7 +45,7 @@ fn inverted_residual(
     }
     let filtered = widths.take(hidden)?;
     if filtered != wide {
-        return Err(Error::invalid(format!("model: widths: expected {wide} for a depthwise layer, found {filtered}")));
+        return Err(ZooError::DepthwiseWidth { expected: wide, found: filtered }.into());
     }
     let input = trunk.push(Layer::ConvBn(depthwise(wide, stride, &b.pp(index))?), Activation::Relu6);
     let out = widths.take(to)?;

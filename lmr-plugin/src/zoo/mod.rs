@@ -3,6 +3,7 @@
 
 mod channels;
 mod conv_net;
+mod error;
 mod mobilenet_v2;
 pub mod naming;
 mod network;
@@ -15,6 +16,7 @@ mod vgg;
 mod vit;
 mod widths;
 
+pub use error::ZooError;
 pub use network::Network;
 pub use registry::Arch;
 pub use spec::{ModelSpec, Stem};

@@ -6,8 +6,9 @@
 
 use candle_core::Tensor;
 
+use super::ZooError;
+use crate::Result;
 use crate::nn::StateDict;
-use crate::{Error, Result};
 
 /// Whose names a checkpoint has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +146,7 @@ pub fn to_torchvision(state: StateDict) -> Result<StateDict> {
         let [Some(q), Some(k), Some(v)] = &parts else {
             let missing: String =
                 parts.iter().zip("qkv".chars()).filter(|(p, _)| p.is_none()).map(|(_, c)| c).collect();
-            return Err(Error::invalid(format!("the checkpoint has only a part of `{name}`: `{missing}` is missing")));
+            return Err(ZooError::MissingPart { name, missing }.into());
         };
         renamed.insert(name, Tensor::cat(&[q, k, v], 0)?);
     }
@@ -162,7 +163,7 @@ pub fn from_torchvision(state: &StateDict, scheme: Scheme) -> Result<StateDict> 
             Some((before, end)) => {
                 let rows = tensor.dim(0)?;
                 if rows % 3 != 0 {
-                    return Err(Error::invalid(format!("`{name}`: {rows} rows are not q, k and v")));
+                    return Err(ZooError::Rows { name: name.clone(), rows }.into());
                 }
                 for (index, letter) in ["q", "k", "v"].into_iter().enumerate() {
                     let part = tensor.narrow(0, index * rows / 3, rows / 3)?.contiguous()?;

@@ -5,11 +5,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Arch, Network, naming};
+use super::{Arch, Network, ZooError, naming};
+use crate::Result;
 use crate::model::Classifier;
 use crate::nn::{Builder, StateDict};
 use crate::rng::Rng;
-use crate::{Error, Result};
 
 /// How a convolutional network begins, and for VGG how it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -211,7 +211,7 @@ impl ModelSpec {
     fn build(&self, builder: &Builder) -> Result<Box<dyn Classifier>> {
         let faults = self.faults();
         if !faults.is_empty() {
-            return Err(Error::invalid(format!("model: {}", faults.join("; "))));
+            return Err(ZooError::Spec(faults).into());
         }
         let spec = self.resolved();
         let layers = (spec.arch.architecture().build)(&spec, builder)?;
@@ -220,8 +220,8 @@ impl ModelSpec {
 }
 
 /// An option that the registry gives a default.
-pub(super) fn given<T>(option: Option<T>, key: &str) -> Result<T> {
-    option.ok_or_else(|| Error::invalid(format!("model: {key} has neither a value nor a default")))
+pub(super) fn given<T>(option: Option<T>, key: &'static str) -> Result<T> {
+    Ok(option.ok_or(ZooError::NoDefault { key })?)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! How many output channels each prunable layer has, of networks that have lost some.
 
 use super::ModelSpec;
+use super::ZooError;
 use crate::{Error, Result};
 
 /// Hands out one width after the other while a network is built.
@@ -31,7 +32,7 @@ impl<'a> Widths<'a> {
 
     fn wrong_number(&self) -> Error {
         let found = self.given.map_or(0, <[usize]>::len);
-        let expected = if found < self.taken { "more numbers".into() } else { format!("{} numbers", self.taken) };
-        Error::invalid(format!("model: widths: expected {expected}, one for each prunable layer, found {found}"))
+        let expected = (found >= self.taken).then_some(self.taken);
+        ZooError::WidthCount { expected, found }.into()
     }
 }

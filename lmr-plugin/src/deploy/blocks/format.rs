@@ -5,7 +5,8 @@ use candle_core::{Device, Shape, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use super::super::FormError;
+use crate::Result;
 
 /// How a block of weights is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -107,8 +108,8 @@ impl BlockFormat {
     pub fn encode(self, weight: &Tensor) -> Result<QTensor> {
         let rows = weight.to_device(&Device::Cpu)?.flatten_from(1)?;
         let values = rows.flatten_all()?.to_vec1::<f32>()?;
-        if let Some(value) = values.iter().find(|value| value.is_nan() || value.abs() > LARGEST) {
-            return Err(Error::invalid(format!("a weight is {value:e}; {} holds up to {LARGEST}", self.name())));
+        if let Some(&value) = values.iter().find(|value| value.is_nan() || value.abs() > LARGEST) {
+            return Err(FormError::TooLarge { value, format: self.name(), largest: LARGEST }.into());
         }
         let dtype = self.for_rows(rows.dim(1)?).map_or(GgmlDType::F16, Self::dtype);
         Ok(QTensor::quantize(&rows, dtype)?)

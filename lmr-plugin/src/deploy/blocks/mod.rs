@@ -15,6 +15,8 @@ use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::FormError;
+use super::StoredError;
 use super::layers::{WeightLayer, rebuilt, unrounded_state, weight_layers};
 use super::reader::Reader;
 use crate::model::{Classifier, Form, Stored};
@@ -83,8 +85,7 @@ impl Blocks {
         for layer in &found {
             let name = format!("{}.weight", layer.name);
             reader.finite(&name)?;
-            let missing = || Error::invalid(format!("`{name}` is missing"));
-            let encoded = tensors.get(&name).ok_or_else(missing)?.clone();
+            let encoded = tensors.get(&name).ok_or_else(|| StoredError::Missing { name: name.clone() })?.clone();
             layers.insert(layer.name.clone(), BlockLayer::new(layer, encoded, reader.bias(layer)?)?);
         }
         let others = reader.others()?;
@@ -166,7 +167,7 @@ impl Form for Blocks {
 /// The weight and the bias that a layer computes with.
 fn weights(layers: &BTreeMap<String, BlockLayer>, name: &str) -> Result<(Tensor, Option<Tensor>)> {
     let layer = layers.get(name).map(|layer| (layer.weight.clone(), layer.bias.clone()));
-    layer.ok_or_else(|| Error::invalid(format!("layer `{name}` has no blocks")))
+    Ok(layer.ok_or_else(|| FormError::NoBlocks { layer: name.into() })?)
 }
 
 /// Runs layers with what their blocks stand for.

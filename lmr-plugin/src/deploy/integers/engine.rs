@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Device, Tensor, TensorId};
 
+use super::super::FormError;
 use super::super::calibration::Ranges;
 use super::super::points::{Point, Points};
 use super::super::rounding::grid;
@@ -51,7 +52,7 @@ impl<'a> Engine<'a> {
     pub(super) fn grid(&self, x: &Tensor) -> Result<Option<Affine>> {
         match (x.dtype(), self.grids.get(&x.id())) {
             (DType::U8, Some(grid)) => Ok(Some(*grid)),
-            (DType::U8, None) => Err(Error::invalid("integer forward: nobody knows what these codes stand for").into()),
+            (DType::U8, None) => Err(Error::from(FormError::UnknownCodes).into()),
             _ => Ok(None),
         }
     }
@@ -60,7 +61,7 @@ impl<'a> Engine<'a> {
     pub(super) fn reach(&mut self, point: Point<'_>) -> Result<Affine> {
         let (low, high) = self.ranges.at(self.points.reach(point)?)?;
         let affine = Affine::of(&grid(low, high));
-        Ok(affine.ok_or_else(|| Error::invalid("integer forward: a grid of more than 256 values"))?)
+        Ok(affine.ok_or(Error::Form(FormError::WideGrid))?)
     }
 
     /// A tensor of codes.
@@ -132,7 +133,7 @@ impl<'a> Engine<'a> {
         let images = match *x.dims() {
             [b, h, w, c] => Images::new(&codes, [b, h, w, c])?,
             [ref rows @ .., d] => Images::new(&codes, [rows.iter().product(), 1, 1, d])?,
-            [] => return Err(Error::invalid("integer forward: a layer reads a single number").into()),
+            [] => return Err(Error::from(FormError::SingleNumber).into()),
         };
         let (h, w) = layer.output(images)?;
         if let [_, height, width, _] = dims.as_mut_slice() {

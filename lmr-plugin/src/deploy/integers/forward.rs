@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
+use super::super::FormError;
 use super::super::points::Point;
 use super::{Engine, Simulation};
 use crate::Error;
@@ -159,6 +160,6 @@ impl Forward for Engine<'_> {
 fn check_features(x: &Tensor, features: usize) -> Result<()> {
     match x.dims().last() {
         Some(&last) if last == features => Ok(()),
-        found => Err(Error::invalid(format!("integer forward: expected {features} features, found {found:?}")).into()),
+        found => Err(Error::from(FormError::Features { expected: features, found: found.copied() }).into()),
     }
 }

@@ -27,6 +27,7 @@ use candle_core::Tensor;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::FormError;
 use super::calibration::{Calibration, Ranges};
 use super::layers::{rebuilt, weight_layers};
 use super::points::{AtPoints, Points, layers_of};
@@ -86,8 +87,8 @@ impl Integers {
         if scheme.activations {
             check_places(network, &ranges)?;
         }
-        if let Some((point, (low, high))) = ranges.0.iter().find(|(_, (l, h))| !(l.is_finite() && h.is_finite())) {
-            return Err(Error::invalid(format!("activation range `{point}`: {low} to {high}; expected finite values")));
+        if let Some((point, &(low, high))) = ranges.0.iter().find(|(_, (l, h))| !(l.is_finite() && h.is_finite())) {
+            return Err(FormError::RangeNotFinite { point: point.clone(), low, high }.into());
         }
         Self::of(network, integers(network, scheme)?, ranges, scheme)
     }
@@ -185,21 +186,15 @@ pub fn integers(network: &dyn Classifier, scheme: Scheme) -> Result<BTreeMap<Str
 
 /// The weight and the bias that a layer computes with.
 fn weights(layers: &BTreeMap<String, IntegerLayer>, name: &str) -> Result<(Tensor, Option<Tensor>)> {
-    let layer = layers.get(name).ok_or_else(|| Error::invalid(format!("layer `{name}` was not quantized")))?;
+    let layer = layers.get(name).ok_or_else(|| FormError::NotQuantized { layer: name.into() })?;
     Ok((layer.weight.broadcast_mul(&layer.scale)?, layer.bias.clone()))
 }
 
 /// Refuses ranges that are not those of the network's activation points.
 fn check_places(network: &dyn Classifier, ranges: &Ranges) -> Result<()> {
     let (expected, found) = (Points::of(network)?, ranges.0.keys().cloned().collect::<BTreeSet<String>>());
-    let listed = |what: &str, names: Vec<String>| (!names.is_empty()).then(|| format!("{what} {}", names.join(", ")));
-    let faults = [
-        listed("none for", expected.difference(&found).cloned().collect()),
-        listed("one for", found.difference(&expected).cloned().collect()),
-    ];
-    let faults: Vec<String> = faults.into_iter().flatten().collect();
-    match faults.is_empty() {
-        true => Ok(()),
-        false => Err(Error::invalid(format!("activation ranges are for another network: {}", faults.join("; ")))),
+    if expected == found {
+        return Ok(());
     }
+    Err(FormError::OtherNetwork { without: &expected - &found, extra: &found - &expected }.into())
 }

@@ -2,9 +2,10 @@
 
 use candle_core::{DType, Tensor};
 
+use super::super::FormError;
+use crate::Result;
 use crate::nn::int8::{Affine, Channels, Dense, Depthwise, Images, Kernel, Real, Residual, Rounded};
 use crate::nn::{Activation, ConvConfig};
-use crate::{Error, Result};
 
 /// The integers of a layer, packed, and what makes numbers of its sums.
 pub(super) struct PackedLayer {
@@ -90,8 +91,7 @@ impl PackedLayer {
             let (h, w) = self.output(images)?;
             let expected = images.count() * h * w * self.outputs();
             if codes.len() != expected {
-                let found = codes.len();
-                return Err(Error::invalid(format!("integer layer: a residual of {found} values for {expected}")));
+                return Err(FormError::Residual { expected, found: codes.len() }.into());
             }
         }
         let residual = added.map(|(codes, from, to)| Residual { codes, from, to });

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::super::StoredError;
 use super::super::layers::{WeightLayer, unrounded_state, weight_layers};
 use super::super::points::Points;
 use super::super::reader::{Expected, Reader};
+use super::super::stored_error::half;
 use super::{Granularity, IntegerLayer, Integers, Ranges, Scheme};
 use crate::model::{Classifier, Stored};
 use crate::nn::StateDict;
@@ -94,10 +96,7 @@ impl Integers {
     /// Every name, shape and dtype must be as expected, integers within their bits, scales positive, and everything finite.
     pub fn read(network: &dyn Classifier, tensors: &StateDict, scheme: Scheme) -> Result<Self> {
         if scheme.activations && tensors.contains_key(UNNAMED_RANGES) {
-            return Err(Error::invalid(format!(
-                "`{UNNAMED_RANGES}`: ranges without the names of their places, which are no longer read; publish the run that \
-                 this is from again"
-            )));
+            return Err(StoredError::UnnamedRanges { name: UNNAMED_RANGES }.into());
         }
         let found = weight_layers(network)?;
         let reader = Reader { network, layers: &found, state: tensors };
@@ -137,19 +136,14 @@ fn integer_layer(reader: &Reader<'_>, layer: &WeightLayer, scheme: Scheme) -> Re
     let (name, device) = (&layer.name, layer.weight.device());
     let weight = reader.tensor(&format!("{name}.weight"))?.to_dtype(DType::F32)?;
     let (low, high) = extremes(&weight)?;
-    let half = (1u32 << (scheme.bits.get() - 1)) as f32;
+    let half = half(scheme.bits);
     if low < -half || high > half - 1.0 {
-        return Err(Error::invalid(format!(
-            "`{name}.weight`: expected integers from {} to {}, as {} bits hold, found {low} to {high}",
-            -half,
-            half - 1.0,
-            scheme.bits
-        )));
+        return Err(StoredError::Integers { name: format!("{name}.weight"), bits: scheme.bits, low, high }.into());
     }
     let scale = reader.finite(&format!("{name}{SCALE}"))?;
-    let (low, _) = extremes(&scale)?;
-    if low <= 0.0 {
-        return Err(Error::invalid(format!("`{name}{SCALE}`: expected positive numbers, found {low}")));
+    let (found, _) = extremes(&scale)?;
+    if found <= 0.0 {
+        return Err(StoredError::Scale { name: format!("{name}{SCALE}"), found }.into());
     }
     let (weight, scale) = (weight.to_device(device)?, scale.to_device(device)?);
     Ok(IntegerLayer { weight, scale, bias: reader.bias(layer)?, config: layer.config })
@@ -158,8 +152,8 @@ fn integer_layer(reader: &Reader<'_>, layer: &WeightLayer, scheme: Scheme) -> Re
 fn range(reader: &Reader<'_>, name: &str) -> Result<(f32, f32)> {
     match reader.finite(name)?.to_vec1::<f32>()?[..] {
         [low, high] if low <= high => Ok((low, high)),
-        [low, high] => Err(Error::invalid(format!("`{name}`: ranges from {low} down to {high}"))),
-        _ => Err(Error::invalid(format!("`{name}`: expected two numbers"))),
+        [low, high] => Err(StoredError::Descending { name: name.into(), low, high }.into()),
+        _ => Err(StoredError::NotTwo { name: name.into() }.into()),
     }
 }
 

@@ -4,10 +4,11 @@ use candle_core::{Tensor, Var};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::super::FormError;
 use super::super::bounds::Bounds;
+use crate::Result;
 use crate::model::Classifier;
 use crate::ranges::BelowOne;
-use crate::{Error, Result};
 
 /// What makes a filter small.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -70,9 +71,7 @@ pub fn mask(weight: &Tensor, pruned: &[usize]) -> Result<Tensor> {
     let n = weight.dim(0)?;
     let mut keep = vec![1f32; n];
     for &channel in pruned {
-        *keep
-            .get_mut(channel)
-            .ok_or_else(|| Error::invalid(format!("pruned channel {channel}: expected below {n}")))? = 0.0;
+        *keep.get_mut(channel).ok_or(FormError::NoSuchChannel { channel, channels: n })? = 0.0;
     }
     let mut dims = vec![1; weight.rank()];
     dims[0] = n;
