@@ -45,7 +45,7 @@ pub enum Error {
         /// The stage's name.
         name: String,
         /// What the stage said.
-        source: lmr_plugin::Error,
+        source: Box<lmr_plugin::Error>,
     },
     /// All stages are finished, but their numbers are not what the pipeline's `[expect]` says.
     #[error("{}", missed(.0))]
@@ -113,7 +113,8 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Rejected(_) | Self::Input { .. } | Self::Data { .. } | Self::Hub(_) | Self::Unpublishable(_) => 2,
-            Self::Model(lmr_plugin::Error::Image(_)) | Self::Stage { source: lmr_plugin::Error::Image(_), .. } => 2,
+            Self::Model(lmr_plugin::Error::Image(_)) => 2,
+            Self::Stage { source, .. } if matches!(**source, lmr_plugin::Error::Image(_)) => 2,
             Self::Missed(_) => 3,
             Self::Interrupted { .. } | Self::PublishStopped { .. } | Self::Model(lmr_plugin::Error::Interrupted) => 130,
             Self::Busy { .. }

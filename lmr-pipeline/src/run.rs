@@ -398,6 +398,6 @@ fn stage_error(step: &Step, folder: &Path) -> impl FnOnce(lmr_plugin::Error) -> 
     let (index, name, folder) = (step.index, step.name.clone(), folder.to_path_buf());
     move |source| match source {
         lmr_plugin::Error::Interrupted => Error::Interrupted { folder },
-        source => Error::Stage { index, name, source },
+        source => Error::Stage { index, name, source: Box::new(source) },
     }
 }

@@ -122,7 +122,7 @@ impl Integers {
         }
         let mut simulation = Simulation { layers: &self.layers };
         if !self.scheme.activations {
-            return Ok(network.need_layers("rounding weights")?.interpret(&mut simulation, images)?);
+            return network.need_layers("rounding weights")?.interpret(&mut simulation, images);
         }
         let act = |x: &Tensor, point: &str| {
             let (low, high) = self.ranges.at(point)?;
