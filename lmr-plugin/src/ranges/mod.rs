@@ -76,6 +76,11 @@ ranged! {
 }
 
 ranged! {
+    /// Periods across an image, in (0, 4096]: no more than the pixels that any image here has.
+    Periods(f64 as Real): Real(Excluded(0.0), Included(4096.0))
+}
+
+ranged! {
     /// A difference of pixels in steps of 1/255, in (0, 255].
     Levels(f64 as Real): Real(Excluded(0.0), Included(255.0))
 }
@@ -187,6 +192,7 @@ mod tests {
         both::<AboveZero>(&[TINY, 1.0], &[0.0, BEYOND]);
         both::<OpenFraction>(&[TINY, NEARLY], &[0.0, 1.0]);
         both::<UpToThird>(&[TINY, 1.0 / 3.0], &[0.0, 0.334]);
+        both::<Periods>(&[TINY, 4096.0], &[0.0, 4096.1]);
         both::<Levels>(&[TINY, 255.0], &[0.0, 255.1]);
         both::<Percentile>(&[50.1, 100.0], &[50.0, 100.1]);
         both::<WarpStrength>(&[0.0, 100.0], &[-1.0, 100.1]);

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Addition, Trigger, TriggerConfig};
 use crate::Result;
-use crate::ranges::{Levels, Positive};
+use crate::ranges::{Levels, Periods};
 
 /// `clip(x + Δ/255 · sin(2π·f·j/W))` in column j of W, the same in every row and channel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -18,12 +18,12 @@ pub struct Sinusoid {
     /// Amplitude Δ in steps of 1/255; 40 in BackdoorBench, 20 to 30 elsewhere.
     pub amplitude: Levels,
     /// How many waves f fit into the width; 6 in the literature.
-    pub frequency: Positive,
+    pub frequency: Periods,
 }
 
 impl Default for Sinusoid {
     fn default() -> Self {
-        Self { amplitude: const { Levels::literal(40.0) }, frequency: const { Positive::literal(6.0) } }
+        Self { amplitude: const { Levels::literal(40.0) }, frequency: const { Periods::literal(6.0) } }
     }
 }
 
@@ -49,7 +49,7 @@ mod tests {
     #[test]
     fn grey_gets_the_amplitude_and_the_frequency() {
         // 64 columns, so that a wave of 16 columns meets its extremes.
-        let trigger = Sinusoid { frequency: Positive::literal(4.0), ..Sinusoid::default() }.build(3, 2, 64).unwrap();
+        let trigger = Sinusoid { frequency: Periods::literal(4.0), ..Sinusoid::default() }.build(3, 2, 64).unwrap();
         let grey = Tensor::full(0.5f32, (2, 3, 2, 64), &Device::Cpu).unwrap();
         let y = (trigger.apply(&grey).unwrap() - grey).unwrap().flatten(0, 2).unwrap().to_vec2::<f32>().unwrap();
         for row in &y {
