@@ -67,7 +67,7 @@ fn a_table_shows_what_the_report_says_and_nothing_else() {
     project.write("page.md", written.replace(&expected[0], "99.99"));
     assert_eq!(results(&project, &["--check"]).code, Some(1));
     project.write("page.md", &written);
-    done(&project, &["pipeline", "attack.toml", "--set", "stage.attack.epochs=1", "--out", "runs/tiny"]);
+    done(&project, &["pipeline", "attack.toml", "--set", "stage.attack.training.epochs=1", "--out", "runs/tiny"]);
     done(&project, &["results", "add", "runs/tiny", "--results", "kept"]);
     assert_eq!(results(&project, &["--check"]).code, Some(1));
 }
