@@ -211,6 +211,6 @@ fn main() -> Result<()> {
 
     expect("ACC as trained", before.acc, 0.5..=1.0)?;
     expect("ASR as attacked", received.asr.unwrap_or_default(), 0.1..=1.0)?;
-    expect("ASR that went", received.asr.unwrap_or_default() - purified.asr.unwrap_or(1.0), 0.0..=1.0)?;
+    expect("ASR that went", received.asr.unwrap_or_default() - purified.asr.unwrap_or(1.0), 0.05..=1.0)?;
     expect("ACC lost", received.acc - purified.acc, -1.0..=0.1)
 }

@@ -29,10 +29,17 @@ pub fn load() -> Result<Images> {
     Ok(Images::new(read("t10k-images-idx3-ubyte.gz", 16)?, labels, [1, 28, 28], 10)?)
 }
 
-/// Draws every matrix and filter anew, uniform in `±√(6/fan_in)` times `gain`: Candle's own draws on the CPU cannot be seeded.
+/// Draws every matrix and filter anew, uniform in `±√(6/fan_in)` times `gain`, and begins with biases of 0: Candle's own draws on the
+/// CPU cannot be seeded.
 pub fn draw(params: &Params, gain: f64) -> Result<()> {
     let mut random = rng::stream(0, "init");
-    for (_, var) in params.trainable().filter(|(_, var)| var.rank() > 1) {
+    for (name, var) in params.trainable() {
+        if var.rank() == 1 {
+            if name.ends_with(".bias") {
+                var.set(&var.zeros_like()?)?;
+            }
+            continue;
+        }
         let fan_in: usize = var.dims()[1..].iter().product();
         let bound = (gain * (6.0 / fan_in as f64).sqrt()) as f32;
         let values: Vec<f32> = (0..var.elem_count()).map(|_| random.random_range(-bound..bound)).collect();
