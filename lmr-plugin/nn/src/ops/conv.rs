@@ -135,3 +135,19 @@ pub fn conv_transpose2d(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Te
     let config = ConvConfig { padding: 1, ..ConvConfig::default() };
     interleave(&to_images(&conv2d(x, &weight, &bias, &config, None, Activation::None)?)?)
 }
+
+/// `activation(x · scale + shift)` with a scale and a shift per channel; differentiable in every tensor.
+pub(crate) fn scale_shift(x: &Tensor, scale: &Tensor, shift: &Tensor, activation: Activation) -> Result<Tensor> {
+    match Path::of(x) {
+        // A depthwise convolution of one tap.
+        Path::Cpu => {
+            let groups = scale.elem_count();
+            let weight = scale.reshape((groups, 1, 1, 1))?;
+            conv2d(x, &weight, shift, &ConvConfig { groups, ..ConvConfig::default() }, None, activation)
+        }
+        Path::Portable => {
+            let scaled = x.broadcast_mul(&scale.reshape((1, (), 1, 1))?)?;
+            activation.apply(&portable::add_channels(&scaled, shift)?)
+        }
+    }
+}

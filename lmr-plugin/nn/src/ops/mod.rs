@@ -16,9 +16,9 @@ use crate::error::Result;
 use crate::layout::Layout;
 use crate::path::Path;
 
-pub(crate) use conv::conv_bn_batch;
+pub(crate) use conv::{conv_bn_batch, scale_shift};
 pub use conv::{conv_transpose2d, conv2d, conv2d_inference};
-pub(crate) use norm::{batch_norm_batch, scale_shift};
+pub(crate) use norm::batch_norm_batch;
 pub use pool::{adaptive_avg_pool2d, avg_pool2d, global_avg_pool, max_pool2d, upsample2d};
 pub use tokens::{attend, layer_norm, linear};
 pub(crate) use tokens::{class_token, embed};

@@ -2,9 +2,9 @@
 
 use candle_core::Tensor;
 
-use super::{conv2d, in_blocks};
+use super::in_blocks;
 use crate::error::{GeometryError, Result};
-use crate::layers::{Activation, BatchNorm2d, ConvConfig, Moments};
+use crate::layers::{Activation, BatchNorm2d, Moments};
 use crate::layout::image_dims;
 use crate::path::Path;
 use crate::{cpu, portable};
@@ -41,20 +41,4 @@ pub(crate) fn batch_norm_batch(x: &Tensor, bn: &BatchNorm2d, activation: Activat
         bn.track(&moments)?;
     }
     Ok(y)
-}
-
-/// `activation(x · scale + shift)` with a scale and a shift per channel; differentiable in every tensor.
-pub(crate) fn scale_shift(x: &Tensor, scale: &Tensor, shift: &Tensor, activation: Activation) -> Result<Tensor> {
-    match Path::of(x) {
-        // A depthwise convolution of one tap.
-        Path::Cpu => {
-            let groups = scale.elem_count();
-            let weight = scale.reshape((groups, 1, 1, 1))?;
-            conv2d(x, &weight, shift, &ConvConfig { groups, ..ConvConfig::default() }, None, activation)
-        }
-        Path::Portable => {
-            let scaled = x.broadcast_mul(&scale.reshape((1, (), 1, 1))?)?;
-            activation.apply(&portable::add_channels(&scaled, shift)?)
-        }
-    }
 }

@@ -10,39 +10,39 @@ use super::bands::{Band, bands};
 use super::finish::Finish;
 use super::packing::{Dense, Panel};
 use super::work::Job;
-use super::{GROUP, Images, Kernel, LANES};
+use super::{GROUP, Images, Instructions, Kernel, LANES};
 
 impl Kernel {
     fn sweep<F: Finish>(self, vectors: usize, job: &Job<'_>, finish: &F, out: &mut [F::Out]) {
-        match (self, vectors) {
+        match (self.0, vectors) {
             // SAFETY: this kernel is only chosen where its instructions are available, and the job was checked.
             #[cfg(target_arch = "x86_64")]
-            (Self::Vnni, 1) => unsafe { super::vnni::sweep::<F, 1, 14>(job, finish, out) },
+            (Instructions::Vnni, 1) => unsafe { super::vnni::sweep::<F, 1, 14>(job, finish, out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            (Self::Vnni, 2) => unsafe { super::vnni::sweep::<F, 2, 12>(job, finish, out) },
+            (Instructions::Vnni, 2) => unsafe { super::vnni::sweep::<F, 2, 12>(job, finish, out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            (Self::Vnni, 3) => unsafe { super::vnni::sweep::<F, 3, 8>(job, finish, out) },
+            (Instructions::Vnni, 3) => unsafe { super::vnni::sweep::<F, 3, 8>(job, finish, out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            (Self::Vnni, _) => unsafe { super::vnni::sweep::<F, 4, 6>(job, finish, out) },
+            (Instructions::Vnni, _) => unsafe { super::vnni::sweep::<F, 4, 6>(job, finish, out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            (Self::Avx2, 1) => unsafe { super::avx2::sweep::<F, 1>(job, finish, out) },
+            (Instructions::Avx2, 1) => unsafe { super::avx2::sweep::<F, 1>(job, finish, out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            (Self::Avx2, 2) => unsafe { super::avx2::sweep::<F, 2>(job, finish, out) },
+            (Instructions::Avx2, 2) => unsafe { super::avx2::sweep::<F, 2>(job, finish, out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            (Self::Avx2, 3) => unsafe { super::avx2::sweep::<F, 3>(job, finish, out) },
+            (Instructions::Avx2, 3) => unsafe { super::avx2::sweep::<F, 3>(job, finish, out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            (Self::Avx2, _) => unsafe { super::avx2::sweep::<F, 4>(job, finish, out) },
-            (Self::Plain, 1) => super::plain::sweep::<F, 1>(job, finish, out),
-            (Self::Plain, 2) => super::plain::sweep::<F, 2>(job, finish, out),
-            (Self::Plain, 3) => super::plain::sweep::<F, 3>(job, finish, out),
-            (Self::Plain, _) => super::plain::sweep::<F, 4>(job, finish, out),
+            (Instructions::Avx2, _) => unsafe { super::avx2::sweep::<F, 4>(job, finish, out) },
+            (Instructions::Plain, 1) => super::plain::sweep::<F, 1>(job, finish, out),
+            (Instructions::Plain, 2) => super::plain::sweep::<F, 2>(job, finish, out),
+            (Instructions::Plain, 3) => super::plain::sweep::<F, 3>(job, finish, out),
+            (Instructions::Plain, _) => super::plain::sweep::<F, 4>(job, finish, out),
         }
     }
 }

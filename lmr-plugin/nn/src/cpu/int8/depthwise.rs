@@ -3,6 +3,8 @@
 use candle_core::{Result, bail};
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
+use super::Instructions;
 use super::bands::bands;
 use super::finish::Finish;
 use super::work::Filter;
@@ -75,10 +77,10 @@ impl Depthwise {
 
 /// Filters a vector of channels.
 fn run<F: Finish>(filter: &Filter<'_>, kernel: Kernel, vector: usize, finish: &F, out: &mut [F::Out]) {
-    match kernel {
+    match kernel.0 {
         // SAFETY: this kernel is only chosen where its instructions are available, and the windows were checked.
         #[cfg(target_arch = "x86_64")]
-        Kernel::Vnni => unsafe { super::vnni::filter(filter, vector, finish, out) },
+        Instructions::Vnni => unsafe { super::vnni::filter(filter, vector, finish, out) },
         _ => super::plain::filter(filter, vector, finish, out),
     }
 }

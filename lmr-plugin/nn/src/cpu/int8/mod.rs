@@ -87,9 +87,13 @@ const LANES: usize = 16;
 #[repr(C, align(64))]
 pub(super) struct Vector([i8; LANES * GROUP]);
 
-/// What computes sums of products.
+/// What computes sums of products. There are only those whose instructions this machine has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kernel {
+pub struct Kernel(Instructions);
+
+/// The instructions of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Instructions {
     /// AVX-512 with its instruction for sums of four products of bytes.
     #[cfg(target_arch = "x86_64")]
     Vnni,
@@ -104,15 +108,16 @@ impl Kernel {
     /// Those that this machine has, the fastest first.
     pub fn available() -> impl Iterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
-        let special = [vnni::available().then_some(Self::Vnni), avx2::available().then_some(Self::Avx2)];
+        let special =
+            [vnni::available().then_some(Instructions::Vnni), avx2::available().then_some(Instructions::Avx2)];
         #[cfg(not(target_arch = "x86_64"))]
         let special = [None; 0];
-        special.into_iter().flatten().chain([Self::Plain])
+        special.into_iter().flatten().chain([Instructions::Plain]).map(Self)
     }
 
     /// The fastest that this machine has.
     pub fn best() -> Self {
-        Self::available().next().unwrap_or(Self::Plain)
+        Self::available().next().unwrap_or(Self(Instructions::Plain))
     }
 }
 
@@ -142,6 +147,9 @@ impl<'a> Images<'a> {
 
     /// Height and width after a convolution with a weight of this shape.
     pub fn output(&self, &[_, _, kh, kw]: &[usize; 4], config: &ConvConfig) -> Result<(usize, usize)> {
+        if [kh, kw, config.stride, config.dilation].contains(&0) {
+            bail!("integer convolution: nothing may be 0 in {config:?}, kernel {kh}x{kw}");
+        }
         let output = |size: usize, taps: usize| {
             let extent = config.dilation * (taps - 1) + 1;
             (size + 2 * config.padding).checked_sub(extent).map(|room| room / config.stride + 1)
