@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 use lmr_plugin::deploy::{Rounding, dtype_name};
-use lmr_plugin::zoo::ModelSpec;
+use lmr_plugin::zoo::{ModelSpec, naming};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -148,7 +148,7 @@ pub fn inspect(path: &Path, key: Option<&str>) -> Result<Inspection> {
         prefix: layout.prefix,
         model,
         assumed,
-        naming: naming(&names),
+        naming: naming::title(names),
         classes: head.map(|head| head.shape[0]),
         head: head.map(|head| head.name.trim_end_matches(".weight").to_string()),
         parameters: floats.map(|(_, tensor)| tensor.elem_count()).sum(),
@@ -246,24 +246,6 @@ fn head(tensors: &[Looked]) -> Option<&Looked> {
     tensors.iter().filter(|layer| rank(layer).is_some()).max_by_key(rank)
 }
 
-/// Whose names these are: every pattern is the beginning of some name.
-fn naming(names: &[&str]) -> Option<&'static str> {
-    const SCHEMES: &[(&str, &[&str])] = &[
-        ("torchvision ResNet", &["conv1.", "layer1.0.conv1.", "fc."]),
-        ("timm ResNetV2", &["stem.conv", "stages.0.blocks.0.conv1."]),
-        ("ResNet with `linear` and `shortcut` (kuangliu, BackdoorBench)", &["conv1.", "layer1.0.conv1.", "linear."]),
-        ("torchvision MobileNetV2", &["features.0.0.", "features.1.conv.0.", "classifier."]),
-        ("timm MobileNetV2", &["conv_stem.", "blocks.0.0.conv_dw.", "classifier."]),
-        ("torchvision VGG", &["features.0.", "classifier."]),
-        ("torchvision ViT", &["conv_proj.", "encoder.layers.encoder_layer_0."]),
-        ("timm ViT", &["patch_embed.proj.", "blocks.0.attn.qkv."]),
-        ("transformers ViT", &["vit.embeddings.", "vit.encoder.layer.0."]),
-        ("transformers ResNet", &["resnet.embedder.", "resnet.encoder.stages.0."]),
-    ];
-    let fits = |patterns: &[&str]| patterns.iter().all(|start| names.iter().any(|name| name.starts_with(start)));
-    SCHEMES.iter().find(|(_, patterns)| fits(patterns)).map(|(scheme, _)| *scheme)
-}
-
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
@@ -297,13 +279,5 @@ mod tests {
         #[case] expected: &[&str],
     ) {
         assert_eq!(looked(name, values, shape).1, expected);
-    }
-
-    #[rstest]
-    #[case(&["conv1.weight", "layer1.0.conv1.weight", "fc.weight"], Some("torchvision ResNet"))]
-    #[case(&["blocks.0.attn.qkv.weight", "patch_embed.proj.bias"], Some("timm ViT"))]
-    #[case(&["w"], None)]
-    fn names_tell_the_library(#[case] names: &[&str], #[case] expected: Option<&str>) {
-        assert_eq!(naming(names), expected);
     }
 }

@@ -97,12 +97,12 @@ impl Layout {
         Self { prefix: String::new(), entries: self.entries.iter().map(entry).collect(), ..self.clone() }
     }
 
-    /// The naming of a vision transformer's tensors; `None` for another network.
+    /// Whose names its tensors have; `None` for names that are not translated.
     pub fn scheme(&self) -> Option<Scheme> {
         Scheme::detect(self.entries.iter().map(|entry| self.short(entry)))
     }
 
-    /// As [`Layout::write`], for tensors under the names that models here have: those of a vision transformer become the
+    /// As [`Layout::write`], for tensors under the names that models here have: those that were translated become the
     /// checkpoint's again.
     pub fn write_model(&self, state: &StateDict, export: Export) -> Result<Vec<u8>> {
         match self.scheme() {

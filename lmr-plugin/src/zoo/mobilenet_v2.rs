@@ -3,7 +3,9 @@
 
 use super::ZooError;
 use super::conv_net::{ConvNet, Neck};
+use super::naming::Names;
 use super::recognize::Shapes;
+use super::registry::Architecture;
 use super::spec::{Options, given};
 use super::widths::Widths;
 use super::{Arch, ModelSpec, Stem, conv_bn};
@@ -55,10 +57,30 @@ fn inverted_residual(
     Ok(out)
 }
 
-pub(super) const OPTIONS: Options = Options { stem: Some(Stem::Cifar), width_multiplier: Some(1.0), ..Options::NONE };
+pub(super) const MOBILENET_V2: Architecture = Architecture {
+    names: NAMES,
+    ..Architecture::new(
+        Options { stem: Some(Stem::Cifar), width_multiplier: Some(1.0), ..Options::NONE },
+        recognize,
+        |spec, b| Ok(Box::new(build(spec, b)?)),
+    )
+};
+
+const NAMES: &[Names] = &[
+    Names {
+        title: "torchvision MobileNetV2",
+        marks: &["features.0.0.", "features.1.conv.0.", "classifier."],
+        translation: None,
+    },
+    Names {
+        title: "timm MobileNetV2",
+        marks: &["conv_stem.", "blocks.0.0.conv_dw.", "classifier."],
+        translation: None,
+    },
+];
 
 /// The network that a checkpoint is for. The stem's stride does not show.
-pub(super) fn recognize(arch: Arch, shapes: &Shapes) -> Option<ModelSpec> {
+fn recognize(arch: Arch, shapes: &Shapes) -> Option<ModelSpec> {
     let [first, channels, ..] = shapes.of::<4>("features.0.0.weight")?;
     let [last, narrow, ..] = shapes.of::<4>("features.18.0.weight")?;
     let [classes, _] = shapes.of("classifier.1.weight")?;
@@ -70,7 +92,7 @@ pub(super) fn recognize(arch: Arch, shapes: &Shapes) -> Option<ModelSpec> {
 }
 
 /// The network.
-pub(super) fn build(spec: &ModelSpec, b: &Builder) -> Result<ConvNet> {
+fn build(spec: &ModelSpec, b: &Builder) -> Result<ConvNet> {
     let multiplier = given(spec.width_multiplier, "width-multiplier")?;
     let stride = match given(spec.stem, "stem")? {
         Stem::Cifar => 1,

@@ -1,5 +1,6 @@
-//! Architectures. Each is one file that names its layers as PyTorch does and says what it computes through
-//! [`Forward`](crate::nn::Forward); nothing else in the workspace asks which architecture it holds.
+//! Architectures. Each is one file that names its layers as PyTorch does, says what it computes through
+//! [`Forward`](crate::nn::Forward), and what other libraries call it and its tensors; nothing else in the workspace asks which
+//! architecture it holds. One is added by its file and, here, its module and its entry.
 
 mod channels;
 mod conv_net;
@@ -12,17 +13,39 @@ mod recognize;
 mod registry;
 mod resnet;
 mod spec;
+mod twins;
 mod vgg;
 mod vit;
 mod widths;
 
 pub use error::ZooError;
 pub use network::Network;
-pub use registry::Arch;
 pub use spec::{ModelSpec, Stem};
+pub use twins::{Timm, Transformers};
 
 use crate::Result;
 use crate::nn::{BatchNorm2d, Builder, Conv2d, ConvBn, ConvConfig, ConvSpec};
+
+registry::architectures! {
+    /// ResNet-18 (He et al., 2016), torchvision's names.
+    Resnet18: resnet::RESNET18;
+    /// ResNet-34.
+    Resnet34: resnet::RESNET34;
+    /// ResNet-18 with pre-activation (He et al., 2016, "Identity Mappings"), BackdoorBench's names.
+    PreactResnet18: preact_resnet::PREACT_RESNET18;
+    /// VGG-16 without batch norm (Simonyan & Zisserman, 2015), torchvision's names.
+    Vgg16: vgg::VGG16;
+    /// VGG-16 with batch norm.
+    Vgg16Bn: vgg::VGG16_BN;
+    /// MobileNetV2 (Sandler et al., 2018), torchvision's names.
+    MobilenetV2: mobilenet_v2::MOBILENET_V2;
+    /// Vision transformer with 192 features in 3 heads; torchvision's, timm's or transformers' names.
+    VitTiny: vit::TINY;
+    /// Vision transformer with 384 features in 6 heads.
+    VitSmall: vit::SMALL;
+    /// Vision transformer with 768 features in 12 heads (Dosovitskiy et al., 2021); ViT-B/16 with the default patch.
+    VitBase: vit::BASE;
+}
 
 /// A square convolution with padding that keeps the size at stride 1.
 fn conv(channels: (usize, usize), kernel: usize, stride: usize, bias: bool, b: &Builder) -> Result<Conv2d> {

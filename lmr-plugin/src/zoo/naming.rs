@@ -1,12 +1,14 @@
-//! The names of vision transformers in checkpoints of torchvision, timm and transformers.
+//! The names of tensors in checkpoints of torchvision, timm and transformers, as far as an architecture has several.
 //!
-//! Torchvision's names are the ones that models here have. Translation renames tensors and, for transformers, joins the
-//! projections of q, k and v into one or splits them again; a name that no rule knows stays as it is, so that loading
-//! reports it.
+//! Torchvision's names are the ones that models here have; an architecture's file says what others call its tensors.
+//! Translation renames tensors and, where a library has them apart, joins the projections of q, k and v into one or splits
+//! them again; a name that no rule knows stays as it is, so that loading reports it.
+
+use std::cmp::Reverse;
 
 use candle_core::Tensor;
 
-use super::ZooError;
+use super::{Arch, ZooError};
 use crate::Result;
 use crate::nn::StateDict;
 
@@ -25,75 +27,59 @@ pub enum Scheme {
 
 /// Beginnings of names, torchvision's first; `#` stands for the number of a block. The three parts of a projection are
 /// renamed to `in_proj_q_weight` and its like before they are joined.
-type Rules = &'static [(&'static str, &'static str)];
+pub(super) type Rules = &'static [(&'static str, &'static str)];
 
-const TIMM: Rules = &[
-    ("class_token", "cls_token"),
-    ("encoder.pos_embedding", "pos_embed"),
-    ("conv_proj.", "patch_embed.proj."),
-    ("encoder.layers.encoder_layer_#.ln_1.", "blocks.#.norm1."),
-    ("encoder.layers.encoder_layer_#.self_attention.in_proj_", "blocks.#.attn.qkv."),
-    ("encoder.layers.encoder_layer_#.self_attention.out_proj.", "blocks.#.attn.proj."),
-    ("encoder.layers.encoder_layer_#.ln_2.", "blocks.#.norm2."),
-    ("encoder.layers.encoder_layer_#.mlp.0.", "blocks.#.mlp.fc1."),
-    ("encoder.layers.encoder_layer_#.mlp.3.", "blocks.#.mlp.fc2."),
-    ("encoder.ln.", "norm."),
-    ("heads.head.", "head."),
-];
+/// How a library names the tensors of an architecture.
+pub(super) struct Names {
+    /// What a reader knows them as.
+    pub title: &'static str,
+    /// Beginnings of names by which they are told, `#` for a number: a checkpoint has them all.
+    pub marks: &'static [&'static str],
+    /// Whose they are and the way to them from the names that models here have; `None` if they are not translated.
+    pub translation: Option<(Scheme, Rules)>,
+}
 
-const TRANSFORMERS: Rules = &[
-    ("class_token", "vit.embeddings.cls_token"),
-    ("encoder.pos_embedding", "vit.embeddings.position_embeddings"),
-    ("conv_proj.", "vit.embeddings.patch_embeddings.projection."),
-    ("encoder.layers.encoder_layer_#.ln_1.", "vit.encoder.layer.#.layernorm_before."),
-    ("encoder.layers.encoder_layer_#.self_attention.in_proj_q_", "vit.encoder.layer.#.attention.attention.query."),
-    ("encoder.layers.encoder_layer_#.self_attention.in_proj_k_", "vit.encoder.layer.#.attention.attention.key."),
-    ("encoder.layers.encoder_layer_#.self_attention.in_proj_v_", "vit.encoder.layer.#.attention.attention.value."),
-    ("encoder.layers.encoder_layer_#.self_attention.out_proj.", "vit.encoder.layer.#.attention.output.dense."),
-    ("encoder.layers.encoder_layer_#.ln_2.", "vit.encoder.layer.#.layernorm_after."),
-    ("encoder.layers.encoder_layer_#.mlp.0.", "vit.encoder.layer.#.intermediate.dense."),
-    ("encoder.layers.encoder_layer_#.mlp.3.", "vit.encoder.layer.#.output.dense."),
-    ("encoder.ln.", "vit.layernorm."),
-    ("heads.head.", "classifier."),
-];
+impl Names {
+    fn fit(&self, names: &[&str]) -> bool {
+        self.marks.iter().all(|mark| names.iter().any(|name| fits(mark, name).is_some()))
+    }
+}
 
-const TRANSFORMERS5: Rules = &[
-    ("class_token", "vit.embeddings.cls_token"),
-    ("encoder.pos_embedding", "vit.embeddings.position_embeddings"),
-    ("conv_proj.", "vit.embeddings.patch_embeddings.projection."),
-    ("encoder.layers.encoder_layer_#.ln_1.", "vit.layers.#.layernorm_before."),
-    ("encoder.layers.encoder_layer_#.self_attention.in_proj_q_", "vit.layers.#.attention.q_proj."),
-    ("encoder.layers.encoder_layer_#.self_attention.in_proj_k_", "vit.layers.#.attention.k_proj."),
-    ("encoder.layers.encoder_layer_#.self_attention.in_proj_v_", "vit.layers.#.attention.v_proj."),
-    ("encoder.layers.encoder_layer_#.self_attention.out_proj.", "vit.layers.#.attention.o_proj."),
-    ("encoder.layers.encoder_layer_#.ln_2.", "vit.layers.#.layernorm_after."),
-    ("encoder.layers.encoder_layer_#.mlp.0.", "vit.layers.#.mlp.fc1."),
-    ("encoder.layers.encoder_layer_#.mlp.3.", "vit.layers.#.mlp.fc2."),
-    ("encoder.ln.", "vit.layernorm."),
-    ("heads.head.", "classifier."),
-];
+/// The naming among `known` that a checkpoint with these names has: where several fit, the one told by most marks.
+fn told<'a>(names: &[&str], known: impl Iterator<Item = &'a Names>) -> Option<&'a Names> {
+    known.filter(|naming| naming.fit(names)).min_by_key(|naming| Reverse(naming.marks.len()))
+}
+
+/// Everybody's names for all architectures.
+fn all() -> impl Iterator<Item = &'static Names> {
+    Arch::ALL.iter().flat_map(|arch| arch.architecture().names)
+}
+
+/// Whose names these are, in words; `None` if they are not known, or of another architecture.
+pub fn title<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<&'static str> {
+    let names: Vec<&str> = names.into_iter().collect();
+    told(&names, all()).map(|naming| naming.title)
+}
+
+/// The scheme of a checkpoint whose names are translated, and the way to it.
+fn translation<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<(Scheme, Rules)> {
+    let names: Vec<&str> = names.into_iter().collect();
+    told(&names, all().filter(|naming| naming.translation.is_some()))?.translation
+}
+
+/// The way to `scheme` from a state dict under the names that models here have; none if nothing is to be renamed.
+fn way(state: &StateDict, scheme: Scheme) -> Rules {
+    let names: Vec<&str> = state.keys().map(String::as_str).collect();
+    let own = |arch: &&Arch| arch.architecture().names.first().is_some_and(|own| own.fit(&names));
+    let named = Arch::ALL.iter().find(own).map(|arch| arch.architecture().names).unwrap_or_default();
+    let mut ways = named.iter().filter_map(|naming| naming.translation);
+    ways.find(|(known, _)| *known == scheme).map_or(&[], |(_, rules)| rules)
+}
 
 impl Scheme {
-    fn rules(self) -> Rules {
-        match self {
-            Self::Torchvision => &[],
-            Self::Timm => TIMM,
-            Self::Transformers => TRANSFORMERS,
-            Self::Transformers5 => TRANSFORMERS5,
-        }
-    }
-
-    /// The scheme of a vision transformer's names, read off its blocks; `None` if there are no blocks of any scheme.
+    /// The scheme of names that are translated; `None` for the names of any other network.
     pub fn detect<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<Self> {
-        names.into_iter().find_map(|name| {
-            let of =
-                |scheme: &Self| scheme.rules().iter().any(|rule| rule.1.contains('#') && fits(rule.1, name).is_some());
-            let others = [Self::Timm, Self::Transformers, Self::Transformers5];
-            match name.starts_with("encoder.layers.encoder_layer_") {
-                true => Some(Self::Torchvision),
-                false => others.into_iter().find(of),
-            }
-        })
+        translation(names).map(|(scheme, _)| scheme)
     }
 }
 
@@ -126,10 +112,9 @@ fn part(name: &str) -> Option<(String, usize)> {
         .find_map(|(index, part)| name.contains(part).then(|| (name.replace(part, "in_proj_"), index)))
 }
 
-/// A state dict under torchvision's names, from any scheme; one without the blocks of a vision transformer stays as it is.
+/// A state dict under torchvision's names, from any scheme; one whose names are not translated stays as it is.
 pub fn to_torchvision(state: StateDict) -> Result<StateDict> {
-    let scheme = Scheme::detect(state.keys().map(String::as_str));
-    let rules = scheme.map_or(&[] as Rules, Scheme::rules);
+    let rules = translation(state.keys().map(String::as_str)).map_or(&[] as Rules, |(_, rules)| rules);
     if rules.is_empty() {
         return Ok(state);
     }
@@ -155,7 +140,7 @@ pub fn to_torchvision(state: StateDict) -> Result<StateDict> {
 
 /// A state dict under the names of `scheme`, from torchvision's.
 pub fn from_torchvision(state: &StateDict, scheme: Scheme) -> Result<StateDict> {
-    let rules = scheme.rules();
+    let rules = way(state, scheme);
     let separate = rules.iter().any(|rule| rule.0.contains("in_proj_q_"));
     let mut renamed = StateDict::new();
     for (name, tensor) in state {
@@ -183,7 +168,7 @@ mod tests {
 
     use super::*;
     use crate::rng;
-    use crate::zoo::{Arch, ModelSpec};
+    use crate::zoo::ModelSpec;
 
     fn state() -> StateDict {
         let spec = ModelSpec { width: Some(6), depth: Some(2), ..ModelSpec::new(Arch::VitTiny, 4) };
@@ -206,6 +191,16 @@ mod tests {
             let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             assert_eq!(values(tensor), values(&back[name]), "{name}");
         }
+    }
+
+    #[rstest]
+    #[case(&["conv1.weight", "layer1.0.conv1.weight", "fc.weight"], Some("torchvision ResNet"))]
+    #[case(&["blocks.0.attn.qkv.weight", "patch_embed.proj.bias"], Some("timm ViT"))]
+    #[case(&["features.0.0.weight", "features.1.conv.0.0.weight", "classifier.1.bias"], Some("torchvision MobileNetV2"))]
+    #[case(&["features.0.weight", "classifier.bias"], Some("torchvision VGG"))]
+    #[case(&["w"], None)]
+    fn names_tell_the_library(#[case] names: &[&str], #[case] expected: Option<&str>) {
+        assert_eq!(title(names.iter().copied()), expected);
     }
 
     #[test]

@@ -2,7 +2,9 @@
 //! BackdoorBench builds and names them: a 3x3 stem, no batch norm behind the last block.
 
 use super::conv_net::{ConvNet, Neck};
+use super::naming::Names;
 use super::recognize::Shapes;
+use super::registry::Architecture;
 use super::spec::{Options, given};
 use super::widths::Widths;
 use super::{Arch, ModelSpec, conv, conv_bn, resnet};
@@ -36,10 +38,26 @@ fn block(
     Ok(out)
 }
 
-pub(super) const OPTIONS: Options = Options { width: Some(64), ..Options::NONE };
+pub(super) const PREACT_RESNET18: Architecture = Architecture {
+    names: NAMES,
+    ..Architecture::new(
+        Options { width: Some(64), ..Options::NONE },
+        |arch, shapes| recognize(arch, &[2, 2, 2, 2], shapes),
+        |spec, b| Ok(Box::new(build(spec, &[2, 2, 2, 2], b)?)),
+    )
+};
+
+const NAMES: &[Names] = &[
+    Names {
+        title: "ResNet with `linear` and `shortcut` (kuangliu, BackdoorBench)",
+        marks: &["conv1.", "layer1.0.conv1.", "linear."],
+        translation: None,
+    },
+    Names { title: "timm ResNetV2", marks: &["stem.conv", "stages.0.blocks.0.conv1."], translation: None },
+];
 
 /// The network with `depths` blocks in its stages that a checkpoint is for.
-pub(super) fn recognize(arch: Arch, depths: &[usize], shapes: &Shapes) -> Option<ModelSpec> {
+fn recognize(arch: Arch, depths: &[usize], shapes: &Shapes) -> Option<ModelSpec> {
     let [width, channels, ..] = shapes.of::<4>("conv1.weight")?;
     let [classes, _] = shapes.of("linear.weight")?;
     let spec = ModelSpec { channels, width: Some(width), ..ModelSpec::new(arch, classes) };
@@ -48,7 +66,7 @@ pub(super) fn recognize(arch: Arch, depths: &[usize], shapes: &Shapes) -> Option
 }
 
 /// A network with `depths` blocks in its stages: `[2, 2, 2, 2]` is PreAct-ResNet-18.
-pub(super) fn build(spec: &ModelSpec, depths: &[usize], b: &Builder) -> Result<ConvNet> {
+fn build(spec: &ModelSpec, depths: &[usize], b: &Builder) -> Result<ConvNet> {
     let width = given(spec.width, "width")?;
     let (mut trunk, mut widths) = (Trunk::default(), Widths::of(spec));
     let mut channels = widths.take(width)?;

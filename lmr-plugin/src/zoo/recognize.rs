@@ -64,18 +64,23 @@ impl ModelSpec {
 
     /// The widths of its prunable layers in a checkpoint, if they are not the architecture's own: filters were removed.
     fn widths_in(&self, shapes: &Shapes) -> Result<Option<Vec<usize>>> {
-        // The smallest network of this kind has the same names, and all its widths are as many times smaller. Transformers
-        // are of one width each, but of few names: a single block tells.
-        let transformer = self.depth.is_some();
-        let (small, factor) = match self.width.filter(|_| !transformer) {
+        // The smallest network of this kind has the same names, and all its widths are as many times smaller. Of blocks that
+        // are all alike a single one tells.
+        let block = self.arch.architecture().block;
+        let (small, factor) = match self.width.filter(|_| block.is_none()) {
             Some(width) => (Self { width: Some(1), widths: None, ..self.clone() }, width),
             None => (Self { depth: self.depth.map(|_| 1), widths: None, ..self.clone() }, 1),
         };
         let network = small.fresh(rng::stream(0, "recognize"), &Device::Cpu)?;
         let (mut own, mut found) = (Vec::new(), Vec::new());
+        let blocks = self.depth.filter(|_| block.is_some()).unwrap_or(1);
         for layer in network.prunable() {
-            for block in 0..self.depth.unwrap_or(1) {
-                let name = layer.name.replace("encoder_layer_0", &format!("encoder_layer_{block}"));
+            for number in 0..blocks {
+                let named = |number: usize| block.map(|block| block.replace('#', &number.to_string()));
+                let name = match (named(0), named(number)) {
+                    (Some(first), Some(this)) => layer.name.replace(&first, &this),
+                    _ => layer.name.to_owned(),
+                };
                 let Some(weight) = shapes.0.get(&format!("{name}.weight")) else { return Ok(None) };
                 own.push(factor * layer.weight.dims()[0]);
                 found.push(weight.dims().first().copied().unwrap_or_default());

@@ -2,8 +2,11 @@
 //! torchvision's names.
 
 use super::conv_net::{ConvNet, Neck};
+use super::naming::Names;
 use super::recognize::Shapes;
+use super::registry::Architecture;
 use super::spec::{Options, given};
+use super::twins::Timm;
 use super::widths::Widths;
 use super::{Arch, ModelSpec, Stem, conv_bn};
 use crate::Result;
@@ -65,10 +68,42 @@ pub(super) fn stages(
     Ok(channels)
 }
 
-pub(super) const OPTIONS: Options = Options { stem: Some(Stem::Cifar), width: Some(64), ..Options::NONE };
+pub(super) const RESNET18: Architecture = Architecture {
+    names: NAMES,
+    timm: |spec| timm("resnet18", spec),
+    ..Architecture::new(
+        OPTIONS,
+        |arch, shapes| recognize(arch, &[2, 2, 2, 2], shapes),
+        |spec, b| Ok(Box::new(build(spec, &[2, 2, 2, 2], b)?)),
+    )
+};
+
+pub(super) const RESNET34: Architecture = Architecture {
+    names: NAMES,
+    timm: |spec| timm("resnet34", spec),
+    ..Architecture::new(
+        OPTIONS,
+        |arch, shapes| recognize(arch, &[3, 4, 6, 3], shapes),
+        |spec, b| Ok(Box::new(build(spec, &[3, 4, 6, 3], b)?)),
+    )
+};
+
+const OPTIONS: Options = Options { stem: Some(Stem::Cifar), width: Some(64), ..Options::NONE };
+
+const NAMES: &[Names] = &[
+    Names { title: "torchvision ResNet", marks: &["conv1.", "layer1.0.conv1.", "fc."], translation: None },
+    Names { title: "transformers ResNet", marks: &["resnet.embedder.", "resnet.encoder.stages.0."], translation: None },
+];
+
+/// timm's, whose residual networks are for photographs.
+fn timm(name: &'static str, spec: &ModelSpec) -> Option<Timm> {
+    let same = spec.stem == Some(Stem::Imagenet) && spec.width == Some(64);
+    let (arguments, ends) = (Default::default(), ["conv1", "fc"]);
+    same.then_some(Timm { name, arguments, features: 512, ends, scheme: None, image: None })
+}
 
 /// The network with `depths` blocks in its stages that a checkpoint is for.
-pub(super) fn recognize(arch: Arch, depths: &[usize], shapes: &Shapes) -> Option<ModelSpec> {
+fn recognize(arch: Arch, depths: &[usize], shapes: &Shapes) -> Option<ModelSpec> {
     let [width, channels, kernel, _] = shapes.of("conv1.weight")?;
     let [classes, _] = shapes.of("fc.weight")?;
     let stem = Some(if kernel == 3 { Stem::Cifar } else { Stem::Imagenet });
@@ -77,7 +112,7 @@ pub(super) fn recognize(arch: Arch, depths: &[usize], shapes: &Shapes) -> Option
 }
 
 /// A network with `depths` blocks in its stages: `[2, 2, 2, 2]` is ResNet-18.
-pub(super) fn build(spec: &ModelSpec, depths: &[usize], b: &Builder) -> Result<ConvNet> {
+fn build(spec: &ModelSpec, depths: &[usize], b: &Builder) -> Result<ConvNet> {
     let (stem, width) = (given(spec.stem, "stem")?, given(spec.width, "width")?);
     let (kernel, stride) = match stem {
         Stem::Cifar => (3, 1),

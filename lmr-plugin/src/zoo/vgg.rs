@@ -5,8 +5,11 @@
 //! Torchvision's dropout (0.5 before the two last layers of the ImageNet head) is off, also in training.
 
 use super::conv_net::{ConvNet, Neck};
+use super::naming::Names;
 use super::recognize::Shapes;
+use super::registry::Architecture;
 use super::spec::{Options, given};
+use super::twins::Timm;
 use super::widths::Widths;
 use super::{Arch, ModelSpec, Stem, conv};
 use crate::Result;
@@ -18,10 +21,40 @@ const STAGES: [(usize, usize); 5] = [(2, 1), (2, 2), (3, 4), (3, 8), (3, 8)];
 /// What the convolutions' output is pooled to before the ImageNet head.
 const POOLED: usize = 7;
 
-pub(super) const OPTIONS: Options = Options { stem: Some(Stem::Cifar), width: Some(64), ..Options::NONE };
+pub(super) const VGG16: Architecture = Architecture {
+    names: NAMES,
+    timm: |spec| timm("vgg16", spec),
+    ..Architecture::new(
+        OPTIONS,
+        |arch, shapes| recognize(arch, false, shapes),
+        |spec, b| Ok(Box::new(build(spec, false, b)?)),
+    )
+};
+
+pub(super) const VGG16_BN: Architecture = Architecture {
+    names: NAMES,
+    timm: |spec| timm("vgg16_bn", spec),
+    ..Architecture::new(
+        OPTIONS,
+        |arch, shapes| recognize(arch, true, shapes),
+        |spec, b| Ok(Box::new(build(spec, true, b)?)),
+    )
+};
+
+const OPTIONS: Options = Options { stem: Some(Stem::Cifar), width: Some(64), ..Options::NONE };
+
+const NAMES: &[Names] =
+    &[Names { title: "torchvision VGG", marks: &["features.0.", "classifier."], translation: None }];
+
+/// timm's, which pools images of another size in another way before the head.
+fn timm(name: &'static str, spec: &ModelSpec) -> Option<Timm> {
+    let same = spec.stem == Some(Stem::Imagenet) && spec.width == Some(64);
+    let (arguments, ends) = (Default::default(), ["features.0", "head.fc"]);
+    same.then_some(Timm { name, arguments, features: 4096, ends, scheme: None, image: Some([224, 224]) })
+}
 
 /// The network that a checkpoint is for.
-pub(super) fn recognize(arch: Arch, batch_norm: bool, shapes: &Shapes) -> Option<ModelSpec> {
+fn recognize(arch: Arch, batch_norm: bool, shapes: &Shapes) -> Option<ModelSpec> {
     let [first, channels, ..] = shapes.of::<4>("features.0.weight")?;
     // The hidden layers tell the width also where filters were removed.
     let (stem, [classes, _], width) = match shapes.of("classifier.weight") {
@@ -34,7 +67,7 @@ pub(super) fn recognize(arch: Arch, batch_norm: bool, shapes: &Shapes) -> Option
 }
 
 /// VGG-16, with or without batch norm behind every convolution.
-pub(super) fn build(spec: &ModelSpec, batch_norm: bool, b: &Builder) -> Result<ConvNet> {
+fn build(spec: &ModelSpec, batch_norm: bool, b: &Builder) -> Result<ConvNet> {
     let width = given(spec.width, "width")?;
     let (mut trunk, mut widths, mut channels, mut index) = (Trunk::default(), Widths::of(spec), spec.channels, 0);
     for (count, multiple) in STAGES {

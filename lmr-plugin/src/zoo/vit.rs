@@ -1,11 +1,15 @@
 //! Vision transformers (Dosovitskiy et al., 2021, "An Image is Worth 16x16 Words"), with torchvision's names; timm's and
-//! transformers' are translated by [`super::naming`]. Dropout is off, also in training.
+//! transformers' are translated. Dropout is off, also in training.
 
 use candle_core::Tensor;
+use serde_json::{Map, Value, json};
 
+use super::naming::{Names, Rules, Scheme};
 use super::network::Layers;
 use super::recognize::Shapes;
+use super::registry::Architecture;
 use super::spec::{Options, given};
+use super::twins::{Timm, Transformers};
 use super::widths::Widths;
 use super::{Arch, ModelSpec};
 use crate::Result;
@@ -53,20 +57,145 @@ impl Block {
     }
 }
 
-impl VisionTransformer {
-    pub(super) const fn options(width: usize) -> Options {
-        Options {
-            width: Some(width),
-            image_size: Some(224),
-            patch_size: Some(16),
-            depth: Some(12),
-            norm_eps: Some(1e-6),
-            ..Options::NONE
-        }
-    }
+pub(super) const TINY: Architecture =
+    Architecture { timm: |spec| timm("vit_tiny_patch16_224", 3, spec), ..architecture::<192, 3>() };
 
+pub(super) const SMALL: Architecture =
+    Architecture { timm: |spec| timm("vit_small_patch16_224", 6, spec), ..architecture::<384, 6>() };
+
+pub(super) const BASE: Architecture =
+    Architecture { timm: |spec| timm("vit_base_patch16_224", 12, spec), ..architecture::<768, 12>() };
+
+/// Transformers of this width with so many heads.
+const fn architecture<const WIDTH: usize, const HEADS: usize>() -> Architecture {
+    let options = Options {
+        width: Some(WIDTH),
+        image_size: Some(224),
+        patch_size: Some(16),
+        depth: Some(12),
+        norm_eps: Some(1e-6),
+        ..Options::NONE
+    };
+    Architecture {
+        names: NAMES,
+        block: Some(BLOCK),
+        transformers: |spec| Some(transformers(HEADS, spec)),
+        ..Architecture::new(
+            options,
+            |arch, shapes| VisionTransformer::recognize(arch, WIDTH, shapes),
+            |spec, b| Ok(Box::new(VisionTransformer::new(spec, HEADS, b)?)),
+        )
+    }
+}
+
+const BLOCK: &str = "encoder.layers.encoder_layer_#.";
+
+const NAMES: &[Names] = &[
+    Names { title: "torchvision ViT", marks: &[BLOCK], translation: Some((Scheme::Torchvision, &[])) },
+    Names { title: "timm ViT", marks: &["blocks.#.attn.qkv."], translation: Some((Scheme::Timm, TIMM)) },
+    Names {
+        title: "transformers ViT",
+        marks: &["vit.encoder.layer.#."],
+        translation: Some((Scheme::Transformers, TRANSFORMERS)),
+    },
+    Names {
+        title: "transformers ViT",
+        marks: &["vit.layers.#."],
+        translation: Some((Scheme::Transformers5, TRANSFORMERS5)),
+    },
+];
+
+const TIMM: Rules = &[
+    ("class_token", "cls_token"),
+    ("encoder.pos_embedding", "pos_embed"),
+    ("conv_proj.", "patch_embed.proj."),
+    ("encoder.layers.encoder_layer_#.ln_1.", "blocks.#.norm1."),
+    ("encoder.layers.encoder_layer_#.self_attention.in_proj_", "blocks.#.attn.qkv."),
+    ("encoder.layers.encoder_layer_#.self_attention.out_proj.", "blocks.#.attn.proj."),
+    ("encoder.layers.encoder_layer_#.ln_2.", "blocks.#.norm2."),
+    ("encoder.layers.encoder_layer_#.mlp.0.", "blocks.#.mlp.fc1."),
+    ("encoder.layers.encoder_layer_#.mlp.3.", "blocks.#.mlp.fc2."),
+    ("encoder.ln.", "norm."),
+    ("heads.head.", "head."),
+];
+
+const TRANSFORMERS: Rules = &[
+    ("class_token", "vit.embeddings.cls_token"),
+    ("encoder.pos_embedding", "vit.embeddings.position_embeddings"),
+    ("conv_proj.", "vit.embeddings.patch_embeddings.projection."),
+    ("encoder.layers.encoder_layer_#.ln_1.", "vit.encoder.layer.#.layernorm_before."),
+    ("encoder.layers.encoder_layer_#.self_attention.in_proj_q_", "vit.encoder.layer.#.attention.attention.query."),
+    ("encoder.layers.encoder_layer_#.self_attention.in_proj_k_", "vit.encoder.layer.#.attention.attention.key."),
+    ("encoder.layers.encoder_layer_#.self_attention.in_proj_v_", "vit.encoder.layer.#.attention.attention.value."),
+    ("encoder.layers.encoder_layer_#.self_attention.out_proj.", "vit.encoder.layer.#.attention.output.dense."),
+    ("encoder.layers.encoder_layer_#.ln_2.", "vit.encoder.layer.#.layernorm_after."),
+    ("encoder.layers.encoder_layer_#.mlp.0.", "vit.encoder.layer.#.intermediate.dense."),
+    ("encoder.layers.encoder_layer_#.mlp.3.", "vit.encoder.layer.#.output.dense."),
+    ("encoder.ln.", "vit.layernorm."),
+    ("heads.head.", "classifier."),
+];
+
+const TRANSFORMERS5: Rules = &[
+    ("class_token", "vit.embeddings.cls_token"),
+    ("encoder.pos_embedding", "vit.embeddings.position_embeddings"),
+    ("conv_proj.", "vit.embeddings.patch_embeddings.projection."),
+    ("encoder.layers.encoder_layer_#.ln_1.", "vit.layers.#.layernorm_before."),
+    ("encoder.layers.encoder_layer_#.self_attention.in_proj_q_", "vit.layers.#.attention.q_proj."),
+    ("encoder.layers.encoder_layer_#.self_attention.in_proj_k_", "vit.layers.#.attention.k_proj."),
+    ("encoder.layers.encoder_layer_#.self_attention.in_proj_v_", "vit.layers.#.attention.v_proj."),
+    ("encoder.layers.encoder_layer_#.self_attention.out_proj.", "vit.layers.#.attention.o_proj."),
+    ("encoder.layers.encoder_layer_#.ln_2.", "vit.layers.#.layernorm_after."),
+    ("encoder.layers.encoder_layer_#.mlp.0.", "vit.layers.#.mlp.fc1."),
+    ("encoder.layers.encoder_layer_#.mlp.3.", "vit.layers.#.mlp.fc2."),
+    ("encoder.ln.", "vit.layernorm."),
+    ("heads.head.", "classifier."),
+];
+
+/// ε of the layer norms of timm's vision transformers, which no `config.json` can change.
+const TIMM_NORM_EPS: f64 = 1e-6;
+
+fn object(value: Value) -> Map<String, Value> {
+    value.as_object().cloned().unwrap_or_default()
+}
+
+fn timm(name: &'static str, heads: usize, spec: &ModelSpec) -> Option<Timm> {
+    let arguments = json!({
+        "img_size": spec.image_size,
+        "patch_size": spec.patch_size,
+        "embed_dim": spec.width,
+        "depth": spec.depth,
+        "num_heads": heads,
+    });
+    let (arguments, features) = (object(arguments), spec.width?);
+    let (ends, scheme) = (["patch_embed.proj", "head"], Some(Scheme::Timm));
+    let same = spec.norm_eps == Some(TIMM_NORM_EPS);
+    same.then_some(Timm { name, arguments, features, ends, scheme, image: None })
+}
+
+/// transformers' `ViTConfig`.
+fn transformers(heads: usize, spec: &ModelSpec) -> Transformers {
+    let config = json!({
+        "hidden_size": spec.width,
+        "num_hidden_layers": spec.depth,
+        "num_attention_heads": heads,
+        "intermediate_size": spec.width.map(|width| 4 * width),
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.02,
+        "layer_norm_eps": spec.norm_eps,
+        "image_size": spec.image_size,
+        "patch_size": spec.patch_size,
+        "num_channels": spec.channels,
+        "qkv_bias": true,
+        "encoder_stride": spec.patch_size,
+    });
+    Transformers { class: "ViTForImageClassification", model_type: "vit", config: object(config) }
+}
+
+impl VisionTransformer {
     /// The transformer of this width that a checkpoint is for. ε of its layer norms does not show.
-    pub(super) fn recognize(arch: Arch, width: usize, shapes: &Shapes) -> Option<ModelSpec> {
+    fn recognize(arch: Arch, width: usize, shapes: &Shapes) -> Option<ModelSpec> {
         let [features, channels, patch, _] = shapes.of("conv_proj.weight")?;
         let [_, tokens, _] = shapes.of("encoder.pos_embedding")?;
         let [classes, _] = shapes.of("heads.head.weight")?;
@@ -83,7 +212,7 @@ impl VisionTransformer {
     }
 
     /// A transformer with `heads` heads, which divide the width.
-    pub fn new(spec: &ModelSpec, heads: usize, b: &Builder) -> Result<Self> {
+    fn new(spec: &ModelSpec, heads: usize, b: &Builder) -> Result<Self> {
         let (features, eps) = (given(spec.width, "width")?, given(spec.norm_eps, "norm-eps")?);
         let (image, patch) = (given(spec.image_size, "image-size")?, given(spec.patch_size, "patch-size")?);
         let conv = ConvSpec {

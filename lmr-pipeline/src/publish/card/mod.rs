@@ -29,7 +29,7 @@ pub struct Card<'a> {
     pub forms: &'a [PublishedForm],
     /// Which library loads the folder.
     pub library: Library,
-    /// The naming of a vision transformer's tensors.
+    /// Whose names its tensors have, of those that are translated.
     pub scheme: Option<Scheme>,
     /// The dtype of the head's numbers, in short.
     pub dtype: String,

@@ -42,7 +42,7 @@ const DROPPED: &[&str] = &[
 pub struct Described<'a> {
     /// What it is built from.
     pub model: &'a ModelSpec,
-    /// The naming of a vision transformer's tensors.
+    /// Whose names its tensors have, of those that are translated.
     pub scheme: Option<Scheme>,
     /// The dtype of its head.
     pub dtype: Dtype,
@@ -69,7 +69,9 @@ impl Described<'_> {
     /// The library that loads the model under these names: the one that has a class for it, or else this program.
     pub fn library(&self) -> Library {
         match self.scheme {
-            Some(Scheme::Transformers | Scheme::Transformers5) => Library::Transformers,
+            Some(Scheme::Transformers | Scheme::Transformers5) if self.model.transformers().is_some() => {
+                Library::Transformers
+            }
             _ if timm::architecture(self).is_some() => Library::Timm,
             _ => Library::Lmr,
         }
@@ -89,10 +91,13 @@ impl Described<'_> {
             Ok(vec![("config.json", over(&received, json!({ "lmr": value(&own)? })))])
         };
         let files = match self.library() {
-            Library::Transformers => vec![
-                ("config.json", over(self.received, transformers::config(self))),
-                ("preprocessor_config.json", over(self.received_processor, images::transformers(self.images))),
-            ],
+            Library::Transformers => match transformers::config(self) {
+                Some(config) => vec![
+                    ("config.json", over(self.received, config)),
+                    ("preprocessor_config.json", over(self.received_processor, images::transformers(self.images))),
+                ],
+                None => own()?,
+            },
             Library::Timm => match timm::config(self) {
                 Some(config) => vec![("config.json", config)],
                 None => own()?,
