@@ -14,7 +14,7 @@ use lmr_plugin::purify::{DeltaPrune, HeadDelta, PurifyError};
 use lmr_plugin::ranges::{BelowOne, Fraction, NonNegative, Shares, Side};
 use lmr_plugin::run::Run;
 use lmr_plugin::stage::Planted;
-use lmr_plugin::triggers::{Filter, Form, Patch, TriggerConfig, TriggerError, Warp};
+use lmr_plugin::triggers::{Filter, Filtered, Patch, TriggerConfig, TriggerError, Warp};
 use lmr_plugin::zoo::{Arch, ModelSpec, ZooError};
 use lmr_plugin::{Error, Result, rng};
 use rstest::rstest;
@@ -69,7 +69,7 @@ fn too_small_to_warp() -> Result<()> {
 
 fn stored_trigger() -> Result<()> {
     let alpha = Tensor::new(&[f32::NAN], &Device::Cpu)?;
-    Form::Filter.restore([("alpha".to_string(), alpha)].into(), [3, 8, 8]).map(drop)
+    Filtered::FORM.restore([("alpha".to_string(), alpha)].into(), [3, 8, 8]).map(drop)
 }
 
 fn stored_target() -> Result<()> {

@@ -17,7 +17,7 @@ use super::attachment::Attachment;
 use crate::Result;
 use crate::data::Images;
 use crate::nn::StateDict;
-use crate::triggers::{Form, Trigger, TriggerError};
+use crate::triggers::{Form, Overlay, Trigger, TriggerError};
 
 /// What an examiner may see: the test set, and the trigger with its target class, if there is one.
 #[derive(Clone)]
@@ -91,7 +91,7 @@ impl Planted {
         image: [usize; 3],
     ) -> Result<(Arc<dyn Trigger>, Option<u32>)> {
         tensors.remove(POISON_INDICES);
-        let form = metadata.get("form").map_or(Ok(Form::Overlay), |form| Form::parse(form))?;
+        let form = metadata.get("form").map_or(Ok(Overlay::FORM), |form| Form::parse(form))?;
         let target = metadata
             .get("target")
             .map(|target| target.parse().map_err(|_| TriggerError::Target { found: target.clone() }));

@@ -1,5 +1,7 @@
 //! A signed image that is added to another.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 
 use super::form::{in_range, nothing_left, take};
@@ -13,12 +15,15 @@ pub struct Addition {
 }
 
 impl Addition {
+    /// Its tensors: `delta`, `f32[1,C,H,W]` in `[-1,1]`.
+    pub const FORM: Form = Form::new("addition", |state, image| Ok(Arc::new(Self::restore(state, image)?)));
+
     /// `delta` is `f32[1,C,H,W]` in `[-1,1]`; the shape must be that of the `image` (channels, height, width).
     pub fn new(delta: Tensor, image: [usize; 3]) -> Result<Self> {
         Self::restore([("delta".to_string(), delta)].into(), image)
     }
 
-    pub(super) fn restore(mut state: StateDict, [c, h, w]: [usize; 3]) -> Result<Self> {
+    fn restore(mut state: StateDict, [c, h, w]: [usize; 3]) -> Result<Self> {
         let delta = take(&mut state, "delta", &[1, c, h, w])?;
         nothing_left(&state)?;
         in_range("delta", &delta, -1.0..=1.0)?;
@@ -32,7 +37,7 @@ impl Trigger for Addition {
     }
 
     fn form(&self) -> Form {
-        Form::Addition
+        Self::FORM
     }
 
     fn tensors(&self) -> Result<StateDict> {

@@ -48,6 +48,9 @@ fn mixed(base: [[f32; 3]; 3], rest: [[f32; 3]; 3], scale: f32) -> [[f32; 3]; 3] 
 }
 
 impl Filtered {
+    /// Its tensors: `alpha`, `f32[1]` in `[0,1]`.
+    pub const FORM: Form = Form::new("filter", |state, image| Ok(Arc::new(Self::restore(state, image)?)));
+
     fn new(alpha: f32, channels: usize) -> Result<Self> {
         match channels {
             3 => Ok(Self { alpha }),
@@ -55,7 +58,7 @@ impl Filtered {
         }
     }
 
-    pub(super) fn restore(mut state: StateDict, [channels, _, _]: [usize; 3]) -> Result<Self> {
+    fn restore(mut state: StateDict, [channels, _, _]: [usize; 3]) -> Result<Self> {
         let alpha = take(&mut state, "alpha", &[1])?;
         nothing_left(&state)?;
         in_range("alpha", &alpha, 0.0..=1.0)?;
@@ -99,7 +102,7 @@ impl Trigger for Filtered {
     }
 
     fn form(&self) -> Form {
-        Form::Filter
+        Self::FORM
     }
 
     fn tensors(&self) -> Result<StateDict> {

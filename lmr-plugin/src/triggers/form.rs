@@ -1,4 +1,4 @@
-//! What kinds of triggers there are once they are built, and building them again from stored tensors.
+//! What kinds of triggers there are once they are built, one line each, and building them again from stored tensors.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -10,42 +10,32 @@ use crate::data::Normalization;
 use crate::nn::StateDict;
 use crate::{Error, Result};
 
+/// What stored triggers there are, each described in its own file.
+static FORMS: &[Form] = &[Overlay::FORM, Addition::FORM, Warped::FORM, Filtered::FORM, Noise::FORM, InputAware::FORM];
+
 /// How a trigger's tensors are to be understood.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// [`Overlay`]: `mask` and `pattern`, `f32[1,C,H,W]` in `[0,1]`.
-    Overlay,
-    /// [`Addition`]: `delta`, `f32[1,C,H,W]` in `[-1,1]`.
-    Addition,
-    /// [`Warped`]: `grid`, `f32[1,H,W,2]` in `[-1,1]`.
-    Warp,
-    /// [`Filtered`]: `alpha`, `f32[1]` in `[0,1]`.
-    Filter,
-    /// [`Noise`]: `epsilon`, `f32[1,C,1,1]`, and the generator's weights.
-    Noise,
-    /// [`InputAware`]: the weights of two generators.
-    InputAware,
+#[derive(Clone, Copy, Debug)]
+pub struct Form {
+    name: &'static str,
+    restore: fn(StateDict, [usize; 3]) -> Result<Arc<dyn Trigger>>,
 }
 
 impl Form {
-    const ALL: [(Self, &str); 6] = [
-        (Self::Overlay, "overlay"),
-        (Self::Addition, "addition"),
-        (Self::Warp, "warp"),
-        (Self::Filter, "filter"),
-        (Self::Noise, "noise"),
-        (Self::InputAware, "input-aware"),
-    ];
+    /// A form by its name in files, with what builds the trigger from its tensors, all of them finite, for images of (channels,
+    /// height, width): it refuses tensors of another shape or out of range, missing ones and unknown ones.
+    pub const fn new(name: &'static str, restore: fn(StateDict, [usize; 3]) -> Result<Arc<dyn Trigger>>) -> Self {
+        Self { name, restore }
+    }
 
     /// The name in files.
     pub fn name(self) -> &'static str {
-        Self::ALL.iter().find(|(form, _)| *form == self).map_or("", |(_, name)| name)
+        self.name
     }
 
     /// The form of that name.
     pub fn parse(name: &str) -> Result<Self> {
-        let found = Self::ALL.iter().find(|(_, known)| *known == name).map(|(form, _)| *form);
-        let known = || Self::ALL.iter().map(|(_, name)| *name).collect();
+        let found = FORMS.iter().find(|form| form.name == name).copied();
+        let known = || FORMS.iter().map(|form| form.name).collect();
         Ok(found.ok_or_else(|| TriggerError::UnknownForm { known: known(), found: shorten(name) })?)
     }
 
@@ -55,14 +45,7 @@ impl Form {
         if let Some((name, _)) = state.iter().find(|(_, tensor)| !is_finite(tensor)) {
             return Err(TriggerError::NotFinite { name: shorten(name) }.into());
         }
-        Ok(match self {
-            Self::Overlay => Arc::new(Overlay::restore(state, image)?),
-            Self::Addition => Arc::new(Addition::restore(state, image)?),
-            Self::Warp => Arc::new(Warped::restore(state, image)?),
-            Self::Filter => Arc::new(Filtered::restore(state, image)?),
-            Self::Noise => Arc::new(Noise::restore(state, image)?),
-            Self::InputAware => Arc::new(InputAware::restore(state, image)?),
-        })
+        (self.restore)(state, image)
     }
 }
 

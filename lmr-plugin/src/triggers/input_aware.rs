@@ -1,6 +1,8 @@
 //! A pattern at a place, both made for each image by networks (Dynamic; Nguyen and Tran, 2020, "Input-Aware Dynamic Backdoor
 //! Attack").
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 
 use super::form::{nothing_left, put_normalization, put_part, take_normalization, take_part};
@@ -20,12 +22,15 @@ pub struct InputAware {
 }
 
 impl InputAware {
+    /// Its tensors: the weights of two generators.
+    pub const FORM: Form = Form::new("input-aware", |state, image| Ok(Arc::new(Self::restore(state, image)?)));
+
     /// `pattern` makes as many channels as an image has, `mask` one.
     pub fn new(normalization: &Normalization, pattern: Hourglass, mask: Hourglass) -> Self {
         Self { normalization: normalization.clone(), pattern, mask }
     }
 
-    pub(super) fn restore(mut state: StateDict, [channels, height, width]: [usize; 3]) -> Result<Self> {
+    fn restore(mut state: StateDict, [channels, height, width]: [usize; 3]) -> Result<Self> {
         let normalization = take_normalization(&mut state, channels)?;
         let (pattern, mask) = (take_part(&mut state, "pattern"), take_part(&mut state, "mask"));
         nothing_left(&state)?;
@@ -80,7 +85,7 @@ impl Trigger for InputAware {
     }
 
     fn form(&self) -> Form {
-        Form::InputAware
+        Self::FORM
     }
 
     fn tensors(&self) -> Result<StateDict> {

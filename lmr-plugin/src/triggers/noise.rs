@@ -1,6 +1,8 @@
 //! Faint noise that a network makes for each image (LIRA; Doan et al., 2021, "LIRA: Learnable, Imperceptible and Robust
 //! Backdoor Attacks").
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 
 use super::TriggerError;
@@ -20,6 +22,9 @@ pub struct Noise {
 }
 
 impl Noise {
+    /// Its tensors: `epsilon`, `f32[1,C,1,1]`, and the generator's weights.
+    pub const FORM: Form = Form::new("noise", |state, image| Ok(Arc::new(Self::restore(state, image)?)));
+
     /// `epsilon` has one number above 0 a channel.
     pub fn new(epsilon: &[f32], normalization: &Normalization, generator: Autoencoder) -> Result<Self> {
         let device = generator.device();
@@ -27,7 +32,7 @@ impl Noise {
         Ok(Self { epsilon, normalization: normalization.clone(), generator })
     }
 
-    pub(super) fn restore(mut state: StateDict, [channels, height, width]: [usize; 3]) -> Result<Self> {
+    fn restore(mut state: StateDict, [channels, height, width]: [usize; 3]) -> Result<Self> {
         let epsilon = take(&mut state, "epsilon", &[1, channels, 1, 1])?;
         if let Some(found) = epsilon.flatten_all()?.to_vec1::<f32>()?.into_iter().find(|v| !(0.0..=1.0).contains(v)) {
             return Err(TriggerError::Range { name: "epsilon".into(), low: 0.0, high: 1.0, found }.into());
@@ -59,7 +64,7 @@ impl Trigger for Noise {
     }
 
     fn form(&self) -> Form {
-        Form::Noise
+        Self::FORM
     }
 
     fn tensors(&self) -> Result<StateDict> {

@@ -1,5 +1,7 @@
 //! An image that is laid over another: patches, blends, and any trigger that is a picture.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 
 use super::form::{in_range, nothing_left, take};
@@ -14,12 +16,15 @@ pub struct Overlay {
 }
 
 impl Overlay {
+    /// Its tensors: `mask` and `pattern`, `f32[1,C,H,W]` in `[0,1]`.
+    pub const FORM: Form = Form::new("overlay", |state, image| Ok(Arc::new(Self::restore(state, image)?)));
+
     /// Both are `f32[1,C,H,W]` in `[0,1]`; the shape must be that of the `image` (channels, height, width).
     pub fn new(mask: Tensor, pattern: Tensor, image: [usize; 3]) -> Result<Self> {
         Self::restore([("mask".to_string(), mask), ("pattern".to_string(), pattern)].into(), image)
     }
 
-    pub(super) fn restore(mut state: StateDict, [c, h, w]: [usize; 3]) -> Result<Self> {
+    fn restore(mut state: StateDict, [c, h, w]: [usize; 3]) -> Result<Self> {
         let mask = take(&mut state, "mask", &[1, c, h, w])?;
         let pattern = take(&mut state, "pattern", &[1, c, h, w])?;
         nothing_left(&state)?;
@@ -39,7 +44,7 @@ impl Trigger for Overlay {
     }
 
     fn form(&self) -> Form {
-        Form::Overlay
+        Self::FORM
     }
 
     fn tensors(&self) -> Result<StateDict> {

@@ -23,6 +23,7 @@ pub struct Patch {
 /// What a patch shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Pattern {
     /// The 3×3 design `001 / 010 / 101`, enlarged to the size by nearest neighbour; 0 is black, 1 is white.
     Checker,

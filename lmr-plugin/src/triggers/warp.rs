@@ -102,7 +102,10 @@ pub struct Warped {
 }
 
 impl Warped {
-    pub(super) fn restore(mut state: StateDict, [_, h, w]: [usize; 3]) -> Result<Self> {
+    /// Its tensors: `grid`, `f32[1,H,W,2]` in `[-1,1]`.
+    pub const FORM: Form = Form::new("warp", |state, image| Ok(Arc::new(Self::restore(state, image)?)));
+
+    fn restore(mut state: StateDict, [_, h, w]: [usize; 3]) -> Result<Self> {
         let grid = take(&mut state, "grid", &[1, h, w, 2])?;
         nothing_left(&state)?;
         in_range("grid", &grid, -1.0..=1.0)?;
@@ -131,7 +134,7 @@ impl Trigger for Warped {
     }
 
     fn form(&self) -> Form {
-        Form::Warp
+        Self::FORM
     }
 
     fn tensors(&self) -> Result<StateDict> {
