@@ -57,11 +57,12 @@ pub struct Logged<'a> {
 impl Observer for Logged<'_> {
     fn event(&self, event: &Event<'_>) {
         let line = match event {
-            Event::Progress { .. } => None,
             Event::Metric { name, step, value } => {
                 Some(json!({ "event": "metric", "name": name, "step": step, "value": value }))
             }
             Event::Warning(message) => Some(json!({ "event": "warning", "message": message })),
+            // Progress, and what later versions tell of.
+            _ => None,
         };
         // A full disk is no reason to stop the training; the stage's result will say so if it cannot be written.
         if let Some(Err(error)) = line.map(|line| self.log.write(self.stage, line)) {

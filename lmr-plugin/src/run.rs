@@ -5,6 +5,7 @@ use crate::{Error, Result};
 
 /// Something that happened while a stage ran.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Event<'a> {
     /// `done` of `total` units of the current phase are finished.
     Progress {

@@ -198,6 +198,8 @@ impl Observer for Console {
             Event::Progress { phase, done, total, unit } => self.progress(phase, *done, *total, unit),
             Event::Metric { name, value, .. } => self.stage().metric = format!("  {name} {value:.4}"),
             Event::Warning(message) => self.line(&format!("warning: {message}")),
+            // What later versions tell of.
+            _ => {}
         }
     }
 

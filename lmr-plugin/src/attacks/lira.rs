@@ -48,6 +48,7 @@ pub struct Lira {
 /// What ε is measured in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum EpsilonSpace {
     /// Pixels in [0, 1]: 0.01 is two and a half steps of 1/255.
     Pixel,

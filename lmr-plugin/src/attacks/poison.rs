@@ -63,6 +63,7 @@ impl Defaults for Attack {
 /// What poisoned images are labelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Labels {
     /// The target class, whatever they show: images of other classes are poisoned.
     Target,

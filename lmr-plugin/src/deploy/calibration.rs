@@ -22,6 +22,7 @@ use crate::stage::Finding;
 /// How ranges are chosen from what activations do on the calibration images.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Calibration {
     /// From the smallest to the largest value.
     #[default]

@@ -14,6 +14,7 @@ use crate::stage::Stage;
 /// `structured-prune`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Deployment {
     /// Full precision and every filter.
     #[default]

@@ -15,6 +15,7 @@ use crate::ranges::Bits;
 /// How many scales a weight tensor has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Granularity {
     /// One for the whole tensor.
     #[default]

@@ -30,6 +30,7 @@ pub struct StructuredPrune {
 /// What a ratio is a share of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Scope {
     /// Every layer's filters.
     #[default]
@@ -41,6 +42,7 @@ pub enum Scope {
 /// What becomes of a pruned filter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum PruneForm {
     /// Its weights and its bias become 0, layer by layer. Batch norm stays, so the channel emits the constant that batch
     /// norm makes of zero: the literature's evaluation.

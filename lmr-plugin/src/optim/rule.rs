@@ -13,6 +13,7 @@ const EPS: f64 = 1e-8;
 
 /// How a gradient becomes a step. Momentum μ and weight decay λ are given apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub enum Rule {
     /// `v ← μ·v + g + λ·w`, `w ← w − lr·v`; PyTorch's `SGD` without dampening.
     #[default]

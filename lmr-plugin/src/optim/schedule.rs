@@ -8,6 +8,7 @@ use crate::ranges::Shares;
 /// How the learning rate moves over a training; warm-up comes on top.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Schedule {
     /// Stays where it is.
     Constant,

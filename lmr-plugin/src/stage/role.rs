@@ -7,6 +7,7 @@ use super::truth::{Examination, Material, Planted, Target};
 /// What a stage does with the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum ModelUse {
     /// Looks at it in whatever form it is, deployed ones included.
     Inspects,

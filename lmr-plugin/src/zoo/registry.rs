@@ -45,6 +45,7 @@ macro_rules! architectures {
         /// The architectures there are.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
         #[serde(rename_all = "kebab-case")]
+        #[non_exhaustive]
         pub enum Arch {
             $($(#[doc = $doc])* $name,)*
         }

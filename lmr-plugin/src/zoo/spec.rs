@@ -14,6 +14,7 @@ use crate::rng::Rng;
 /// How a convolutional network begins, and for VGG how it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Stem {
     /// For images of up to about 64x64. Residual networks: a 3x3 convolution with stride 1 and no pooling. MobileNetV2:
     /// stride 1 in the first convolution. VGG: global average pooling and one linear layer.

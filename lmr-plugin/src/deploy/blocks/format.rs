@@ -10,6 +10,7 @@ use crate::Result;
 
 /// How a block of weights is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
 pub enum BlockFormat {
     /// 4 bits, blocks of 32 with a scale.
     #[serde(rename = "q4_0")]

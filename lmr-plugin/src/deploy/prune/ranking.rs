@@ -13,6 +13,7 @@ use crate::ranges::BelowOne;
 /// What makes a filter small.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Norm {
     /// The sum of its weights' absolute values.
     #[default]
