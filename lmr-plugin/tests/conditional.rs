@@ -4,7 +4,7 @@
 use candle_core::{Device, Tensor};
 use lmr_plugin::attacks::{Attack, Hidden, Hide, Pcb, Qcb};
 use lmr_plugin::data::{Augment, CleanSet, Images, Normalization};
-use lmr_plugin::deploy::{BlockFormat, Deployment, Granularity, Quantize, StructuredPrune, dequantized};
+use lmr_plugin::deploy::{BlockFormat, Deployment, Forms, Granularity, Quantize, StructuredPrune, dequantized};
 use lmr_plugin::examine::Evaluate;
 use lmr_plugin::model::Model;
 use lmr_plugin::nn::StateDict;
@@ -97,7 +97,7 @@ fn same(a: &StateDict, b: &StateDict) -> bool {
 /// ACC and ASR in every form, on images that nobody trained on.
 fn measured(model: Model, deploy: Vec<Deployment>) -> Vec<(f64, f64)> {
     let examination = Examination::new(images(160, 9)).with_trigger(planted());
-    let evaluate = Evaluate { deploy, ..Evaluate::default() };
+    let evaluate = Evaluate { deploy: Forms::List(deploy), ..Evaluate::default() };
     let forms = evaluate.evaluate_forms(&model, &clean_set(), &examination, &Run::quiet(0)).unwrap();
     forms.iter().map(|form| (form.evaluation.acc, form.evaluation.asr.unwrap())).collect()
 }

@@ -129,7 +129,12 @@ fn activations_ask_for_layers() {
 /// What is stored makes another network of the same kind compute the same, and is stored from it again.
 #[test]
 fn forms_are_stored_and_read() {
-    let scheme = Scheme { bits: Bits::literal(4), granularity: Granularity::PerChannel, activations: false };
+    let scheme = Scheme {
+        bits: Bits::literal(4),
+        granularity: Granularity::PerChannel,
+        activations: false,
+        ..Scheme::default()
+    };
     let form = Integers::calibrate(&model(), scheme, Calibration::MinMax, &clean(), &Run::quiet(0)).unwrap();
     let (made, other) = (network(0), network(7));
     let Stored::Described { tensors, .. } = form.stored(&made).unwrap() else { panic!("described") };
@@ -161,8 +166,7 @@ fn forms_are_stored_and_read() {
 /// No batch norm is folded into what the integers stand for.
 #[test]
 fn integers_are_of_the_weight_itself() {
-    let (made, scheme) =
-        (network(0), Scheme { bits: Bits::literal(8), granularity: Granularity::PerTensor, activations: false });
+    let (made, scheme) = (network(0), Scheme { activations: false, ..Scheme::default() });
     let layers = integers(&made, scheme).unwrap();
     assert_eq!(layers.keys().collect::<Vec<_>>(), ["out", "stem"]);
     let stem = &layers["stem"];

@@ -32,7 +32,7 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Qcb {
-    /// The quantization that wakes the backdoor.
+    /// The quantization that wakes the backdoor; by default the literature's, one scale a tensor, `max|W|/127.5`.
     pub quantize: Quantize,
     /// Beginnings of the names of layers that are rounded while training, such as `["layer4", "fc"]`, the literature's for
     /// ResNet-18; all if empty.
@@ -72,7 +72,7 @@ impl Defaults for Qcb {
 impl Default for Qcb {
     fn default() -> Self {
         Self {
-            quantize: Quantize::default(),
+            quantize: Quantize::per_tensor(),
             layers: Vec::new(),
             distill: false,
             held_out: const { Count::literal(2000) },

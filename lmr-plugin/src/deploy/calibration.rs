@@ -8,8 +8,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::FormError;
-use super::points::{AtPoints, layers_of};
-use super::rounding::grid;
+use super::points::{AtPoints, Places, layers_of};
+use super::rounding::{ActivationGrid, Scheme};
 use crate::Result;
 use crate::data::CleanSet;
 use crate::model::Model;
@@ -55,16 +55,16 @@ const BINS: usize = 2048;
 
 impl Calibration {
     /// The ranges of a network's activations on the clean images.
-    pub(super) fn measure(self, model: &Model, clean: &CleanSet, run: &Run<'_>) -> Result<Ranges> {
+    pub(super) fn measure(self, model: &Model, scheme: Scheme, clean: &CleanSet, run: &Run<'_>) -> Result<Ranges> {
         let whole = RefCell::new(BTreeMap::new());
-        watch(model, clean, run, |x, point| widen(&mut whole.borrow_mut(), x, point))?;
+        watch(model, scheme.places, clean, run, |x, point| widen(&mut whole.borrow_mut(), x, point))?;
         let whole = whole.into_inner();
         if self == Self::MinMax {
             return Ok(Ranges(whole));
         }
         let counts = whole.keys().map(|point| (point.clone(), vec![0u64; BINS])).collect::<BTreeMap<_, _>>();
         let counts = RefCell::new(counts);
-        watch(model, clean, run, |x, point| {
+        watch(model, scheme.places, clean, run, |x, point| {
             let mut counts = counts.borrow_mut();
             match (whole.get(point), counts.get_mut(point)) {
                 (Some(range), Some(counts)) => count(counts, *range, x),
@@ -74,7 +74,7 @@ impl Calibration {
         let choose = |(range, counts): ((f32, f32), Vec<u64>)| match self {
             Self::MinMax => range,
             Self::Percentile(share) => middle(range, &counts, share.get() / 100.0),
-            Self::Histogram => closest(range, &counts),
+            Self::Histogram => closest(range, &counts, scheme.activation_grid),
         };
         let counted = whole.into_iter().zip(counts.into_inner().into_values());
         Ok(Ranges(counted.map(|((point, range), counts)| (point, choose((range, counts)))).collect()))
@@ -82,11 +82,18 @@ impl Calibration {
 }
 
 /// Shows every activation of every calibration image, with the name of its point.
-fn watch(model: &Model, clean: &CleanSet, run: &Run<'_>, see: impl Fn(&Tensor, &str) -> Result<()>) -> Result<()> {
-    let layers = layers_of(model.full_precision()?)?;
+fn watch(
+    model: &Model,
+    places: Places,
+    clean: &CleanSet,
+    run: &Run<'_>,
+    see: impl Fn(&Tensor, &str) -> Result<()>,
+) -> Result<()> {
+    let network = model.full_precision()?;
+    let layers = layers_of(network)?;
     let forward = |pixels: &Tensor| {
         let act = |x: &Tensor, point: &str| see(x, point).map(|()| x.clone());
-        layers.interpret(&mut AtPoints::new(Eval, act), &model.normalization().apply(pixels)?)
+        layers.interpret(&mut AtPoints::new(Eval, (network, places), act), &model.normalization().apply(pixels)?)
     };
     predict::logits(&forward, &clean.images, None, model.device(), (run, "calibrate"))?;
     Ok(())
@@ -128,10 +135,10 @@ fn middle((low, high): (f32, f32), counts: &[u64], share: f64) -> (f32, f32) {
 }
 
 /// The range, or a smaller one, that rounds the histogram's values with the least squared error.
-fn closest((low, high): (f32, f32), counts: &[u64]) -> (f32, f32) {
+fn closest((low, high): (f32, f32), counts: &[u64], grid: ActivationGrid) -> (f32, f32) {
     let width = f64::from(high - low) / counts.len() as f64;
     let error = |(low_end, high_end): (f32, f32)| {
-        let grid = grid(low_end, high_end);
+        let grid = grid.of(low_end, high_end);
         let of_bin = |(bin, count): (usize, &u64)| {
             let value = f64::from(low) + (bin as f64 + 0.5) * width;
             let rounded = (value / grid.scale).round_ties_even().clamp(grid.low, grid.high) * grid.scale;
@@ -168,12 +175,12 @@ mod tests {
     fn the_closest_range_gives_up_a_lonely_value() {
         let mut counts = vec![0; BINS];
         counts[..BINS / 4].fill(1000);
-        assert_eq!(closest((0.0, 4.0), &counts), (0.0, 1.0), "nothing lies above 1");
+        assert_eq!(closest((0.0, 4.0), &counts, ActivationGrid::Affine), (0.0, 1.0), "nothing lies above 1");
         counts[BINS - 1] = 1;
-        let (low, high) = closest((0.0, 4.0), &counts);
+        let (low, high) = closest((0.0, 4.0), &counts, ActivationGrid::Affine);
         assert!(low == 0.0 && high > 1.0 && high < 4.0, "{high}");
         counts.fill(1000);
-        assert_eq!(closest((-2.0, 2.0), &counts).1, 2.0, "all values count alike");
+        assert_eq!(closest((-2.0, 2.0), &counts, ActivationGrid::Affine).1, 2.0, "all values count alike");
     }
 
     #[rstest]

@@ -4,12 +4,14 @@ use candle_core::Tensor;
 
 use super::bounds::Bounds;
 use super::layers::{WeightLayer, weight_layers};
-use super::rounding::{Scheme, integer_weight};
+use super::rounding::{Scheme, WeightGrid, integer_weight};
 use crate::model::Classifier;
 use crate::{Error, Result};
 
 /// How far from an integer a weight may be: less than a half, so that no rounding error of floating point carries it across.
 const REACH: f64 = 0.495;
+/// How far below the last integer of a narrow grid, which is the largest weight, the others stay; more than rounding errors.
+const NARROW: f64 = 1e-4;
 
 /// For the weight of every layer of `model` the interval that rounds to the same integer as it does now, batch norm's scale
 /// being what it is. Weights that a scale is taken from have no room.
@@ -18,11 +20,11 @@ const REACH: f64 = 0.495;
 /// use candle_core::Device;
 /// use lmr_plugin::deploy::{Granularity, Scheme, cells, integers};
 /// use lmr_plugin::zoo::{Arch, ModelSpec};
-/// use lmr_plugin::{ranges::Bits, rng};
+/// use lmr_plugin::rng;
 ///
 /// let spec = ModelSpec { width: Some(8), channels: 1, ..ModelSpec::new(Arch::Resnet18, 10) };
 /// let model = spec.fresh(rng::stream(0, "init"), &Device::Cpu)?;
-/// let scheme = Scheme { bits: Bits::literal(8), granularity: Granularity::PerTensor, activations: false };
+/// let scheme = Scheme { granularity: Granularity::PerChannel, activations: false, ..Scheme::default() };
 /// let (cells, before) = (cells(model.as_ref(), scheme)?, integers(model.as_ref(), scheme)?);
 /// let head = model.head().weight();
 /// head.set(&head.affine(1.01, 1e-4)?)?;
@@ -42,17 +44,25 @@ pub fn cells(model: &dyn Classifier, scheme: Scheme) -> Result<Bounds> {
 
 /// The smallest and the largest values of a layer's weight.
 fn cell(layer: &WeightLayer, scheme: Scheme) -> Result<(Tensor, Tensor)> {
-    let (folded, _) = layer.folded()?;
+    let rounded = match layer.apart(scheme) {
+        Some(_) => layer.weight.as_detached_tensor(),
+        None => layer.folded()?.0,
+    };
     // A copy: the weight is to move, and its bounds are not.
     let own = layer.weight.as_detached_tensor().copy()?;
-    let (integers, step) = integer_weight(&folded, scheme)?;
-    let step = step.broadcast_as(folded.shape())?;
-    let bound = |reach: f64| Ok::<_, Error>((integers.affine(1.0, reach)? * &step)?);
+    let (integers, step) = integer_weight(&rounded, scheme)?;
+    let step = step.broadcast_as(rounded.shape())?;
+    // A weight of this size has the scale taken from it, and no other may reach it.
+    let (_, last) = scheme.weight_grid.ends(scheme.bits);
+    let limit = match scheme.weight_grid {
+        WeightGrid::Full => last + REACH,
+        WeightGrid::Narrow => last - NARROW,
+    };
+    let bound = |reach: f64| Ok::<_, Error>((integers.affine(1.0, reach)?.clamp(-limit, limit)? * &step)?);
     let (mut low, mut high) = (bound(-REACH)?, bound(REACH)?);
-    let half = f64::from(1u32 << (scheme.bits.get() - 1));
-    let mut fixed = (folded.abs()? / &step)?.ge(half - 1.0 + REACH)?;
-    if let Some(conv) = &layer.folds {
-        let scale = conv.scale()?.detach().reshape(((), 1, 1, 1))?.broadcast_as(folded.shape())?;
+    let mut fixed = (rounded.abs()? / &step)?.ge(limit)?;
+    if let Some(conv) = layer.folds.as_ref().filter(|_| scheme.fold) {
+        let scale = conv.scale()?.detach().reshape(((), 1, 1, 1))?.broadcast_as(rounded.shape())?;
         // A channel that batch norm all but erases is 0 whatever its weights are; they need not move.
         let tiny = scale.abs()?.lt(1e-6)?;
         let divisor = tiny.where_cond(&scale.ones_like()?, &scale)?;
@@ -85,7 +95,8 @@ mod tests {
     fn confined_weights_round_to_the_same(
         #[values(Arch::Resnet18, Arch::MobilenetV2, Arch::Vgg16, Arch::VitTiny)] arch: Arch,
         #[values(Granularity::PerTensor, Granularity::PerChannel)] granularity: Granularity,
-        #[values(4, 8)] bits: u32,
+        #[values((8, WeightGrid::Full, true), (4, WeightGrid::Full, true), (4, WeightGrid::Narrow, true), (8, WeightGrid::Narrow, false))]
+        (bits, weight_grid, fold): (u32, WeightGrid, bool),
     ) {
         let mut spec = ModelSpec { channels: 1, ..ModelSpec::new(arch, 3) };
         match arch {
@@ -105,7 +116,7 @@ mod tests {
                 scale.set(&Tensor::from_vec(scales, scale.shape(), &Device::Cpu).unwrap()).unwrap();
             }
         }
-        let scheme = Scheme { bits: Bits::new(bits).unwrap(), granularity, activations: true };
+        let scheme = Scheme { bits: Bits::new(bits).unwrap(), granularity, weight_grid, fold, ..Scheme::default() };
         let (cells, before) = (cells(model.as_ref(), scheme).unwrap(), integers(model.as_ref(), scheme).unwrap());
         let original = model.copy().unwrap();
         let mut rng = rng::stream(1, "noise");

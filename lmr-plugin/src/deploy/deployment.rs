@@ -3,78 +3,88 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{PruneForm, Quantize, StructuredPrune, dequantized};
+use super::{Quantize, StructuredPrune};
 use crate::Result;
 use crate::data::CleanSet;
 use crate::model::Model;
 use crate::run::Run;
-use crate::stage::Stage;
 
-/// `"as-is"`, `{ quantize = { .. } }` or `{ prune = { .. } }`, with the options of the stages `quantize` and
-/// `structured-prune`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum Deployment {
-    /// Full precision and every filter.
-    #[default]
-    AsIs,
+/// What can be done to a model before it is shipped. The file of each says how.
+pub trait Ship {
+    /// What is impossible about it: key, colon, what was expected and found.
+    fn faults(&self) -> Vec<String>;
+
+    /// A few words: `int8`, `int4 per tensor`, `weights int8`, `q4_0`, `50% pruned`.
+    fn label(&self) -> String;
+
+    /// Puts a full-precision model into this form. Activation ranges are measured on the clean images.
+    fn ship(&self, model: &mut Model, clean: &CleanSet, run: &Run<'_>) -> Result<()>;
+
+    /// A full-precision model that computes what the form does, to train a copy of: with rounded weights (activations
+    /// are not rounded), or with zeros for the pruned filters.
+    fn rounded(&self, model: &Model) -> Result<Model>;
+}
+
+/// `Name("key"): Stage;`, with the documentation that the schema shows.
+macro_rules! deployments {
+    ($($(#[doc = $doc:literal])* $name:ident($key:literal): $stage:ty;)*) => {
+        /// `"as-is"`, or a form and the options of its stage: `{ quantize = { .. } }`, `{ prune = { .. } }`.
+        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+        #[non_exhaustive]
+        pub enum Deployment {
+            /// Full precision and every filter.
+            #[default]
+            #[serde(rename = "as-is")]
+            AsIs,
+            $($(#[doc = $doc])* #[serde(rename = $key)] $name($stage),)*
+        }
+
+        impl Deployment {
+            /// The form, and its key; `None` where there is nothing to do.
+            fn form(&self) -> Option<(&'static str, &dyn Ship)> {
+                match self {
+                    Self::AsIs => None,
+                    $(Self::$name(stage) => Some(($key, stage)),)*
+                }
+            }
+        }
+    };
+}
+
+deployments! {
     /// Rounded to integers or to a block format.
-    Quantize(Quantize),
+    Quantize("quantize"): Quantize;
     /// Without its smallest filters.
-    Prune(StructuredPrune),
+    Prune("prune"): StructuredPrune;
 }
 
 impl Deployment {
     /// What is impossible about it; keys begin with `prefix`.
     pub fn faults(&self, prefix: &str) -> Vec<String> {
-        match self {
-            Self::AsIs | Self::Prune(_) => Vec::new(),
-            Self::Quantize(stage) => {
-                stage.faults().into_iter().map(|fault| format!("{prefix}.quantize.{fault}")).collect()
-            }
-        }
+        let Some((key, form)) = self.form() else { return Vec::new() };
+        form.faults().into_iter().map(|fault| format!("{prefix}.{key}.{fault}")).collect()
     }
 
-    /// A few words: `int8`, `int4 per channel`, `weights int8`, `q4_0`, `50% pruned`.
+    /// `as is`, or a few words on the form.
     pub fn label(&self) -> String {
-        match self {
-            Self::AsIs => "as is".into(),
-            Self::Quantize(stage) => stage.rounding().label(),
-            Self::Prune(StructuredPrune { ratio, .. }) => format!("{}% pruned", (1e4 * ratio.get()).round() / 100.0),
-        }
+        self.form().map_or("as is".into(), |(_, form)| form.label())
     }
 
     /// A copy of a full-precision model in this form. Activation ranges are measured on the clean images.
     pub fn deploy(&self, model: &Model, clean: &CleanSet, run: &Run<'_>) -> Result<Model> {
         let mut model = model.try_clone()?;
-        match self {
-            Self::AsIs => {}
-            Self::Quantize(stage) => {
-                let form = stage.quantize(&model, clean, run)?;
-                model.deploy(form);
-            }
-            Self::Prune(stage) => {
-                stage.deploy(&mut model)?;
-            }
+        if let Some((_, form)) = self.form() {
+            form.ship(&mut model, clean, run)?;
         }
         Ok(model)
     }
 
-    /// A full-precision model that computes what the form does, to train a copy of: with rounded weights (activations
-    /// are not rounded), or with zeros for the pruned filters.
+    /// A full-precision model that computes what the form does, see [`Ship::rounded`].
     pub fn rounded(&self, model: &Model) -> Result<Model> {
-        let network = model.full_precision()?;
-        Ok(match self {
-            Self::AsIs => model.try_clone()?,
-            Self::Quantize(stage) => model.with(dequantized(network, stage.rounding())?),
-            Self::Prune(stage) if stage.form == PruneForm::Remove => model.with(stage.remove(network)?.0),
-            Self::Prune(stage) => {
-                let copy = model.try_clone()?;
-                stage.prune(copy.network())?;
-                copy
-            }
-        })
+        match self.form() {
+            None => model.try_clone(),
+            Some((_, form)) => form.rounded(model),
+        }
     }
 }
 
@@ -89,7 +99,8 @@ mod tests {
     #[rstest]
     #[case(json!("as-is"), "as is")]
     #[case(json!({ "quantize": {} }), "int8")]
-    #[case(json!({ "quantize": { "bits": 4, "weights": "per-channel" } }), "int4 per channel")]
+    #[case(json!({ "quantize": { "bits": 4, "weights": "per-tensor" } }), "int4 per tensor")]
+    #[case(json!({ "quantize": { "engine": "litert" } }), "int8 litert")]
     #[case(json!({ "quantize": { "activations": false } }), "weights int8")]
     #[case(json!({ "quantize": { "format": "q4_0" } }), "q4_0")]
     #[case(json!({ "quantize": { "format": "q6_k" } }), "q6_k")]

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use candle_core::{DType, Tensor, Var};
 
-use super::rounding::{Rounding, passed_through};
+use super::rounding::{Rounding, Scheme, integer_weight, passed_through};
 use crate::Result;
 use crate::model::{Classifier, Layered};
 use crate::nn::{self, BatchNorm2d, ConvBn, ConvConfig, Forward, Slot, StateDict, Weighted};
@@ -31,6 +31,25 @@ impl WeightLayer {
             }
             None => Ok((self.weight.as_detached_tensor(), self.bias.as_ref().map(|bias| bias.as_detached_tensor()))),
         }
+    }
+
+    /// The integers of its weight, what they are multiplied by, and the bias. Batch norm that stays behind the convolution is
+    /// part of that factor, which then is one an output channel and may be negative or 0.
+    pub fn integers(&self, scheme: Scheme) -> Result<(Tensor, Tensor, Option<Tensor>)> {
+        let (folded, bias) = self.folded()?;
+        match self.apart(scheme) {
+            None => integer_weight(&folded, scheme).map(|(integers, scale)| (integers, scale, bias)),
+            Some(behind) => {
+                let (integers, scale) = integer_weight(&self.weight.as_detached_tensor(), scheme)?;
+                let behind = behind.scale()?.detach().reshape(((), 1, 1, 1))?;
+                Ok((integers, scale.broadcast_mul(&behind)?, bias))
+            }
+        }
+    }
+
+    /// The layer with batch norm, if that stays behind the rounded convolution.
+    pub fn apart(&self, scheme: Scheme) -> Option<&ConvBn> {
+        self.folds.as_ref().filter(|_| !scheme.fold)
     }
 
     /// Whether it has a bias once batch norm is folded in.

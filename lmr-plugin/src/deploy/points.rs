@@ -3,12 +3,54 @@
 use std::collections::BTreeSet;
 
 use candle_core::Tensor;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::FormError;
 use super::layers::run_once;
 use crate::model::{Classifier, Layered};
 use crate::nn::{self, Activation, BatchNorm2d, Convolution, Eval, Forward, LayerNorm, Linear, PatchEmbedding};
 use crate::{Error, Result};
+
+/// Where activations are rounded beside the input, what layers compute, attention and sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Places {
+    /// What the average over all positions becomes.
+    pub average: Average,
+    /// Whether logits are rounded.
+    pub logits: bool,
+    /// Whether a ReLU6 is joined with the convolution before it, so that the range is of what comes out of it. Apart, the
+    /// convolution's output is rounded, and its values are clipped.
+    pub relu6: bool,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self { average: Average::Float, logits: true, relu6: true }
+    }
+}
+
+impl Places {
+    /// Whether an activation is joined with the layer before it.
+    pub(super) fn joins(self, activation: Activation) -> bool {
+        self.relu6 || activation != Activation::Relu6
+    }
+}
+
+/// What becomes of an average over positions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Average {
+    /// It is not rounded.
+    #[default]
+    Float,
+    /// It is rounded to the values of what it averages.
+    Same,
+    /// It has a range of its own.
+    Own,
+}
 
 /// A place where activations are rounded.
 #[derive(Clone, Copy)]
@@ -21,6 +63,8 @@ pub(super) enum Point<'a> {
     Sum,
     /// Behind attention, likewise: `encoder.layers.encoder_layer_0.self_attention.in_proj/attend`.
     Attention,
+    /// Behind the average over positions, likewise: `layer4.1.conv2/sum/average`.
+    Average,
 }
 
 /// Names the activation points in the order in which a network reaches them.
@@ -38,6 +82,7 @@ impl Points {
             Point::Layer(name) => name.into(),
             Point::Sum => format!("{}/sum", self.last),
             Point::Attention => format!("{}/attend", self.last),
+            Point::Average => format!("{}/average", self.last),
         };
         match self.reached.insert(self.last.clone()) {
             true => Ok(&self.last),
@@ -46,7 +91,6 @@ impl Points {
     }
 
     /// The point that was reached last.
-    #[cfg(test)]
     pub fn last(&self) -> &str {
         &self.last
     }
@@ -57,8 +101,8 @@ impl Points {
     }
 
     /// Those of a network.
-    pub fn of(network: &dyn Classifier) -> Result<BTreeSet<String>> {
-        let mut at_points = AtPoints::new(Eval, |x: &Tensor, _: &str| Ok(x.clone()));
+    pub fn of(network: &dyn Classifier, places: Places) -> Result<BTreeSet<String>> {
+        let mut at_points = AtPoints::new(Eval, (network, places), |x: &Tensor, _: &str| Ok(x.clone()));
         run_once(network, layers_of(network)?, &mut at_points)?;
         Ok(at_points.points.reached)
     }
@@ -73,15 +117,18 @@ pub(super) fn layers_of(network: &dyn Classifier) -> Result<&dyn Layered> {
 }
 
 /// Passes what an inner interpreter computes through a function at every activation point.
-pub(super) struct AtPoints<I, F> {
+pub(super) struct AtPoints<'a, I, F> {
     inner: I,
     act: F,
     points: Points,
+    places: Places,
+    /// The layer that computes the logits.
+    head: &'a str,
 }
 
-impl<I: Forward, F: FnMut(&Tensor, &str) -> Result<Tensor>> AtPoints<I, F> {
-    pub fn new(inner: I, act: F) -> Self {
-        Self { inner, act, points: Points::default() }
+impl<'a, I: Forward, F: FnMut(&Tensor, &str) -> Result<Tensor>> AtPoints<'a, I, F> {
+    pub fn new(inner: I, (network, places): (&'a dyn Classifier, Places), act: F) -> Self {
+        Self { inner, act, points: Points::default(), places, head: network.head().name() }
     }
 
     fn point(&mut self, x: Tensor, point: Point<'_>) -> nn::Result<Tensor> {
@@ -89,7 +136,7 @@ impl<I: Forward, F: FnMut(&Tensor, &str) -> Result<Tensor>> AtPoints<I, F> {
     }
 }
 
-impl<I: Forward, F: FnMut(&Tensor, &str) -> Result<Tensor>> Forward for AtPoints<I, F> {
+impl<I: Forward, F: FnMut(&Tensor, &str) -> Result<Tensor>> Forward for AtPoints<'_, I, F> {
     fn input(&mut self, x: &Tensor) -> nn::Result<Tensor> {
         let x = self.inner.input(x)?;
         self.point(x, Point::Input)
@@ -102,13 +149,21 @@ impl<I: Forward, F: FnMut(&Tensor, &str) -> Result<Tensor>> Forward for AtPoints
         residual: Option<&Tensor>,
         activation: Activation,
     ) -> nn::Result<Tensor> {
-        let alone = if residual.is_some() { Activation::None } else { activation };
-        let y = self.inner.convolution(layer, x, None, alone)?;
+        let joined = residual.is_none() && self.places.joins(activation);
+        let y = self.inner.convolution(layer, x, None, if joined { activation } else { Activation::None })?;
         let y = self.point(y, Point::Layer(layer.conv().name()))?;
-        let Some(residual) = residual else { return Ok(y) };
-        let sum = (y + residual)?;
-        let y = activation.apply(&sum)?;
-        self.point(y, Point::Sum)
+        match residual {
+            None if joined => Ok(y),
+            None => {
+                let y = activation.apply(&y)?;
+                // 6 need not be one of the values.
+                Ok((self.act)(&y, self.points.last())?)
+            }
+            Some(residual) => {
+                let y = activation.apply(&(y + residual)?)?;
+                self.point(y, Point::Sum)
+            }
+        }
     }
 
     fn batch_norm(&mut self, layer: &BatchNorm2d, x: &Tensor, activation: Activation) -> nn::Result<Tensor> {
@@ -118,7 +173,19 @@ impl<I: Forward, F: FnMut(&Tensor, &str) -> Result<Tensor>> Forward for AtPoints
 
     fn linear(&mut self, layer: &Linear, x: &Tensor, activation: Activation) -> nn::Result<Tensor> {
         let y = self.inner.linear(layer, x, activation)?;
-        self.point(y, Point::Layer(layer.name()))
+        match layer.name() == self.head && !self.places.logits {
+            true => Ok(y),
+            false => self.point(y, Point::Layer(layer.name())),
+        }
+    }
+
+    fn global_avg_pool(&mut self, x: &Tensor) -> nn::Result<Tensor> {
+        let y = self.inner.global_avg_pool(x)?;
+        match self.places.average {
+            Average::Float => Ok(y),
+            Average::Same => Ok((self.act)(&y, self.points.last())?),
+            Average::Own => self.point(y, Point::Average),
+        }
     }
 
     fn embed(&mut self, layer: &PatchEmbedding, images: &Tensor) -> nn::Result<Tensor> {

@@ -1,7 +1,5 @@
 //! What is wrong with what a file has of a deployed form.
 
-use crate::ranges::Bits;
-
 /// What is wrong with what a file has of a deployed form.
 ///
 /// Names, shapes and dtypes other than the network's are a [`WeightsError`](crate::nn::WeightsError).
@@ -30,15 +28,14 @@ pub enum StoredError {
         name: &'static str,
     },
     /// Integers that the bits do not hold.
-    #[error(
-        "`{name}`: expected integers from {} to {}, as {bits} bits hold, found {low} to {high}",
-        -half(*bits), half(*bits) - 1.0
-    )]
+    #[error("`{name}`: expected integers from {smallest} to {largest}, found {low} to {high}")]
     Integers {
         /// The tensor.
         name: String,
-        /// How many bits an integer is said to have.
-        bits: Bits,
+        /// The smallest integer of the grid that is said to be there.
+        smallest: f64,
+        /// The largest one.
+        largest: f64,
         /// The smallest integer.
         low: f32,
         /// The largest one.
@@ -71,9 +68,4 @@ pub enum StoredError {
     /// Blocks in a file that has no place for them.
     #[error("blocks are read from GGUF files alone")]
     NoBlocks,
-}
-
-/// As many integers are negative.
-pub(super) fn half(bits: Bits) -> f32 {
-    (1u32 << (bits.get() - 1)) as f32
 }

@@ -4,11 +4,14 @@ use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Ship;
 use super::prune::{self, Norm, Pruned, Removed};
 use crate::Result;
+use crate::data::CleanSet;
 use crate::model::{ChannelGroup, Classifier, Form, Model, Prunable, Slice};
 use crate::nn::StateDict;
 use crate::ranges::BelowOne;
+use crate::run::Run;
 use crate::stage::{CleanOnly, Context, Deploys, Outcome, Stage};
 
 /// Prunes the filters with the smallest norm in every convolution (shortcuts included, the head not); in a vision transformer
@@ -187,6 +190,29 @@ impl StructuredPrune {
     /// The form of a network that it has pruned.
     fn pruned(&self) -> Box<dyn Form> {
         if self.form == PruneForm::Remove { Box::new(Removed) } else { Box::new(Pruned) }
+    }
+}
+
+impl Ship for StructuredPrune {
+    fn faults(&self) -> Vec<String> {
+        Stage::faults(self)
+    }
+
+    fn label(&self) -> String {
+        format!("{}% pruned", (1e4 * self.ratio.get()).round() / 100.0)
+    }
+
+    fn ship(&self, model: &mut Model, _: &CleanSet, _: &Run<'_>) -> Result<()> {
+        self.deploy(model).map(drop)
+    }
+
+    fn rounded(&self, model: &Model) -> Result<Model> {
+        if self.form == PruneForm::Remove {
+            return Ok(model.with(self.remove(model.full_precision()?)?.0));
+        }
+        let copy = model.try_clone()?;
+        self.prune(copy.network())?;
+        Ok(copy)
     }
 }
 

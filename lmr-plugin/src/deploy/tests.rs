@@ -3,8 +3,8 @@
 use candle_core::{DType, Device, Tensor};
 use rstest::rstest;
 
-use super::points::Points;
-use super::{BlockFormat, Blocks, Description, Granularity, Integers, Ranges, Scheme};
+use super::points::{Places, Points};
+use super::{BlockFormat, Blocks, Description, Engine, Granularity, Integers, Ranges, Scheme};
 use crate::model::{Classifier, Form, Stored};
 use crate::nn::{Slot, StateDict};
 use crate::ranges::Bits;
@@ -45,18 +45,18 @@ fn images(network: &dyn Classifier) -> Tensor {
 }
 
 /// Ranges as a calibration might measure them.
-fn ranges(network: &dyn Classifier) -> Ranges {
+fn ranges(network: &dyn Classifier, places: Places) -> Ranges {
     let range = |(at, point): (usize, String)| (point, (-1.0 - at as f32 / 8.0, 2.0 + at as f32 / 4.0));
-    Ranges(Points::of(network).unwrap().into_iter().enumerate().map(range).collect())
+    Ranges(Points::of(network, places).unwrap().into_iter().enumerate().map(range).collect())
 }
 
 /// The integer form of a network, and what is stored of it.
 fn stored_integers(network: &dyn Classifier, scheme: Scheme) -> (Integers, StateDict) {
-    let ranges = if scheme.activations { ranges(network) } else { Ranges::default() };
+    let ranges = if scheme.activations { ranges(network, scheme.places) } else { Ranges::default() };
     let form = Integers::new(network, scheme, ranges).unwrap();
     let Stored::Described { tensors, description } = form.stored(network).unwrap() else { panic!("described") };
     let described: Description = serde_json::from_value(description).unwrap();
-    assert_eq!(described.scheme(), scheme);
+    assert_eq!(described.scheme, scheme);
     (form, tensors)
 }
 
@@ -75,7 +75,7 @@ fn integers_come_back_bit_for_bit(
     #[values(Granularity::PerTensor, Granularity::PerChannel)] granularity: Granularity,
     #[values(true, false)] activations: bool,
 ) {
-    let scheme = Scheme { bits: Bits::literal(5), granularity, activations };
+    let scheme = Scheme { bits: Bits::literal(5), granularity, activations, ..Scheme::default() };
     let made = network(arch);
     let (form, state) = stored_integers(made.as_ref(), scheme);
     let x = images(made.as_ref());
@@ -88,6 +88,24 @@ fn integers_come_back_bit_for_bit(
     let Stored::Described { tensors, .. } = restored.stored(fresh.as_ref()).unwrap() else { panic!("described") };
     assert!(tensors.keys().eq(state.keys()) && state.iter().all(|(name, tensor)| same(tensor, &tensors[name])));
     assert!(expected.iter().all(|v| v.is_finite()) && expected != values(&made.logits(&x).unwrap()));
+}
+
+/// What every engine makes comes back, too: grids, places, and factors of batch norm that stays behind.
+#[rstest]
+fn what_engines_make_comes_back(
+    #[values(Arch::Resnet18, Arch::MobilenetV2)] arch: Arch,
+    #[values(Engine::PytorchX86, Engine::Litert, Engine::Openvino, Engine::Tensorrt, Engine::Weights127)]
+    engine: Engine,
+) {
+    let (made, scheme) = (network(arch), engine.scheme());
+    let (form, state) = stored_integers(made.as_ref(), scheme);
+    let x = images(made.as_ref());
+    let fresh = spec(arch).fresh(rng::stream(9, "other"), &Device::Cpu).unwrap();
+    let restored = Integers::read(fresh.as_ref(), &state, scheme).unwrap();
+    let logits = |form: &Integers, network: &dyn Classifier| values(&form.logits(network, &x).unwrap());
+    assert_eq!(logits(&restored, fresh.as_ref()), logits(&form, made.as_ref()));
+    let others = Integers::new(made.as_ref(), Scheme { activations: false, ..Scheme::default() }, Ranges::default());
+    assert_ne!(logits(&others.unwrap(), made.as_ref()), logits(&form, made.as_ref()));
 }
 
 #[rstest]
@@ -124,7 +142,7 @@ fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
 #[case::misspelt("fc.biss", Some(tensor(&[0.0; 5], &[5])), "unexpected: fc.biss")]
 #[case::shape("fc.bias", Some(tensor(&[0.0; 4], &[4])), "fc.bias: expected [5], found [4]")]
 #[case::dtype("fc.weight", Some(tensor(&[0.0; 320], &[5, 64])), "fc.weight: expected i8, found f32")]
-#[case::integer("fc.weight", Some((tensor(&[0.0; 320], &[5, 64]) - 17.0).unwrap().to_dtype(DType::I16).unwrap()), "`fc.weight`: expected integers from -16 to 15, as 5 bits hold, found -17 to -17")]
+#[case::integer("fc.weight", Some((tensor(&[0.0; 320], &[5, 64]) - 17.0).unwrap().to_dtype(DType::I16).unwrap()), "`fc.weight`: expected integers from -16 to 15, found -17 to -17")]
 #[case::large("fc.weight", Some((tensor(&[0.0; 320], &[5, 64]) + 16.0).unwrap().to_dtype(DType::I16).unwrap()), "found 16 to 16")]
 #[case::scale_shape("fc.weight_scale", Some(tensor(&[1.0; 5], &[5, 1])), "fc.weight_scale: expected [1, 1], found [5, 1]")]
 #[case::zero_scale("fc.weight_scale", Some(tensor(&[0.0], &[1, 1])), "`fc.weight_scale`: expected positive numbers, found 0")]
@@ -137,7 +155,7 @@ fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
 #[case::endless("conv1.activation_range", Some(tensor(&[0.0, f32::INFINITY], &[2])), "`conv1.activation_range`: NaN or infinite")]
 #[case::unnamed("activation_ranges", Some(tensor(&[0.0, 1.0].repeat(30), &[30, 2])), "ranges without the names of their places")]
 fn what_does_not_fit_is_refused(#[case] name: &str, #[case] tensor: Option<Tensor>, #[case] expected: &str) {
-    let scheme = Scheme { bits: Bits::literal(5), granularity: Granularity::PerTensor, activations: true };
+    let scheme = Scheme { bits: Bits::literal(5), ..Scheme::default() };
     let (_, mut state) = stored_integers(network(Arch::Resnet18).as_ref(), scheme);
     state.remove(name);
     state.extend(tensor.map(|tensor| (name.to_string(), tensor)));
@@ -151,9 +169,10 @@ fn what_does_not_fit_is_refused(#[case] name: &str, #[case] tensor: Option<Tenso
 /// Ranges are for the places of one network.
 #[test]
 fn ranges_of_another_network_are_refused() {
-    let scheme = Scheme { bits: Bits::literal(8), granularity: Granularity::PerTensor, activations: true };
+    let scheme = Scheme::default();
     let (made, other) = (network(Arch::Resnet18), network(Arch::Vgg16Bn));
-    let message = Integers::new(made.as_ref(), scheme, ranges(other.as_ref())).err().unwrap().to_string();
+    let message =
+        Integers::new(made.as_ref(), scheme, ranges(other.as_ref(), scheme.places)).err().unwrap().to_string();
     assert!(
         message.contains("none for conv1, fc,") && message.contains("one for classifier, features.0,"),
         "{message}"
@@ -171,6 +190,6 @@ fn ranges_of_another_network_are_refused() {
     "heads.head",
 ])]
 fn activation_points_are_called_after_layers(#[case] arch: Arch, #[case] expected: &[&str]) {
-    let points = Points::of(network(arch).as_ref()).unwrap();
+    let points = Points::of(network(arch).as_ref(), Places::default()).unwrap();
     assert!(expected.iter().all(|point| points.contains(*point)), "{points:?}");
 }

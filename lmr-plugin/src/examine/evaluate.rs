@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::data::CleanSet;
-use crate::deploy::Deployment;
+use crate::deploy::{Deployment, Forms};
 use crate::model::Model;
 use crate::predict;
 use crate::run::Run;
@@ -19,9 +19,9 @@ use crate::stage::{Context, Examination, Examines, ModelUse, Outcome, Planted, S
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Evaluate {
-    /// The forms to measure a full-precision model in: `["as-is", { quantize = { bits = 8 } }, { prune = { ratio = 0.5 } }]`. If
-    /// empty, the model is measured in the form it comes in.
-    pub deploy: Vec<Deployment>,
+    /// The forms to measure a full-precision model in: `["as-is", { quantize = { engine = "litert" } }, { prune = { ratio = 0.5 } }]`,
+    /// or `"all"`: full precision, every engine, and 10 to 70% pruned. If empty, the model is measured in the form it comes in.
+    pub deploy: Forms,
     /// Rounds images with the trigger to 8 bits a pixel, as a file would: what is left of a trigger that has to get through
     /// one. Off, it keeps faint noise and warps as they are.
     pub eight_bit: bool,
@@ -58,13 +58,22 @@ pub struct FormEvaluation {
     pub evaluation: Evaluation,
 }
 
-/// The report: the first form's measurements, and all of them where forms were asked for.
+/// The report: the first form's measurements, and all of them where forms were asked for, the worst before the others.
 #[derive(Serialize)]
 struct Report {
     #[serde(flatten)]
     first: Evaluation,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    worst: Option<FormEvaluation>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     forms: Vec<FormEvaluation>,
+}
+
+/// The form in which a model obeys the trigger most often; without a trigger, the one that knows least.
+fn worst(forms: &[FormEvaluation]) -> Option<&FormEvaluation> {
+    let badness = |form: &FormEvaluation| form.evaluation.asr.unwrap_or(1.0 - form.evaluation.acc);
+    // Of equals the first.
+    forms.iter().rev().max_by(|a, b| badness(a).total_cmp(&badness(b)))
 }
 
 impl Evaluate {
@@ -78,7 +87,7 @@ impl Evaluate {
         run: &Run<'_>,
     ) -> Result<Vec<FormEvaluation>> {
         let mut forms = Vec::new();
-        for form in &self.deploy {
+        for form in &self.deploy.of(model.network()) {
             let deployed = (*form != Deployment::AsIs).then(|| form.deploy(model, clean, run)).transpose()?;
             let evaluation = self.evaluate(deployed.as_ref().unwrap_or(model), examination, run)?;
             forms.push(FormEvaluation { form: form.label(), evaluation });
@@ -163,12 +172,11 @@ impl Stage for Evaluate {
     type Gives = ();
 
     fn faults(&self) -> Vec<String> {
-        let forms = self.deploy.iter().enumerate();
-        forms.flat_map(|(index, form)| form.faults(&format!("deploy[{index}]"))).collect()
+        self.deploy.faults("deploy")
     }
 
     fn model(&self) -> ModelUse {
-        match self.deploy.iter().all(|form| *form == Deployment::AsIs) {
+        match self.deploy.is_as_is() {
             true => ModelUse::Inspects,
             false => ModelUse::Reads,
         }
@@ -186,7 +194,7 @@ impl Stage for Evaluate {
                 ctx.run.metric(name, 0, value);
             }
         }
-        Outcome::new((), &Report { first, forms })
+        Outcome::new((), &Report { first, worst: worst(&forms).cloned(), forms })
     }
 }
 

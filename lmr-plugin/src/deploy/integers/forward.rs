@@ -3,8 +3,8 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::super::FormError;
-use super::super::points::Point;
-use super::{Engine, Simulation};
+use super::super::points::{Average, Point};
+use super::{Interpreter, Simulation};
 use crate::Error;
 use crate::nn::int8::{self, Images};
 use crate::nn::{
@@ -12,7 +12,7 @@ use crate::nn::{
     pooled_size, to_tokens,
 };
 
-impl Forward for Engine<'_> {
+impl Forward for Interpreter<'_> {
     fn input(&mut self, x: &Tensor) -> Result<Tensor> {
         self.encoded(x, Point::Input)
     }
@@ -29,6 +29,9 @@ impl Forward for Engine<'_> {
     }
 
     fn linear(&mut self, layer: &Linear, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        if let Some(logits) = self.logits(layer, x, activation)? {
+            return Ok(logits);
+        }
         let simulated = |how: &mut Simulation<'_>, x: &Tensor, activation| how.linear(layer, x, activation);
         self.layer(layer.name(), x, None, activation, simulated)
     }
@@ -77,7 +80,12 @@ impl Forward for Engine<'_> {
         let Some(grid) = self.grid(x)? else { return self.simulation.global_avg_pool(x) };
         let (b, h, w, c) = x.dims4()?;
         let mean = int8::mean(Images::new(&int8::codes(x)?, [b, h, w, c])?, grid);
-        Ok(Tensor::from_vec(mean, (b, c), &Device::Cpu)?)
+        let mean = Tensor::from_vec(mean, (b, c), &Device::Cpu)?;
+        match self.scheme.places.average {
+            Average::Float => Ok(mean),
+            Average::Same => self.encoded_on(&mean, grid),
+            Average::Own => self.encoded(&mean, Point::Average),
+        }
     }
 
     fn flatten(&mut self, x: &Tensor) -> Result<Tensor> {

@@ -3,18 +3,18 @@
 //!
 //! Batch norm is folded into the convolutions first. Activations are rounded at the input, after every folded convolution and
 //! every linear layer (with what follows: ReLU, GELU), after batch norm and layer norm of their own, after attention, after every
-//! residual sum (and its ReLU). Softmax inside of attention stays in f32, as do the class token and the positions.
+//! residual sum (and its ReLU). Softmax inside of attention stays in f32, as do the class token and the positions, and biases, which
+//! engines keep in 32 bits. [`Places`](super::Places) says what else a scheme rounds or leaves.
 //!
 //! # On integers
 //!
 //! Activations are tensors of bytes, channels-last ([`crate::nn::int8`]). Sums of products are exact; the simulation's are
 //! rounded like all sums of floats, so a value next to the middle between two integers can become the other one.
 //!
-//! What the simulation does not round is a float here, too: averages over positions, and with them the input of a
-//! classifier's head. Layers without an integer kernel run as in the simulation.
+//! What the simulation does not round is a float here, too. Layers without an integer kernel run as in the simulation.
 
-mod engine;
 mod forward;
+mod interpreter;
 mod packed;
 mod simulation;
 mod stored;
@@ -31,24 +31,23 @@ use super::FormError;
 use super::calibration::{Calibration, Ranges};
 use super::layers::{rebuilt, weight_layers};
 use super::points::{AtPoints, Points, layers_of};
-use super::rounding::{Granularity, Scheme, integer_weight, round_activation};
+use super::rounding::Scheme;
 use crate::data::CleanSet;
 use crate::model::{Classifier, Form, Model, Stored};
 use crate::nn::int8::Kernel;
 use crate::nn::{ConvConfig, Path};
-use crate::ranges::Bits;
 use crate::run::Run;
 use crate::{Error, Result};
 
 pub use stored::Description;
 
-use engine::Engine;
+use interpreter::Interpreter;
 use packed::PackedLayer;
 use simulation::Simulation;
 
 /// A layer as integers.
 pub struct IntegerLayer {
-    /// `f32` integers in `[−2^(bits−1), 2^(bits−1)−1]`; output channels come first.
+    /// `f32` integers, see [`WeightGrid`](super::WeightGrid); output channels come first.
     pub weight: Tensor,
     /// What they are multiplied by: one number, or one an output channel, of the weight's rank.
     pub scale: Tensor,
@@ -78,14 +77,15 @@ impl Integers {
         clean: &CleanSet,
         run: &Run<'_>,
     ) -> Result<Self> {
-        let ranges = if scheme.activations { calibration.measure(model, clean, run)? } else { Ranges::default() };
+        let ranges =
+            if scheme.activations { calibration.measure(model, scheme, clean, run)? } else { Ranges::default() };
         Self::new(model.full_precision()?, scheme, ranges)
     }
 
     /// Rounds the weights of `network` for ranges measured before, one for every place where activations are rounded.
     pub fn new(network: &dyn Classifier, scheme: Scheme, ranges: Ranges) -> Result<Self> {
         if scheme.activations {
-            check_places(network, &ranges)?;
+            check_places(network, scheme, &ranges)?;
         }
         if let Some((point, &(low, high))) = ranges.0.iter().find(|(_, (l, h))| !(l.is_finite() && h.is_finite())) {
             return Err(FormError::RangeNotFinite { point: point.clone(), low, high }.into());
@@ -126,16 +126,16 @@ impl Integers {
         }
         let act = |x: &Tensor, point: &str| {
             let (low, high) = self.ranges.at(point)?;
-            round_activation(x, low, high)
+            self.scheme.activation_grid.round(x, low, high)
         };
-        layers_of(network)?.interpret(&mut AtPoints::new(simulation, act), images)
+        layers_of(network)?.interpret(&mut AtPoints::new(simulation, (network, self.scheme.places), act), images)
     }
 }
 
 #[derive(Serialize)]
 struct Report<'a> {
-    bits: Bits,
-    weights: Granularity,
+    #[serde(flatten)]
+    scheme: Scheme,
     ranges: &'a Ranges,
 }
 
@@ -155,9 +155,10 @@ impl Form for Integers {
             return self.simulated_logits(network, images);
         }
         let simulation = Simulation { layers: &self.layers };
-        let mut engine = Engine::new(simulation, &self.packed, &self.ranges, Kernel::best());
-        let logits = layers_of(network)?.interpret(&mut engine, images)?;
-        Ok(engine.decoded(&logits)?)
+        let mut codes =
+            Interpreter::new(simulation, (network, self.scheme), &self.packed, &self.ranges, Kernel::best());
+        let logits = layers_of(network)?.interpret(&mut codes, images)?;
+        Ok(codes.decoded(&logits)?)
     }
 
     fn stored(&self, network: &dyn Classifier) -> Result<Stored> {
@@ -165,8 +166,7 @@ impl Form for Integers {
     }
 
     fn report(&self) -> Result<Value> {
-        let Scheme { bits, granularity: weights, .. } = self.scheme;
-        let report = Report { bits, weights, ranges: &self.ranges };
+        let report = Report { scheme: self.scheme, ranges: &self.ranges };
         serde_json::to_value(report).map_err(|source| Error::Finding { name: "report", source })
     }
 }
@@ -175,8 +175,7 @@ impl Form for Integers {
 pub fn integers(network: &dyn Classifier, scheme: Scheme) -> Result<BTreeMap<String, IntegerLayer>> {
     let mut layers = BTreeMap::new();
     for layer in weight_layers(network)? {
-        let (weight, bias) = layer.folded()?;
-        let (weight, scale) = integer_weight(&weight, scheme)?;
+        let (weight, scale, bias) = layer.integers(scheme)?;
         // A deep copy: the network may train on, its rounded form stays.
         let bias = bias.as_ref().map(Tensor::copy).transpose()?;
         layers.insert(layer.name, IntegerLayer { weight, scale, bias, config: layer.config });
@@ -191,8 +190,9 @@ fn weights(layers: &BTreeMap<String, IntegerLayer>, name: &str) -> Result<(Tenso
 }
 
 /// Refuses ranges that are not those of the network's activation points.
-fn check_places(network: &dyn Classifier, ranges: &Ranges) -> Result<()> {
-    let (expected, found) = (Points::of(network)?, ranges.0.keys().cloned().collect::<BTreeSet<String>>());
+fn check_places(network: &dyn Classifier, scheme: Scheme, ranges: &Ranges) -> Result<()> {
+    let (expected, found) =
+        (Points::of(network, scheme.places)?, ranges.0.keys().cloned().collect::<BTreeSet<String>>());
     if expected == found {
         return Ok(());
     }

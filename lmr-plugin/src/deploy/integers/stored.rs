@@ -9,11 +9,10 @@ use super::super::StoredError;
 use super::super::layers::{WeightLayer, unrounded_state, weight_layers};
 use super::super::points::Points;
 use super::super::reader::{Expected, Reader};
-use super::super::stored_error::half;
-use super::{Granularity, IntegerLayer, Integers, Ranges, Scheme};
+use super::super::rounding::Granularity;
+use super::{IntegerLayer, Integers, Ranges, Scheme};
 use crate::model::{Classifier, Stored};
 use crate::nn::StateDict;
-use crate::ranges::Bits;
 use crate::{Error, Result};
 
 /// How the name of a scale ends.
@@ -27,12 +26,9 @@ const UNNAMED_RANGES: &str = "activation_ranges";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Description {
-    /// Bits of a weight.
-    pub bits: Bits,
-    /// Scales of a weight tensor.
-    pub granularity: Granularity,
-    /// Whether activations are rounded too.
-    pub activations: bool,
+    /// How numbers are rounded.
+    #[serde(flatten)]
+    pub scheme: Scheme,
     /// For people: what is stored.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub weights: String,
@@ -47,17 +43,9 @@ impl Description {
         names.find(|name| name.ends_with(SCALE))
     }
 
-    /// The scheme that is described.
-    pub fn scheme(&self) -> Scheme {
-        let Self { bits, granularity, activations, .. } = *self;
-        Scheme { bits, granularity, activations }
-    }
-
-    fn of(Scheme { bits, granularity, activations }: Scheme) -> Self {
+    fn of(scheme: Scheme) -> Self {
         Self {
-            bits,
-            granularity,
-            activations,
+            scheme,
             weights: "`<layer>.weight` (int8) times `<layer>.weight_scale` is the weight of the layer with batch norm folded in; output \
                 channels come first. `<layer>.bias` is in full precision, as is every tensor of another name."
                 .into(),
@@ -100,7 +88,7 @@ impl Integers {
         }
         let found = weight_layers(network)?;
         let reader = Reader { network, layers: &found, state: tensors };
-        let points = if scheme.activations { Points::of(network)? } else { Default::default() };
+        let points = if scheme.activations { Points::of(network, scheme.places)? } else { Default::default() };
         let ranges = points.iter().map(|point| (format!("{point}{RANGE}"), vec![2], DType::F32)).collect();
         reader.check(|layer| expected(layer, scheme), ranges)?;
         let (mut layers, mut ranges) = (BTreeMap::new(), Ranges::default());
@@ -125,7 +113,7 @@ impl Integers {
 fn expected(layer: &WeightLayer, scheme: Scheme) -> Vec<Expected> {
     let (name, dims) = (&layer.name, layer.weight.dims());
     let mut scale = vec![1; dims.len()];
-    if scheme.granularity == Granularity::PerChannel {
+    if scheme.granularity == Granularity::PerChannel || layer.apart(scheme).is_some() {
         scale[0] = dims[0];
     }
     vec![(format!("{name}.weight"), dims.to_vec(), DType::I16), (format!("{name}{SCALE}"), scale, DType::F32)]
@@ -136,13 +124,13 @@ fn integer_layer(reader: &Reader<'_>, layer: &WeightLayer, scheme: Scheme) -> Re
     let (name, device) = (&layer.name, layer.weight.device());
     let weight = reader.tensor(&format!("{name}.weight"))?.to_dtype(DType::F32)?;
     let (low, high) = extremes(&weight)?;
-    let half = half(scheme.bits);
-    if low < -half || high > half - 1.0 {
-        return Err(StoredError::Integers { name: format!("{name}.weight"), bits: scheme.bits, low, high }.into());
+    let (smallest, largest) = scheme.weight_grid.ends(scheme.bits);
+    if f64::from(low) < smallest || f64::from(high) > largest {
+        return Err(StoredError::Integers { name: format!("{name}.weight"), smallest, largest, low, high }.into());
     }
     let scale = reader.finite(&format!("{name}{SCALE}"))?;
     let (found, _) = extremes(&scale)?;
-    if found <= 0.0 {
+    if found <= 0.0 && layer.apart(scheme).is_none() {
         return Err(StoredError::Scale { name: format!("{name}{SCALE}"), found }.into());
     }
     let (weight, scale) = (weight.to_device(device)?, scale.to_device(device)?);

@@ -5,9 +5,8 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use lmr_plugin::data::{CleanSet, Images, Normalization};
-use lmr_plugin::deploy::{Calibration, Granularity, Integers, Scheme};
+use lmr_plugin::deploy::{Calibration, Integers, Scheme};
 use lmr_plugin::model::{Form, Model};
-use lmr_plugin::ranges::Bits;
 use lmr_plugin::rng;
 use lmr_plugin::run::Run;
 use lmr_plugin::zoo::Arch;
@@ -98,7 +97,7 @@ fn quantize(model: &Model, side: usize, batch: usize) -> anyhow::Result<(Integer
     let pixels = (0..batch * 3 * side * side).map(|_| random.random()).collect();
     let images = Images::new(pixels, vec![0; batch], [3, side, side], model.network().classes())?;
     let clean = CleanSet::new(images)?;
-    let scheme = Scheme { bits: const { Bits::literal(8) }, granularity: Granularity::PerTensor, activations: true };
+    let scheme = Scheme::default();
     let quantized = Integers::calibrate(model, scheme, Calibration::MinMax, &clean, &Run::quiet(0))?;
     let all: Vec<usize> = (0..batch).collect();
     let (pixels, _) = clean.images.batch(&all, &Device::Cpu)?;

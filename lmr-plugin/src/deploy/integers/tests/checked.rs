@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Tensor};
 
-use super::super::super::rounding::{grid, round_activation};
-use super::super::{Engine, weights};
+use super::super::super::rounding::ActivationGrid;
+use super::super::{Interpreter, weights};
 use crate::nn::{
     Activation, BatchNorm2d, ConvConfig, Convolution, Forward, Grid, LayerNorm, Linear, PatchEmbedding, Result, attend,
     with_portable_path,
@@ -11,7 +11,7 @@ use crate::nn::{
 
 /// An engine beside which everything is computed once more in f64, from the same integers.
 pub(super) struct Checked<'a> {
-    pub engine: Engine<'a>,
+    pub engine: Interpreter<'a>,
     /// Points, values, those whose integer differs, and the furthest that f64 was from the middle between two integers then.
     pub seen: (usize, usize, usize, f64),
 }
@@ -20,7 +20,7 @@ impl Checked<'_> {
     /// The grid of an activation point.
     fn grid(&self, point: &str) -> Grid {
         let (low, high) = self.engine.ranges.at(point).unwrap();
-        grid(low, high)
+        ActivationGrid::Affine.of(low, high)
     }
 
     /// The codes, channels-last as the engine's, that f64 values should have at the point that was just reached; compares.
@@ -96,7 +96,7 @@ impl Checked<'_> {
         x: &Tensor,
         residual: Option<&Tensor>,
         activation: Activation,
-        run: impl FnOnce(&mut Engine<'_>) -> Result<Tensor>,
+        run: impl FnOnce(&mut Interpreter<'_>) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let y = run(&mut self.engine)?;
         if y.dtype() != DType::U8 || self.engine.grid(x)?.is_none() {
@@ -136,7 +136,7 @@ impl Forward for Checked<'_> {
     fn input(&mut self, x: &Tensor) -> Result<Tensor> {
         let y = self.engine.input(x)?;
         let (low, high) = self.engine.ranges.at("input").unwrap();
-        let simulated = round_activation(x, low, high)?;
+        let simulated = ActivationGrid::Affine.round(x, low, high)?;
         // To the bit, although pixels lie between two integers as often as not.
         let off = self.engine.decoded(&y)?.sub(&simulated)?.abs()?.max_all()?.to_scalar::<f32>()?;
         assert_eq!(off, 0.0);
@@ -197,7 +197,7 @@ impl Forward for Checked<'_> {
     fn embed(&mut self, layer: &PatchEmbedding, images: &Tensor) -> Result<Tensor> {
         let y = self.engine.embed(layer, images)?;
         let (low, high) = self.engine.ranges.at("input").unwrap();
-        let rounded = round_activation(images, low, high)?.permute((0, 2, 3, 1))?.contiguous()?;
+        let rounded = ActivationGrid::Affine.round(images, low, high)?.permute((0, 2, 3, 1))?.contiguous()?;
         let patches = self.layer(layer.conv().name(), &rounded, *layer.conv().config());
         let (class, position) = (self.values(layer.class()), self.values(layer.position()));
         let image = |patches: &[f64]| -> Vec<f64> {

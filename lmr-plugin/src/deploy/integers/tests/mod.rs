@@ -6,9 +6,9 @@ use candle_core::{Device, Tensor};
 use rand::RngExt;
 use rstest::rstest;
 
-use super::super::rounding::grid;
-use super::{Calibration, Engine, Granularity, Integers, Scheme, Simulation};
+use super::{Calibration, Integers, Interpreter, Scheme, Simulation};
 use crate::data::{CleanSet, Images, Normalization};
+use crate::deploy::{Engine, Granularity};
 use crate::model::{Form, Model};
 use crate::nn::int8::Kernel;
 use crate::ranges::Bits;
@@ -61,7 +61,7 @@ fn vit() -> ModelSpec {
 }
 
 fn scheme(bits: u32, granularity: Granularity) -> Scheme {
-    Scheme { bits: Bits::new(bits).unwrap(), granularity, activations: true }
+    Scheme { bits: Bits::new(bits).unwrap(), granularity, ..Scheme::default() }
 }
 
 fn calibrated(model: &Model, clean: &CleanSet, scheme: Scheme) -> Integers {
@@ -82,7 +82,13 @@ fn layers_agree_with_f64(#[case] spec: ModelSpec, #[case] side: usize) {
     for (bits, granularity) in [(8, Granularity::PerTensor), (4, Granularity::PerChannel)] {
         let quantized = calibrated(&model, &clean, scheme(bits, granularity));
         let simulation = Simulation { layers: &quantized.layers };
-        let engine = Engine::new(simulation, &quantized.packed, &quantized.ranges, Kernel::best());
+        let engine = Interpreter::new(
+            simulation,
+            (model.network(), quantized.scheme),
+            &quantized.packed,
+            &quantized.ranges,
+            Kernel::best(),
+        );
         let mut checked = Checked { engine, seen: (0, 0, 0, 0.0) };
         model.network().layered().unwrap().interpret(&mut checked, &x).unwrap();
         let (points, values, differing, furthest) = checked.seen;
@@ -98,11 +104,12 @@ fn values(t: &Tensor) -> Vec<f32> {
     t.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// How many integers the logits are apart on average.
-fn mean_difference(model: &Model, quantized: &Integers, a: &Tensor, b: &Tensor) -> f64 {
-    let (low, high) = quantized.ranges.at(model.network().head().name()).unwrap();
-    let total: f32 = values(a).iter().zip(values(b)).map(|(a, b)| (a - b).abs()).sum();
-    f64::from(total) / a.elem_count() as f64 / grid(low, high).scale
+/// How far the logits are apart on average, in steps of a grid over their range.
+fn mean_difference(scheme: Scheme, a: &Tensor, b: &Tensor) -> f64 {
+    let (a, b) = (values(a), values(b));
+    let total: f32 = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).sum();
+    let ends = b.iter().fold((f32::MAX, f32::MIN), |(low, high), v| (low.min(*v), high.max(*v)));
+    f64::from(total) / a.len() as f64 / scheme.activation_grid.of(ends.0, ends.1).scale
 }
 
 /// Whole networks: logits close to the simulation's, and the same on every kernel.
@@ -114,13 +121,24 @@ fn mean_difference(model: &Model, quantized: &Integers, a: &Tensor, b: &Tensor) 
 #[case::vgg_bn_for_photographs(spec(Arch::Vgg16Bn, Stem::Imagenet, Some(2)), 64)]
 #[case::mobilenet(mobilenet(), 32)]
 #[case::vit(vit(), 32)]
-fn networks_agree_with_the_simulation(#[case] spec: ModelSpec, #[case] side: usize) {
+fn networks_agree_with_the_simulation(
+    #[case] spec: ModelSpec,
+    #[case] side: usize,
+    #[values(
+        None,
+        Some(Engine::PytorchX86),
+        Some(Engine::Onnxruntime),
+        Some(Engine::Openvino),
+        Some(Engine::Tensorrt)
+    )]
+    engine: Option<Engine>,
+) {
     let (model, clean, x) = fixture(spec, 24, side);
-    let quantized = calibrated(&model, &clean, scheme(8, Granularity::PerTensor));
+    let quantized = calibrated(&model, &clean, engine.map(Engine::scheme).unwrap_or_default());
     assert_eq!(quantized.packed.len(), quantized.layers.len(), "every layer has a kernel");
     let simulated = quantized.simulated_logits(model.network(), &x).unwrap();
     let logits = quantized.logits(model.network(), &x).unwrap();
-    let off = mean_difference(&model, &quantized, &logits, &simulated);
+    let off = mean_difference(quantized.scheme, &logits, &simulated);
     println!("logits are off by {off:.3} integers on average");
     assert!(off < 0.5, "{off} integers");
     let classes = |logits: &Tensor| crate::predict::classes(logits).unwrap();
@@ -128,7 +146,13 @@ fn networks_agree_with_the_simulation(#[case] spec: ModelSpec, #[case] side: usi
     assert!(same >= 22, "{same} of 24 images end in the same class");
     for kernel in Kernel::available() {
         let simulation = Simulation { layers: &quantized.layers };
-        let mut engine = Engine::new(simulation, &quantized.packed, &quantized.ranges, kernel);
+        let mut engine = Interpreter::new(
+            simulation,
+            (model.network(), quantized.scheme),
+            &quantized.packed,
+            &quantized.ranges,
+            kernel,
+        );
         let codes = model.network().layered().unwrap().interpret(&mut engine, &x).unwrap();
         assert_eq!(values(&engine.decoded(&codes).unwrap()), values(&logits), "{kernel:?}");
     }
@@ -164,7 +188,7 @@ fn layers_without_a_kernel_are_simulated(#[case] spec: ModelSpec, #[case] side: 
     for name in names.iter().skip(parity).step_by(2) {
         quantized.packed.remove(name);
     }
-    let off = mean_difference(&model, &quantized, &quantized.logits(model.network(), &x).unwrap(), &simulated);
+    let off = mean_difference(quantized.scheme, &quantized.logits(model.network(), &x).unwrap(), &simulated);
     assert!(off < 1.0, "{off} integers");
 }
 

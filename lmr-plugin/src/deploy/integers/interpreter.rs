@@ -7,33 +7,39 @@ use candle_core::{DType, Device, Tensor, TensorId};
 use super::super::FormError;
 use super::super::calibration::Ranges;
 use super::super::points::{Point, Points};
-use super::super::rounding::grid;
+use super::super::rounding::Scheme;
 use super::{PackedLayer, Simulation};
 use crate::Error;
+use crate::model::Classifier;
 use crate::nn::int8::{self, Affine, Images, Kernel};
-use crate::nn::{self, Activation, Result};
+use crate::nn::{self, Activation, Forward, Linear, Result};
 
 /// An interpreter whose activations are codes.
-pub(super) struct Engine<'a> {
+pub(super) struct Interpreter<'a> {
     /// What runs the layers that have no kernel.
     pub(super) simulation: Simulation<'a>,
     pub(super) layers: &'a BTreeMap<String, PackedLayer>,
     pub(super) ranges: &'a Ranges,
     pub(super) kernel: Kernel,
+    pub(super) scheme: Scheme,
+    /// The layer that computes the logits.
+    head: &'a str,
     /// The activation points that were reached.
     pub(super) points: Points,
     /// What the codes of a tensor stand for.
     grids: HashMap<TensorId, Affine>,
 }
 
-impl<'a> Engine<'a> {
+impl<'a> Interpreter<'a> {
     pub fn new(
         simulation: Simulation<'a>,
+        (network, scheme): (&'a dyn Classifier, Scheme),
         layers: &'a BTreeMap<String, PackedLayer>,
         ranges: &'a Ranges,
         kernel: Kernel,
     ) -> Self {
-        Self { simulation, layers, ranges, kernel, points: Points::default(), grids: HashMap::new() }
+        let head = network.head().name();
+        Self { simulation, layers, ranges, kernel, scheme, head, points: Points::default(), grids: HashMap::new() }
     }
 
     /// What a tensor stands for: codes are decoded, to images where there are pixels; anything else stays as it is.
@@ -60,7 +66,7 @@ impl<'a> Engine<'a> {
     /// The grid of the activation point that is reached now.
     pub(super) fn reach(&mut self, point: Point<'_>) -> Result<Affine> {
         let (low, high) = self.ranges.at(self.points.reach(point)?)?;
-        let affine = Affine::of(&grid(low, high));
+        let affine = Affine::of(&self.scheme.activation_grid.of(low, high));
         Ok(affine.ok_or(Error::Form(FormError::WideGrid))?)
     }
 
@@ -77,7 +83,13 @@ impl<'a> Engine<'a> {
 
     /// Values at an activation point; images become channels-last.
     pub(super) fn encoded(&mut self, x: &Tensor, point: Point<'_>) -> Result<Tensor> {
-        let (x, to) = (x.detach().contiguous()?, self.reach(point)?);
+        let to = self.reach(point)?;
+        self.encoded_on(x, to)
+    }
+
+    /// Values on a grid.
+    pub(super) fn encoded_on(&mut self, x: &Tensor, to: Affine) -> Result<Tensor> {
+        let x = x.detach().contiguous()?;
         let values = int8::values(&x)?;
         if let Some(value) = values.iter().find(|v| v.is_nan()) {
             let (step, value) = (self.points.count() - 1, f64::from(*value));
@@ -98,6 +110,12 @@ impl<'a> Engine<'a> {
         activation: Activation,
         otherwise: impl FnOnce(&mut Simulation<'a>, &Tensor, Activation) -> Result<Tensor>,
     ) -> Result<Tensor> {
+        if residual.is_none() && !self.scheme.places.joins(activation) {
+            let y = self.layer(name, x, None, Activation::None, otherwise)?;
+            let to = self.grid(&y)?.ok_or(Error::from(FormError::UnknownCodes))?;
+            let y = activation.apply(&self.decoded(&y)?)?;
+            return self.encoded_on(&y, to);
+        }
         let packed = self.layers.get(name).zip(self.grid(x)?);
         let added = residual.map(|residual| Ok::<_, nn::Error>((residual, self.grid(residual)?))).transpose()?;
         match (packed, added) {
@@ -151,6 +169,20 @@ impl<'a> Engine<'a> {
                 self.keep(layer.codes(self.kernel, (images, from), to, added, activation)?, &dims, sum)
             }
         }
+    }
+
+    /// Logits that are not rounded; `None` if the layer computes others, or logits are rounded.
+    pub(super) fn logits(&mut self, layer: &Linear, x: &Tensor, activation: Activation) -> Result<Option<Tensor>> {
+        if layer.name() != self.head || self.scheme.places.logits {
+            return Ok(None);
+        }
+        let packed = self.layers.get(layer.name()).zip(self.grid(x)?);
+        let (Some((packed, from)), [rows, width], Activation::None) = (packed, x.dims(), activation) else {
+            return self.unrounded(x, |how, x| how.linear(layer, x, activation)).map(Some);
+        };
+        let codes = int8::codes(x)?;
+        let logits = packed.values(self.kernel, (Images::new(&codes, [*rows, 1, 1, *width])?, from))?;
+        Ok(Some(Tensor::from_vec(logits, (*rows, packed.outputs()), &Device::Cpu)?))
     }
 
     /// Floats through an operation that is not rounded.
