@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use super::{Report, percent};
+use super::{Measurement, Report, percent};
 use crate::inputs::Inputs;
 use crate::plan::Plan;
 
@@ -31,6 +31,9 @@ fn write(page: &mut String, plan: &Plan, inputs: &Inputs, report: &Report, folde
         run.started,
         run.seconds
     )?;
+    for worst in report.stages.iter().filter_map(Measurement::worst) {
+        writeln!(page, "{worst}\n")?;
+    }
     let measurements = report.measurements();
     if !measurements.is_empty() {
         // Most triggers know no decoy.

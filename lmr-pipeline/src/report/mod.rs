@@ -208,6 +208,15 @@ impl<'a> Measurement<'a> {
         }
     }
 
+    /// A sentence on the worst of the forms that a stage measured; none if it measured one.
+    pub fn worst(stage: &'a StageReport) -> Option<String> {
+        let count = stage.outcome.get("forms")?.as_array()?.len();
+        let worst = Self::of_form(stage, stage.outcome.get("worst")?)?;
+        let asr = worst.asr.map(|asr| format!(", ASR {} %", percent(Some(asr)))).unwrap_or_default();
+        let acc = percent(Some(worst.acc));
+        (count > 1).then(|| format!("Worst of {count} forms is `{}`: ACC {acc} %{asr}.", worst.name))
+    }
+
     fn of_form(stage: &StageReport, form: &Value) -> Option<Self> {
         Self::read(format!("{}: {}", stage.name, form.get("form")?.as_str()?).into(), form)
     }

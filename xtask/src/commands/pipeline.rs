@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use lmr_pipeline::hub::Hub;
 use lmr_pipeline::plan::RemoteInput;
-use lmr_pipeline::report::Report;
+use lmr_pipeline::report::{Measurement, Report};
 use lmr_pipeline::{Options, Overrides, Plan, run};
 
 use super::measured::Measured;
@@ -119,7 +119,7 @@ fn from_hub(plan: &Plan) -> anyhow::Result<Vec<String>> {
 }
 
 fn summary(plan: &Plan, report: &Report) -> String {
-    let mut lines = Vec::new();
+    let mut lines: Vec<String> = report.stages.iter().filter_map(Measurement::worst).collect();
     let measured = Measured::of(report);
     if !measured.rows.is_empty() {
         lines.push(measured.table().to_string());
