@@ -162,7 +162,8 @@ impl Inputs {
 
         let built = match &plan.trigger {
             Some(table) => {
-                let built = table.trigger.build(plan.dataset.descriptor().image.chw(), &|path| plan.locate(path))?;
+                let built =
+                    table.trigger.build(plan.dataset.descriptor().image.chw(), &|path| plan.search.find(path))?;
                 Some((built, table.target))
             }
             None => None,

@@ -13,8 +13,8 @@ use lmr_plugin::stage::{AnyStage, ModelUse};
 use lmr_plugin::zoo::ModelSpec;
 
 use crate::config::{
-    Bound, DataTable, Draft, ExpectTable, NO_UPLOADS, Overrides, PublishTable, RunTable, StageTable, TriggerTable,
-    is_name, locate,
+    Bound, DataTable, Draft, ExpectTable, NO_UPLOADS, Overrides, PublishTable, RunTable, SearchPath, StageTable,
+    TriggerTable, is_name,
 };
 use crate::datasets::Dataset;
 use crate::device::DeviceChoice;
@@ -34,6 +34,8 @@ pub use weights::{Checkpoint, LocalCheckpoint};
 pub struct Plan {
     /// The pipeline file.
     pub file: PathBuf,
+    /// Where its relative paths lead.
+    pub(crate) search: SearchPath,
     /// `[run]`.
     pub run: RunTable,
     /// The device asked for.
@@ -114,9 +116,10 @@ impl Plan {
         OwnConfig { model: model.resolved(), labels, preprocessing: self.images() }
     }
 
-    /// Where a relative path of the pipeline file leads, if anywhere.
+    /// Where a relative path of the pipeline file leads, if anywhere: from its folder or one above it, else from the working
+    /// directory.
     pub fn locate(&self, path: &Path) -> Option<PathBuf> {
-        locate(&self.file, path)
+        self.search.locate(path)
     }
 
     /// Reads and checks a pipeline; every fault found is in the error. The Hub is not asked: what depends on a checkpoint
@@ -140,6 +143,7 @@ impl Plan {
         let assemble = || {
             Some(Self {
                 file: draft.file,
+                search: draft.search,
                 run: draft.run?,
                 device: device?,
                 model: draft.model?,
@@ -188,9 +192,10 @@ fn check_data(draft: &Draft, checkpoint: Option<&Checkpoint>, faults: &mut Fault
         }
     }
     let root = data.root.as_ref().and_then(|root| {
-        let found = draft.locate(root).filter(|root| root.is_dir());
+        let found = draft.search.locate(root).filter(|root| root.is_dir());
         if found.is_none() {
-            faults.add(&place.key("root"), format!("there is no folder {}", root.display()));
+            let message = format!("there is no folder {}{}", root.display(), draft.search.tried(root));
+            faults.add(&place.key("root"), message);
         }
         found
     });
@@ -258,14 +263,16 @@ fn check_images(model: &ModelSpec, dataset: &Dataset, faults: &mut Faults) {
 }
 
 fn open_dataset(draft: &Draft, name: &str, place: &Place, faults: &mut Faults) -> Option<Dataset> {
-    let Some(file) = draft.locate(Path::new(&format!("datasets/{name}.toml"))) else {
-        let folder = draft.locate(Path::new("datasets")).and_then(|folder| std::fs::read_dir(folder).ok());
+    let wanted = PathBuf::from(format!("datasets/{name}.toml"));
+    let Some(file) = draft.search.locate(&wanted) else {
+        let folder = draft.search.locate(Path::new("datasets")).and_then(|folder| std::fs::read_dir(folder).ok());
         let files = folder.into_iter().flatten().flatten().map(|entry| entry.path());
         let described = files.filter(|path| path.extension().is_some_and(|ending| ending == "toml"));
         let names = described.filter_map(|path| Some(path.file_stem()?.to_string_lossy().into_owned()));
         let names: BTreeSet<String> = names.collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        faults.add(place, format!("there is no datasets/{name}.toml{}", hint(name, &names)));
+        let tried = draft.search.tried(&wanted);
+        faults.add(place, format!("there is no datasets/{name}.toml{}{tried}", hint(name, &names)));
         return None;
     };
     Dataset::open(&file.to_string_lossy()).map_err(|error| faults.add(place, error.to_string())).ok()
@@ -311,14 +318,14 @@ fn check_trigger(draft: &Draft, dataset: Option<&Dataset>, faults: &mut Faults) 
         faults.add(&place.key("target"), message);
     }
     if let Some(dataset) = dataset {
-        check_fit(table, dataset, &draft.file, faults);
+        check_fit(table, dataset, &draft.search, faults);
     }
 }
 
 /// Whether the trigger fits on the dataset's images, and is what the pipeline says.
-fn check_fit(table: &TriggerTable, dataset: &Dataset, pipeline: &Path, faults: &mut Faults) {
+fn check_fit(table: &TriggerTable, dataset: &Dataset, search: &SearchPath, faults: &mut Faults) {
     let place = Place::section("trigger");
-    match table.trigger.build(dataset.descriptor().image.chw(), &|path| locate(pipeline, path)) {
+    match table.trigger.build(dataset.descriptor().image.chw(), &|path| search.find(path)) {
         Err(error) => faults.add_keyed(&place, &error.to_string()),
         Ok(Built::Read { target: Some(stored), .. }) if stored != table.target => {
             let found = table.target;
