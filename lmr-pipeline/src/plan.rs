@@ -9,11 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use lmr_plugin::data::Normalization;
-use lmr_plugin::stage::{AnyStage, ModelUse};
+use lmr_plugin::stage::{AnyStage, CleanUse, ModelUse};
 use lmr_plugin::zoo::ModelSpec;
 
 use crate::config::{
-    Bound, DataTable, Draft, ExpectTable, NO_UPLOADS, Overrides, PublishTable, RunTable, SearchPath, StageTable,
+    Bound, Clean, DataTable, Draft, ExpectTable, NO_UPLOADS, Overrides, PublishTable, RunTable, SearchPath, StageTable,
     TriggerTable, is_name,
 };
 use crate::datasets::Dataset;
@@ -128,6 +128,7 @@ impl Plan {
         let mut draft = Draft::load(file, overrides)?;
         let mut faults = std::mem::take(&mut draft.faults);
         let device = draft.run.as_mut().and_then(|run| check_run(run, file, &mut faults));
+        settle_clean(&mut draft);
         let checkpoint = weights::check(&draft, &mut faults);
         let dataset = check_data(&draft, checkpoint.as_ref(), &mut faults);
         check_trigger(&draft, dataset.as_ref(), &mut faults);
@@ -183,8 +184,8 @@ fn check_run(run: &mut RunTable, file: &Path, faults: &mut Faults) -> Option<Dev
 fn check_data(draft: &Draft, checkpoint: Option<&Checkpoint>, faults: &mut Faults) -> Option<Dataset> {
     let data = draft.data.as_ref()?;
     let place = Place::section("data");
-    if data.clean.count == 0 {
-        faults.add(&place.key("clean.count"), "expected at least 1, found 0; purification needs clean images");
+    if let Some(clean) = data.clean {
+        check_clean(draft, clean, faults);
     }
     for (key, count) in [("test.count", data.test.count), ("train.count", data.train.count)] {
         if count == Some(0) {
@@ -219,7 +220,9 @@ fn check_data(draft: &Draft, checkpoint: Option<&Checkpoint>, faults: &mut Fault
             faults.add(&place.key(key), error.to_string());
         }
     };
-    uses(data.clean.split, "the clean images come from", faults, "clean.split");
+    if let Some(clean) = data.clean {
+        uses(clean.split, "the clean images come from", faults, "clean.split");
+    }
     if draft.stages.iter().any(|stage| stage.kind.is_some_and(|kind| kind.examines())) {
         uses(data.test.split, "evaluation measures on", faults, "test.split");
     }
@@ -227,6 +230,35 @@ fn check_data(draft: &Draft, checkpoint: Option<&Checkpoint>, faults: &mut Fault
         uses(data.train.split, "the attack trains on", faults, "train.split");
     }
     Some(dataset)
+}
+
+/// Gives a pipeline whose stages need clean images the usual ones, if it names none.
+fn settle_clean(draft: &mut Draft) {
+    let needed = |stage: &StageTable| stage.stage.as_ref().is_none_or(|stage| stage.clean() != CleanUse::None);
+    if let Some(data) = draft.data.as_mut().filter(|data| data.clean.is_none())
+        && draft.stages.iter().any(needed)
+    {
+        data.clean = Some(Clean::default());
+    }
+}
+
+/// Whether a clean set can serve the stages, as far as its size tells.
+fn check_clean(draft: &Draft, clean: Clean, faults: &mut Faults) {
+    let place = Place::section("data").key("clean.count");
+    if clean.count == 0 {
+        faults.add(&place, "expected at least 1, found 0; purification needs clean images");
+        return;
+    }
+    let compares = |stage: &&StageTable| stage.stage.as_ref().is_some_and(|it| it.clean() == CleanUse::EveryClass);
+    let classes = draft.model.as_ref().map_or(0, |model| model.classes);
+    if let Some(stage) = draft.stages.iter().find(compares).filter(|_| clean.count < classes) {
+        let message = format!(
+            "expected at least {classes}, an image of every class, since `{}` cannot tell a class without images from \
+             the backdoor's; found {}. Or give it the class, `class = …`",
+            stage.name, clean.count
+        );
+        faults.add(&place, message);
+    }
 }
 
 /// The dataset with the images that the pipeline's `preprocessing` makes of it.
@@ -259,6 +291,14 @@ fn check_images(model: &ModelSpec, dataset: &Dataset, faults: &mut Faults) {
             let message = format!("expected {expected}, as the dataset {} has, found {found}", descriptor.name);
             faults.add(&place.key(key), message);
         }
+    }
+    let (side, smallest) = (image.height.min(image.width), model.smallest_side());
+    if side < smallest {
+        let message = format!(
+            "its pooling needs images of at least {smallest}x{smallest}; the dataset {} has {}x{} (height, width)",
+            descriptor.name, image.height, image.width
+        );
+        faults.add(&place.key("arch"), message);
     }
 }
 

@@ -121,9 +121,10 @@ pub struct DataTable {
     /// How images of any size are brought to the model's input, in place of what the dataset's descriptor says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preprocessing: Option<Convention>,
-    /// The defender's clean images, drawn by the seed with all classes in proportion.
-    #[serde(default)]
-    pub clean: Clean,
+    /// The defender's clean images, drawn by the seed with all classes in proportion; 500 of the test split if absent. A
+    /// pipeline that only evaluates needs none, and has none unless they are given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clean: Option<Clean>,
     /// The images that `evaluate` measures on; what is in `clean` is left out.
     #[serde(default)]
     pub test: TestImages,
