@@ -14,6 +14,7 @@ mod digest;
 mod error;
 mod folder;
 mod idx;
+mod jpeg;
 #[cfg(not(feature = "parquet"))]
 mod no_parquet;
 #[cfg(feature = "parquet")]
