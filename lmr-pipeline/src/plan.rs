@@ -201,6 +201,17 @@ fn check_data(draft: &Draft, checkpoint: Option<&Checkpoint>, faults: &mut Fault
         found
     });
     let mut dataset = open_dataset(draft, &data.name, &place.key("name"), faults)?;
+    if let Some(classes) = &data.classes {
+        let wrong = |faults: &mut Faults, all: Vec<String>| {
+            all.into_iter().for_each(|fault| faults.add(&place.key("classes"), fault));
+        };
+        dataset = dataset.with_classes(classes).map_err(|all| wrong(faults, all)).ok()?;
+    }
+    if data.partial && !dataset.allow_missing_classes() {
+        let message =
+            format!("is for folders that are called as their classes, which the dataset {} has not", data.name);
+        faults.add(&place.key("partial"), message);
+    }
     // What a checkpoint says about images is not known before it is here.
     let unknown = data.preprocessing == Some(Convention::Checkpoint)
         && checkpoint.is_some_and(|checkpoint| checkpoint.local.is_none());

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::Result;
-use crate::datasets::Split;
+use crate::datasets::{ClassChoice, Split};
 use crate::device::ComputeDtype;
 use crate::model_config::Convention;
 use crate::place::{Faults, Place, read, show};
@@ -118,6 +118,13 @@ pub struct DataTable {
     /// A local folder with the dataset's files, instead of the Hub's cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<PathBuf>,
+    /// Only images of these classes, which get new numbers in this order: `["n02422106", "tench", 7]`, by id, name or index. The
+    /// model has as many classes. All classes if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Vec<ClassChoice>>,
+    /// Whether classes may be without a folder of images, as `partial` in the descriptor says.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
     /// How images of any size are brought to the model's input, in place of what the dataset's descriptor says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preprocessing: Option<Convention>,
