@@ -47,11 +47,11 @@ impl SearchPath {
     }
 
     fn absolute(&self, path: &Path) -> Option<PathBuf> {
-        self.from_file(path).or_else(|| Some(self.here.as_ref()?.join(path)).filter(|found| found.exists()))
+        self.below_file(path).or_else(|| Some(self.here.as_ref()?.join(path)).filter(|found| found.exists()))
     }
 
     /// Where a path leads without the working directory.
-    fn from_file(&self, path: &Path) -> Option<PathBuf> {
+    fn below_file(&self, path: &Path) -> Option<PathBuf> {
         let folders = self.folders.iter().flat_map(|folder| folder.ancestors());
         folders.map(|folder| folder.join(path)).find(|found| found.exists())
     }
@@ -75,7 +75,7 @@ impl SearchPath {
         let own = std::path::absolute(folder).ok();
         let serve = |folders: &&[PathBuf]| {
             let search = Self { folders: folders.iter().chain(&own).cloned().collect(), here: None };
-            paths.iter().map(|path| real(search.from_file(path))).eq(wanted.iter().cloned())
+            paths.iter().map(|path| real(search.below_file(path))).eq(wanted.iter().cloned())
         };
         let all: Vec<PathBuf> = self.folders.iter().chain(&self.here).cloned().collect();
         (0..all.len()).map(|count| &all[..count]).find(serve).unwrap_or(&all).to_vec()
@@ -93,7 +93,7 @@ pub fn spell_out_typed(table: &mut Table, typed: &[Vec<String>], search: &Search
         let inner = above.iter().try_fold(&mut *table, |table, key| table.get_mut(*key)?.as_table_mut());
         let Some(Value::String(path)) = inner.and_then(|inner| inner.get_mut(*last)) else { continue };
         let meant = search.here.as_ref().map(|here| here.join(&*path)).filter(|meant| meant.exists());
-        if let Some(meant) = meant.filter(|meant| search.from_file(Path::new(&*path)).is_some_and(|it| it != *meant)) {
+        if let Some(meant) = meant.filter(|meant| search.below_file(Path::new(&*path)).is_some_and(|it| it != *meant)) {
             *path = meant.to_string_lossy().into_owned();
         }
     }
