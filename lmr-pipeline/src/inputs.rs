@@ -9,7 +9,7 @@ use lmr_plugin::model::{Classifier, Model};
 use lmr_plugin::nn::StateDict;
 use lmr_plugin::rng;
 use lmr_plugin::run::Observer;
-use lmr_plugin::stage::{Examination, Material, ModelUse, Planted, RoleKind, Target};
+use lmr_plugin::stage::{CleanUse, Examination, Material, ModelUse, Planted, RoleKind, Target};
 use lmr_plugin::zoo::ModelSpec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -150,19 +150,31 @@ impl Inputs {
         let refuse = |error: lmr_plugin::Error| Error::Data { name: name.clone(), message: error.to_string() };
         let mut splits = Splits { plan, observer, loaded: BTreeMap::new(), files: Vec::new() };
 
-        let clean_table = plan.data.clean;
-        let from = splits.get(clean_table.split)?;
-        let (clean_indices, rest) =
-            stratified_split(from.labels(), from.classes(), clean_table.count, plan.run.seed).map_err(refuse)?;
-        let images = from.select(&clean_indices)?;
-        let clean_record = SetRecord::of(clean_table.split, &images)?;
-        let bytes = images.shape().into_iter().product::<usize>().saturating_mul(images.len());
-        let images = if bytes <= CLEAN_IN_MEMORY { images.in_memory()? } else { images };
-        let clean = CleanSet::new(images).map_err(refuse)?;
+        let descriptor = plan.dataset.descriptor();
+        let (clean, clean_record, clean_indices, rest) = match plan.data.clean {
+            Some(table) => {
+                let from = splits.get(table.split)?;
+                let (indices, rest) =
+                    stratified_split(from.labels(), from.classes(), table.count, plan.run.seed).map_err(refuse)?;
+                let images = from.select(&indices)?;
+                let record = SetRecord::of(table.split, &images)?;
+                let bytes = images.shape().into_iter().product::<usize>().saturating_mul(images.len());
+                let images = if bytes <= CLEAN_IN_MEMORY { images.in_memory()? } else { images };
+                let clean = CleanSet::new(images).map_err(refuse)?;
+                check_classes(plan, &clean)?;
+                (clean, record, indices, Some((table.split, rest)))
+            }
+            None => {
+                let clean = CleanSet::none(descriptor.image.chw(), descriptor.classes.len()).map_err(refuse)?;
+                let record = SetRecord::of(Split::Test, &clean.images)?;
+                (clean, record, Vec::new(), None)
+            }
+        };
 
         let built = match &plan.trigger {
             Some(table) => {
-                let built = table.trigger.build(plan.dataset.descriptor().image.chw(), &|path| plan.locate(path))?;
+                let built =
+                    table.trigger.build(plan.dataset.descriptor().image.chw(), &|path| plan.search.find(path))?;
                 Some((built, table.target))
             }
             None => None,
@@ -177,9 +189,9 @@ impl Inputs {
         });
         let mut images = |split: Split, count: Option<usize>, what: &str| -> Result<(Images, SetRecord)> {
             let images = splits.get(split)?;
-            let mut indices = match split == clean_table.split {
-                true => rest.clone(),
-                false => (0..images.len()).collect(),
+            let mut indices = match &rest {
+                Some((of, rest)) if *of == split => rest.clone(),
+                _ => (0..images.len()).collect(),
             };
             indices.truncate(count.unwrap_or(usize::MAX));
             if indices.is_empty() {
@@ -236,6 +248,22 @@ impl Inputs {
             _ => json!({ "clean": clean }),
         }
     }
+}
+
+/// Refuses a clean set without a class that a stage compares with others, before any stage runs.
+fn check_classes(plan: &Plan, clean: &CleanSet) -> Result<()> {
+    let compares = |step: &&Step| step.stage.clean() == CleanUse::EveryClass;
+    let (Some(step), absent) = (plan.steps.iter().find(compares), clean.absent_classes()) else { return Ok(()) };
+    let Some(first) = absent.first() else { return Ok(()) };
+    let message = format!(
+        "the clean set has no image of {} of {} classes, such as class {first} ({}), and `{}` cannot tell such a class from \
+         the backdoor's; take more clean images (data.clean.count), or give it the class, `class = …`",
+        absent.len(),
+        clean.classes,
+        plan.dataset.descriptor().classes[*first],
+        step.name
+    );
+    Err(Error::Data { name: plan.data.name.clone(), message })
 }
 
 /// The network of a checkpoint.

@@ -1,11 +1,13 @@
 //! What a checkpoint holds, as far as that shows without knowing its architecture, and what looks wrong in it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use lmr_plugin::deploy::{Rounding, dtype_name};
-use lmr_plugin::zoo::{ModelSpec, naming};
+use lmr_plugin::nn::StateDict;
+use lmr_plugin::rng;
+use lmr_plugin::zoo::{ModelSpec, Stem, naming};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -16,6 +18,14 @@ use crate::{Error, Result};
 
 /// Activations of a trained network vary by less; a variance above says that its statistics ran away.
 const HUGE_VARIANCE: f64 = 1e6;
+
+/// As many classes, and as large an image, have photographs and not CIFAR's images.
+const PHOTOGRAPH_CLASSES: usize = 1000;
+const PHOTOGRAPH_SIDE: usize = 160;
+/// What libraries call the head.
+const HEADS: &[&str] = &["fc", "linear", "head", "classifier", "heads.head", "classifier.1", "classifier.6"];
+const UNTRAINED: &str =
+    "every batch norm is as it was initialized, with means of 0 and variances of 1: this network was not trained";
 
 /// What is known about a checkpoint. Serialized, it is what `lmr inspect --json` prints.
 #[derive(Clone, Debug, Serialize)]
@@ -36,6 +46,8 @@ pub struct Inspection {
     pub prefix: String,
     /// The model it is for, if that is one of the architectures there are: the `[model]` table of a pipeline.
     pub model: Option<ModelSpec>,
+    /// Whether the file has no head, so that the table draws a new one, for as many classes as one likes.
+    pub fresh_head: bool,
     /// Keys of that table that neither the tensors nor a `config.json` tell, which therefore have their defaults.
     pub assumed: Vec<&'static str>,
     /// Whose names the tensors have, if that is known.
@@ -89,16 +101,23 @@ impl Inspection {
     pub fn model_table(&self, path: &Path) -> Option<String> {
         let mut lines = vec!["[model]".to_string()];
         for line in toml::to_string(self.model.as_ref()?).ok()?.lines() {
-            let assumed = self.assumed.iter().any(|key| line.split(' ').next() == Some(key));
-            lines.push(format!("{line}{}", if assumed { "  # the default: the file does not tell" } else { "" }));
+            let is = |key: &str| line.split(' ').next() == Some(key);
+            let comment = match self.assumed.iter().any(|key| is(key)) {
+                true => "  # the default: the file does not tell",
+                false if self.fresh_head && is("classes") => "  # as many as the data has: the file has no head",
+                false => "",
+            };
+            lines.push(format!("{line}{comment}"));
         }
-        lines.push(format!("weights = {{ path = {} }}", toml::Value::from(path.to_string_lossy().as_ref())));
+        let head = if self.fresh_head { ", head = \"fresh\"" } else { "" };
+        lines.push(format!("weights = {{ path = {}{head} }}", toml::Value::from(path.to_string_lossy().as_ref())));
         Some(lines.join("\n"))
     }
 }
 
-/// Reads a checkpoint and looks at every tensor. `key` chooses a state dict where there are several.
+/// Reads a checkpoint, or the one in a folder, and looks at every tensor. `key` chooses a state dict where there are several.
 pub fn inspect(path: &Path, key: Option<&str>) -> Result<Inspection> {
+    let path = &weights::in_folder(path)?;
     let checkpoint = weights::read(path, key)?;
     let rounding = weights::stored::rounding(path, &checkpoint);
     let quantized = rounding.as_ref().ok().copied().flatten().map(Rounding::label);
@@ -132,13 +151,26 @@ pub fn inspect(path: &Path, key: Option<&str>) -> Result<Inspection> {
         Some(own) => Some(own),
         None => ModelSpec::recognize(&state).map_err(Error::Model)?,
     };
-    let (model, assumed) = match recognized {
-        Some(spec) => {
-            let (model, assumed) = with_config(spec, config.as_ref());
-            (Some(model), assumed)
-        }
-        None => (None, Vec::new()),
+    let (recognized, fresh_head) = match recognized {
+        None => (headless(&state)?, true),
+        found => (found, false),
     };
+    let mut assumed = Vec::new();
+    let model = recognized.and_then(|spec| {
+        let (model, open) = with_config(spec, config.as_ref());
+        assumed = open;
+        // Layers that batch norm is folded into are checked when they are put together.
+        let fault = if quantized.is_some() { None } else { misfit(&model, &state, fresh_head) };
+        match fault {
+            Some(fault) => warnings.push(format!("looks like {}, but cannot be loaded: {fault}", arch(&model))),
+            None => return Some(model),
+        }
+        None
+    });
+    if untrained(&tensors) {
+        warnings.push(UNTRAINED.into());
+    }
+    let fresh_head = fresh_head && model.is_some();
     Ok(Inspection {
         format: layout.container,
         bytes,
@@ -147,6 +179,7 @@ pub fn inspect(path: &Path, key: Option<&str>) -> Result<Inspection> {
         key: layout.key,
         prefix: layout.prefix,
         model,
+        fresh_head,
         assumed,
         naming: naming::title(names),
         classes: head.map(|head| head.shape[0]),
@@ -174,9 +207,54 @@ fn with_config(mut spec: ModelSpec, config: Option<&ModelConfig>) -> (ModelSpec,
         assumed.push("norm-eps");
     }
     if resolved.stem.is_some() && spec.stem.is_none() {
-        assumed.push("stem");
+        // Nobody tells a thousand classes apart in 32 pixels, or resizes to 224 for a network that is made for them.
+        let side = config.and_then(|config| config.preprocessing.as_ref()).map_or(0, |images| images.size[0]);
+        match spec.classes >= PHOTOGRAPH_CLASSES || side >= PHOTOGRAPH_SIDE {
+            true => spec.stem = Some(Stem::Imagenet),
+            false => assumed.push("stem"),
+        }
     }
     (spec.resolved(), assumed)
+}
+
+/// The model whose trunk alone a checkpoint has, for two classes.
+fn headless(state: &StateDict) -> Result<Option<ModelSpec>> {
+    let widths: BTreeSet<usize> = state.values().filter(|it| it.rank() == 1).map(|it| it.dims()[0]).collect();
+    for (name, features) in HEADS.iter().flat_map(|name| widths.iter().rev().map(move |features| (name, *features))) {
+        let mut whole = state.clone();
+        for (part, shape) in [("weight", &[2, features][..]), ("bias", &[2])] {
+            let zeros = Tensor::zeros(shape, DType::F32, &Device::Cpu).map_err(|error| Error::Model(error.into()))?;
+            whole.insert(format!("{name}.{part}"), zeros);
+        }
+        let found = ModelSpec::recognize(&whole).map_err(Error::Model)?;
+        if let Some(spec) = found.filter(|spec| misfit(spec, state, true).is_none()) {
+            return Ok(Some(spec));
+        }
+    }
+    Ok(None)
+}
+
+/// Which tensors are missing or left over for a model, if any.
+fn misfit(spec: &ModelSpec, state: &StateDict, fresh_head: bool) -> Option<String> {
+    let loaded = match fresh_head {
+        true => spec.load_with_fresh_head(state.clone(), rng::stream(0, "inspect"), &Device::Cpu),
+        false => spec.load(state.clone(), &Device::Cpu),
+    };
+    loaded.err().map(|error| error.to_string())
+}
+
+/// What a pipeline calls an architecture.
+fn arch(spec: &ModelSpec) -> String {
+    serde_json::to_value(spec.arch).ok().and_then(|name| Some(name.as_str()?.to_owned())).unwrap_or_default()
+}
+
+/// Whether every batch norm, and there is one, is as it was before training.
+fn untrained(tensors: &[Looked]) -> bool {
+    let all = |name: &str, value: f64| {
+        let mut found = tensors.iter().filter(|tensor| tensor.name.ends_with(name)).peekable();
+        found.peek().is_some() && found.all(|it| (it.min, it.max, it.nan) == (Some(value), Some(value), 0))
+    };
+    all("running_mean", 0.0) && all("running_var", 1.0)
 }
 
 /// Statistics of a tensor, and what looks wrong in it.
@@ -279,5 +357,31 @@ mod tests {
         #[case] expected: &[&str],
     ) {
         assert_eq!(looked(name, values, shape).1, expected);
+    }
+
+    /// MobileNetV2 is the network whose stem no tensor tells.
+    #[rstest]
+    #[case::cifar(10, None, Stem::Cifar, true)]
+    #[case::thousand_classes(1000, None, Stem::Imagenet, false)]
+    #[case::resized_to_224(10, Some(224), Stem::Imagenet, false)]
+    #[case::resized_to_32(10, Some(32), Stem::Cifar, true)]
+    fn the_stem_is_chosen_by_evidence(
+        #[case] classes: usize,
+        #[case] side: Option<usize>,
+        #[case] stem: Stem,
+        #[case] assumed: bool,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let config = side.map(|side| {
+            let text = format!(
+                r#"{{"architecture": "mobilenetv2_100", "pretrained_cfg": {{"input_size": [3, {side}, {side}],
+                "interpolation": "bicubic", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}}}"#
+            );
+            std::fs::write(dir.path().join("config.json"), text).unwrap();
+            ModelConfig::beside(&dir.path().join("model.safetensors")).unwrap().unwrap()
+        });
+        let spec = ModelSpec::new(lmr_plugin::zoo::Arch::MobilenetV2, classes);
+        let (found, open) = with_config(spec, config.as_ref());
+        assert_eq!((found.stem, open.contains(&"stem")), (Some(stem), assumed));
     }
 }

@@ -9,12 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use lmr_plugin::data::Normalization;
-use lmr_plugin::stage::{AnyStage, ModelUse};
+use lmr_plugin::stage::{AnyStage, CleanUse, ModelUse};
 use lmr_plugin::zoo::ModelSpec;
 
 use crate::config::{
-    Bound, DataTable, Draft, ExpectTable, NO_UPLOADS, Overrides, PublishTable, RunTable, StageTable, TriggerTable,
-    is_name, locate,
+    Bound, Clean, DataTable, Draft, ExpectTable, NO_UPLOADS, Overrides, PublishTable, RunTable, SearchPath, StageTable,
+    TriggerTable, is_name,
 };
 use crate::datasets::Dataset;
 use crate::device::DeviceChoice;
@@ -34,6 +34,8 @@ pub use weights::{Checkpoint, LocalCheckpoint};
 pub struct Plan {
     /// The pipeline file.
     pub file: PathBuf,
+    /// Where its relative paths lead.
+    pub(crate) search: SearchPath,
     /// `[run]`.
     pub run: RunTable,
     /// The device asked for.
@@ -114,9 +116,10 @@ impl Plan {
         OwnConfig { model: model.resolved(), labels, preprocessing: self.images() }
     }
 
-    /// Where a relative path of the pipeline file leads, if anywhere.
+    /// Where a relative path of the pipeline file leads, if anywhere: from its folder or one above it, else from the working
+    /// directory.
     pub fn locate(&self, path: &Path) -> Option<PathBuf> {
-        locate(&self.file, path)
+        self.search.locate(path)
     }
 
     /// Reads and checks a pipeline; every fault found is in the error. The Hub is not asked: what depends on a checkpoint
@@ -125,6 +128,7 @@ impl Plan {
         let mut draft = Draft::load(file, overrides)?;
         let mut faults = std::mem::take(&mut draft.faults);
         let device = draft.run.as_mut().and_then(|run| check_run(run, file, &mut faults));
+        settle_clean(&mut draft);
         let checkpoint = weights::check(&draft, &mut faults);
         let dataset = check_data(&draft, checkpoint.as_ref(), &mut faults);
         check_trigger(&draft, dataset.as_ref(), &mut faults);
@@ -140,6 +144,7 @@ impl Plan {
         let assemble = || {
             Some(Self {
                 file: draft.file,
+                search: draft.search,
                 run: draft.run?,
                 device: device?,
                 model: draft.model?,
@@ -179,8 +184,8 @@ fn check_run(run: &mut RunTable, file: &Path, faults: &mut Faults) -> Option<Dev
 fn check_data(draft: &Draft, checkpoint: Option<&Checkpoint>, faults: &mut Faults) -> Option<Dataset> {
     let data = draft.data.as_ref()?;
     let place = Place::section("data");
-    if data.clean.count == 0 {
-        faults.add(&place.key("clean.count"), "expected at least 1, found 0; purification needs clean images");
+    if let Some(clean) = data.clean {
+        check_clean(draft, clean, faults);
     }
     for (key, count) in [("test.count", data.test.count), ("train.count", data.train.count)] {
         if count == Some(0) {
@@ -188,13 +193,25 @@ fn check_data(draft: &Draft, checkpoint: Option<&Checkpoint>, faults: &mut Fault
         }
     }
     let root = data.root.as_ref().and_then(|root| {
-        let found = draft.locate(root).filter(|root| root.is_dir());
+        let found = draft.search.locate(root).filter(|root| root.is_dir());
         if found.is_none() {
-            faults.add(&place.key("root"), format!("there is no folder {}", root.display()));
+            let message = format!("there is no folder {}{}", root.display(), draft.search.tried(root));
+            faults.add(&place.key("root"), message);
         }
         found
     });
     let mut dataset = open_dataset(draft, &data.name, &place.key("name"), faults)?;
+    if let Some(classes) = &data.classes {
+        let wrong = |faults: &mut Faults, all: Vec<String>| {
+            all.into_iter().for_each(|fault| faults.add(&place.key("classes"), fault));
+        };
+        dataset = dataset.with_classes(classes).map_err(|all| wrong(faults, all)).ok()?;
+    }
+    if data.partial && !dataset.allow_missing_classes() {
+        let message =
+            format!("is for folders that are called as their classes, which the dataset {} has not", data.name);
+        faults.add(&place.key("partial"), message);
+    }
     // What a checkpoint says about images is not known before it is here.
     let unknown = data.preprocessing == Some(Convention::Checkpoint)
         && checkpoint.is_some_and(|checkpoint| checkpoint.local.is_none());
@@ -214,7 +231,9 @@ fn check_data(draft: &Draft, checkpoint: Option<&Checkpoint>, faults: &mut Fault
             faults.add(&place.key(key), error.to_string());
         }
     };
-    uses(data.clean.split, "the clean images come from", faults, "clean.split");
+    if let Some(clean) = data.clean {
+        uses(clean.split, "the clean images come from", faults, "clean.split");
+    }
     if draft.stages.iter().any(|stage| stage.kind.is_some_and(|kind| kind.examines())) {
         uses(data.test.split, "evaluation measures on", faults, "test.split");
     }
@@ -222,6 +241,35 @@ fn check_data(draft: &Draft, checkpoint: Option<&Checkpoint>, faults: &mut Fault
         uses(data.train.split, "the attack trains on", faults, "train.split");
     }
     Some(dataset)
+}
+
+/// Gives a pipeline whose stages need clean images the usual ones, if it names none.
+fn settle_clean(draft: &mut Draft) {
+    let needed = |stage: &StageTable| stage.stage.as_ref().is_none_or(|stage| stage.clean() != CleanUse::None);
+    if let Some(data) = draft.data.as_mut().filter(|data| data.clean.is_none())
+        && draft.stages.iter().any(needed)
+    {
+        data.clean = Some(Clean::default());
+    }
+}
+
+/// Whether a clean set can serve the stages, as far as its size tells.
+fn check_clean(draft: &Draft, clean: Clean, faults: &mut Faults) {
+    let place = Place::section("data").key("clean.count");
+    if clean.count == 0 {
+        faults.add(&place, "expected at least 1, found 0; purification needs clean images");
+        return;
+    }
+    let compares = |stage: &&StageTable| stage.stage.as_ref().is_some_and(|it| it.clean() == CleanUse::EveryClass);
+    let classes = draft.model.as_ref().map_or(0, |model| model.classes);
+    if let Some(stage) = draft.stages.iter().find(compares).filter(|_| clean.count < classes) {
+        let message = format!(
+            "expected at least {classes}, an image of every class, since `{}` cannot tell a class without images from \
+             the backdoor's; found {}. Or give it the class, `class = …`",
+            stage.name, clean.count
+        );
+        faults.add(&place, message);
+    }
 }
 
 /// The dataset with the images that the pipeline's `preprocessing` makes of it.
@@ -255,17 +303,27 @@ fn check_images(model: &ModelSpec, dataset: &Dataset, faults: &mut Faults) {
             faults.add(&place.key(key), message);
         }
     }
+    let (side, smallest) = (image.height.min(image.width), model.smallest_side());
+    if side < smallest {
+        let message = format!(
+            "its pooling needs images of at least {smallest}x{smallest}; the dataset {} has {}x{} (height, width)",
+            descriptor.name, image.height, image.width
+        );
+        faults.add(&place.key("arch"), message);
+    }
 }
 
 fn open_dataset(draft: &Draft, name: &str, place: &Place, faults: &mut Faults) -> Option<Dataset> {
-    let Some(file) = draft.locate(Path::new(&format!("datasets/{name}.toml"))) else {
-        let folder = draft.locate(Path::new("datasets")).and_then(|folder| std::fs::read_dir(folder).ok());
+    let wanted = PathBuf::from(format!("datasets/{name}.toml"));
+    let Some(file) = draft.search.locate(&wanted) else {
+        let folder = draft.search.locate(Path::new("datasets")).and_then(|folder| std::fs::read_dir(folder).ok());
         let files = folder.into_iter().flatten().flatten().map(|entry| entry.path());
         let described = files.filter(|path| path.extension().is_some_and(|ending| ending == "toml"));
         let names = described.filter_map(|path| Some(path.file_stem()?.to_string_lossy().into_owned()));
         let names: BTreeSet<String> = names.collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        faults.add(place, format!("there is no datasets/{name}.toml{}", hint(name, &names)));
+        let tried = draft.search.tried(&wanted);
+        faults.add(place, format!("there is no datasets/{name}.toml{}{tried}", hint(name, &names)));
         return None;
     };
     Dataset::open(&file.to_string_lossy()).map_err(|error| faults.add(place, error.to_string())).ok()
@@ -311,14 +369,14 @@ fn check_trigger(draft: &Draft, dataset: Option<&Dataset>, faults: &mut Faults) 
         faults.add(&place.key("target"), message);
     }
     if let Some(dataset) = dataset {
-        check_fit(table, dataset, &draft.file, faults);
+        check_fit(table, dataset, &draft.search, faults);
     }
 }
 
 /// Whether the trigger fits on the dataset's images, and is what the pipeline says.
-fn check_fit(table: &TriggerTable, dataset: &Dataset, pipeline: &Path, faults: &mut Faults) {
+fn check_fit(table: &TriggerTable, dataset: &Dataset, search: &SearchPath, faults: &mut Faults) {
     let place = Place::section("trigger");
-    match table.trigger.build(dataset.descriptor().image.chw(), &|path| locate(pipeline, path)) {
+    match table.trigger.build(dataset.descriptor().image.chw(), &|path| search.find(path)) {
         Err(error) => faults.add_keyed(&place, &error.to_string()),
         Ok(Built::Read { target: Some(stored), .. }) if stored != table.target => {
             let found = table.target;

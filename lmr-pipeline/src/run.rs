@@ -69,7 +69,7 @@ pub fn run(plan: &mut Plan, options: &Options, observer: &dyn RunObserver) -> Re
     })?;
     let plan = &*plan;
     let folder = RunFolder::open(&path)?;
-    folder.write("config.toml", plan.to_toml()?.as_bytes())?;
+    folder.write("config.toml", plan.to_toml(folder.path())?.as_bytes())?;
     folder.write("data.json", &to_json(&inputs.data)?)?;
     let mut runner = Runner::new(plan, model, &inputs, &folder, options.fresh, observer)?;
     let mut stages = Vec::new();

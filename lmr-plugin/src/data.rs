@@ -26,7 +26,7 @@ use crate::Result;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct CleanSet {
-    /// The images, at least one, as raw pixels.
+    /// The images as raw pixels; at least one, unless made by [`CleanSet::none`].
     pub images: Images,
     /// How many classes the model tells apart; every label is below it.
     pub classes: usize,
@@ -48,6 +48,11 @@ impl CleanSet {
         }
         let classes = images.classes();
         Ok(Self { images, classes })
+    }
+
+    /// No images, for what looks at none, such as measuring a model as it is.
+    pub fn none(shape: [usize; 3], classes: usize) -> Result<Self> {
+        Ok(Self { images: Images::new(Vec::new(), Vec::new(), shape, classes)?, classes })
     }
 
     /// Classes without a single image, ascending.

@@ -84,6 +84,8 @@ fn explained(run: &Finished, code: i32, fragments: &[&str]) {
 #[case::no_data_folder("name = \"tiny\"\nclean", "name = \"tiny\"\nroot = \"nowhere\"\nclean", &["data.root: there is no folder nowhere"])]
 #[case::unknown_split("split = \"test\", count", "split = \"validation\", count", &["data.clean.split: expected \"train\" or \"test\", found \"validation\""])]
 #[case::empty_clean_set("count = 40", "count = 0", &["data.clean.count: expected at least 1, found 0"])]
+#[case::clean_set_without_a_class("count = 40", "count = 3", &["data.clean.count: expected at least 4, an image of every class, since `estimate` cannot tell", "found 3", "`class = …`"])]
+#[case::images_too_small("arch = \"resnet18\"", "arch = \"vgg16-bn\"", &["model.arch: its pooling needs images of at least 32x32; the dataset tiny has 8x8"])]
 #[case::clean_set_too_large("count = 40", "count = 161", &["data `tiny`", "161", "160"])]
 #[case::clean_set_takes_all("count = 40", "count = 160", &["data `tiny`: no image is left for the test set"])]
 #[case::empty_test_set("test = { split = \"test\" }", "test = { split = \"test\", count = 0 }", &["data.test.count: expected at least 1, found 0"])]

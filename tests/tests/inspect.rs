@@ -74,3 +74,52 @@ fn a_config_beside_the_file_is_shown() {
     assert_eq!(run.code, Some(2));
     assert!(run.stderr.contains("config.json: names neither `architecture`"), "{}", run.stderr);
 }
+
+#[test]
+fn a_folder_is_its_checkpoint_or_what_else_is_in_it() {
+    let project = Project::new(env!("CARGO_BIN_EXE_lmr-under-test"));
+    project.write("folder/model.safetensors", project.read("model.safetensors"));
+    project.write("folder/README.md", "");
+    let run = project.run(&["inspect", "folder"]);
+    assert!(run.stdout.contains("weights = { path = \"folder\" }"), "{}{}", run.stdout, run.stderr);
+    project.write("other/model.onnx", b"\x08\x08\x12\x07pytorch");
+    let run = project.run(&["inspect", "other"]);
+    assert_eq!(run.code, Some(2));
+    assert!(
+        run.stderr.contains("model.onnx: is an ONNX model") && run.stderr.contains("has no checkpoint"),
+        "{}",
+        run.stderr
+    );
+}
+
+#[test]
+fn a_table_is_offered_only_for_what_loads() {
+    let project = Project::new(env!("CARGO_BIN_EXE_lmr-under-test"));
+    let device = candle_core::Device::Cpu;
+    for (change, fault) in [("more", "1 unexpected: extra.weight"), ("less", "layer3.0.bn2.weight")] {
+        let mut state = lmr_tests::fresh_state(2);
+        match change {
+            "more" => state.insert("extra.weight".into(), Tensor::zeros(3, DType::F32, &device).unwrap()),
+            _ => state.remove("layer3.0.bn2.weight"),
+        };
+        project.write_weights(state);
+        let run = project.run(&["inspect", "model.safetensors"]);
+        assert!(!run.stdout.contains("[model]"), "{}", run.stdout);
+        let warning = "looks like resnet18, but cannot be loaded: ";
+        assert!(run.stdout.contains(warning) && run.stdout.contains(fault), "{}", run.stdout);
+        // Nothing was trained here, either.
+        assert!(run.stdout.contains("this network was not trained"), "{}", run.stdout);
+    }
+}
+
+#[test]
+fn a_trunk_without_a_head_gets_a_fresh_one() {
+    let project = Project::new(env!("CARGO_BIN_EXE_lmr-under-test"));
+    let mut state = lmr_tests::fresh_state(2);
+    state.retain(|name, _| !name.starts_with("fc."));
+    project.write_weights(state);
+    let run = project.run(&["inspect", "model.safetensors"]);
+    let table = "arch = \"resnet18\"\nclasses = 2  # as many as the data has: the file has no head\n";
+    assert!(run.stdout.contains(table), "{}", run.stdout);
+    assert!(run.stdout.contains("weights = { path = \"model.safetensors\", head = \"fresh\" }"), "{}", run.stdout);
+}

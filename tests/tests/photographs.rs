@@ -120,3 +120,30 @@ fn a_model_brings_its_preprocessing() {
     }
     assert_ne!(digests[0], digests[1], "the same files, resized in another way");
 }
+
+#[test]
+fn a_pipeline_takes_some_classes_of_a_dataset_as_it_is() {
+    let project = project();
+    let stage = PIPELINE.split_once("[[stage]]").unwrap().1.split_once("[[stage]]").unwrap().0;
+    project.edit("photographs.toml", &format!("[[stage]]{stage}"), "");
+    project.edit("photographs.toml", "clean = { split = \"test\", count = 4 }\n", "");
+    project.edit("photographs.toml", "[trigger]\nkind = \"patch\"\ntarget = 0\n", "");
+    std::fs::remove_dir_all(project.path().join("pictures/val/second")).unwrap();
+    let run =
+        |arguments: &[&str]| project.run(&[&["pipeline", "photographs.toml", "--out", "run"], arguments].concat());
+    let lacking = run(&[]);
+    assert!(lacking.stderr.contains("set `partial = true` under [data]"), "{}", lacking.stderr);
+    let partial = run(&["--set", "data.partial=true"]);
+    assert_eq!(partial.code, Some(0), "{}", partial.stderr);
+    let report: serde_json::Value = serde_json::from_slice(&project.read("run/report.json")).unwrap();
+    assert_eq!(report["data"]["test"], 17);
+    let unknown = run(&["--set", "data.classes=['n1', 'n7', 9]"]);
+    for fault in ["data.classes: there is no class `n7`", "data.classes: expected a class below 2, found 9"] {
+        assert!(unknown.stderr.contains(fault), "{}", unknown.stderr);
+    }
+    // The order is the new numbering.
+    let turned = run(&["--set", "data.classes=['second', 'n1']", "--set", "data.partial=true"]);
+    assert_eq!(turned.code, Some(0), "{}", turned.stderr);
+    let report: serde_json::Value = serde_json::from_slice(&project.read("run/report.json")).unwrap();
+    assert!(report["stages"][0]["outcome"]["per_class_acc"][0].is_null(), "{report}");
+}

@@ -18,12 +18,16 @@ struct Override {
     path: Vec<String>,
     value: Value,
     origin: String,
+    /// Whether it is from the command line or the environment, and so from where the program was started.
+    typed: bool,
 }
 
 /// All layers merged, and which keys were not taken from the file.
 pub struct Layered {
     pub table: Table,
     pub overridden: BTreeMap<Vec<String>, String>,
+    /// Those of them that came from the command line or the environment.
+    pub typed: Vec<Vec<String>>,
 }
 
 /// The layer of one override, as figment wants it.
@@ -60,7 +64,12 @@ pub fn load(file: &Path, from: &Overrides) -> Result<Layered> {
     match profile(profiles, from.profile.as_deref()) {
         Ok(values) => {
             let origin = || format!("profile {}", from.profile.as_deref().unwrap_or_default());
-            overrides.extend(values.into_iter().map(|(path, value)| Override { path, value, origin: origin() }));
+            overrides.extend(values.into_iter().map(|(path, value)| Override {
+                path,
+                value,
+                origin: origin(),
+                typed: false,
+            }));
         }
         Err(message) => {
             problems.push(Problem { origin: file.display().to_string(), key: PROFILES.into(), message });
@@ -131,7 +140,7 @@ fn push(out: &mut Vec<Override>, problems: &mut Vec<Problem>, origin: String, ke
         let message = format!("expected a section and a key, as in {example}");
         problems.push(Problem { origin, key: String::new(), message });
     } else {
-        out.push(Override { path, value: parse(value), origin });
+        out.push(Override { path, value: parse(value), origin, typed: true });
     }
 }
 
@@ -147,8 +156,11 @@ fn parse(text: &str) -> Value {
 fn merge(file: &Table, overrides: Vec<Override>, problems: &mut Vec<Problem>) -> Result<Layered> {
     let mut stages = file.get("stage").cloned();
     let mut figment = Figment::from(Overlay { origin: "file", data: dict(file.clone())? });
-    let mut overridden = BTreeMap::new();
-    for Override { path, value, origin } in overrides {
+    let (mut overridden, mut all_typed) = (BTreeMap::new(), Vec::new());
+    for Override { path, value, origin, typed } in overrides {
+        if typed {
+            all_typed.push(path.clone());
+        }
         if path[0] != "stage" {
             let data = nest(&path[1..], value);
             figment =
@@ -176,7 +188,7 @@ fn merge(file: &Table, overrides: Vec<Override>, problems: &mut Vec<Problem>) ->
         figment = figment.merge(Overlay { origin: "stages", data });
     }
     let table = figment.extract().map_err(|error| Error::Internal(format!("merging the configuration: {error}")))?;
-    Ok(Layered { table, overridden })
+    Ok(Layered { table, overridden, typed: all_typed })
 }
 
 /// Indices of the stages that a name, a kind or an index means; a name wins over a kind.

@@ -1,10 +1,11 @@
 //! The pipeline file: its tables, their defaults, and how they are read.
 //!
 //! Layers, weakest first: defaults, the file, one of its profiles, `LMR_…` environment variables, `--set`. A relative path
-//! is looked up from the working directory first, then from the pipeline file's folder and each folder above it.
+//! is looked up from the pipeline file's folder and each folder above it, then from the working directory.
 
 mod expect;
 mod layers;
+mod paths;
 mod publish;
 
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::Result;
-use crate::datasets::Split;
+use crate::datasets::{ClassChoice, Split};
 use crate::device::ComputeDtype;
 use crate::model_config::Convention;
 use crate::place::{Faults, Place, read, show};
@@ -25,6 +26,7 @@ use crate::problem::hint;
 use crate::registry::{AnyTrigger, STAGES, StageKind, TRIGGERS, TriggerKind};
 use crate::weights::Export;
 pub use expect::{Bound, ExpectTable, Expectation, Range};
+pub(crate) use paths::{PATH_KEYS, SearchPath};
 pub(crate) use publish::NO_UPLOADS;
 pub use publish::PublishTable;
 
@@ -45,11 +47,15 @@ pub struct RunTable {
     /// What products are computed in: `f32`, or on a GPU `bf16` or `f16`. Weights, statistics and everything else stay in f32.
     #[serde(skip_serializing_if = "ComputeDtype::is_f32")]
     pub dtype: ComputeDtype,
+    /// Folders from which relative paths are looked up before this file's own; `config.toml` in a run folder names those of
+    /// the pipeline it is from, where that lies elsewhere.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub paths_from: Vec<PathBuf>,
 }
 
 impl Default for RunTable {
     fn default() -> Self {
-        Self { name: String::new(), seed: 0, device: "auto".into(), dtype: ComputeDtype::F32 }
+        Self { name: String::new(), seed: 0, device: "auto".into(), dtype: ComputeDtype::F32, paths_from: Vec::new() }
     }
 }
 
@@ -112,12 +118,20 @@ pub struct DataTable {
     /// A local folder with the dataset's files, instead of the Hub's cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<PathBuf>,
+    /// Only images of these classes, which get new numbers in this order: `["n02422106", "tench", 7]`, by id, name or index. The
+    /// model has as many classes. All classes if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Vec<ClassChoice>>,
+    /// Whether classes may be without a folder of images, as `partial` in the descriptor says.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
     /// How images of any size are brought to the model's input, in place of what the dataset's descriptor says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preprocessing: Option<Convention>,
-    /// The defender's clean images, drawn by the seed with all classes in proportion.
-    #[serde(default)]
-    pub clean: Clean,
+    /// The defender's clean images, drawn by the seed with all classes in proportion; 500 of the test split if absent. A
+    /// pipeline that only evaluates needs none, and has none unless they are given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clean: Option<Clean>,
     /// The images that `evaluate` measures on; what is in `clean` is left out.
     #[serde(default)]
     pub test: TestImages,
@@ -201,6 +215,7 @@ impl StageTable {
 /// A pipeline file as far as it could be read; what could not is in the faults.
 pub(crate) struct Draft {
     pub file: PathBuf,
+    pub search: SearchPath,
     pub run: Option<RunTable>,
     pub model: Option<ModelSpec>,
     pub weights: Option<WeightsTable>,
@@ -246,7 +261,9 @@ impl Draft {
             faults.add(&Place::section(key), format!("unknown section{}", hint(key, SECTIONS)));
         }
         let run = section(&mut table, "run", true, &mut faults);
-        let run = run.and_then(|run| read(run, &Place::section("run"), &mut faults));
+        let run: Option<RunTable> = run.and_then(|run| read(run, &Place::section("run"), &mut faults));
+        let search = SearchPath::new(file, run.as_ref().map_or(&[], |run| run.paths_from.as_slice()));
+        paths::spell_out_typed(&mut table, &layered.typed, &search);
         let (model, weights) = match section(&mut table, "model", false, &mut faults) {
             Some(model) => read_model(model, &mut faults),
             None => (None, None),
@@ -275,19 +292,8 @@ impl Draft {
         };
         let publish = publish.and_then(|publish| read(publish, &Place::section("publish"), &mut faults));
         let file = file.to_path_buf();
-        Ok(Self { file, run, model, weights, data, trigger, has_trigger, stages, expect, publish, faults })
+        Ok(Self { file, search, run, model, weights, data, trigger, has_trigger, stages, expect, publish, faults })
     }
-
-    /// Where a relative path of the pipeline leads.
-    pub fn locate(&self, path: &Path) -> Option<PathBuf> {
-        locate(&self.file, path)
-    }
-}
-
-/// Where a relative path of a pipeline file leads: from the working directory, else from the file's folder or one above.
-pub(crate) fn locate(pipeline: &Path, path: &Path) -> Option<PathBuf> {
-    let folder = std::path::absolute(pipeline).ok()?;
-    std::iter::once(Path::new("")).chain(folder.ancestors().skip(1)).map(|base| base.join(path)).find(|p| p.exists())
 }
 
 /// Takes a top-level table out; an absent one is empty if it may be absent.

@@ -79,10 +79,10 @@ pub enum Source {
     Parquet(ParquetSource),
 }
 
-/// A folder with a folder for each class, and in that the images of the class (PNG or JPEG), as ImageNet is laid out.
+/// A folder with a folder for each class, and in that and in folders below it the images of the class, as ImageNet is laid out.
 ///
-/// Symbolic links may lead to other places in the folder, not out of it. Hidden entries, files that are not called as
-/// images and folders without images are passed over.
+/// Symbolic links are followed. Hidden entries, files that are not called as images or are beside the classes, and folders
+/// without images are passed over.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct FolderSource {

@@ -1,4 +1,5 @@
-//! A folder of photographs: in it a folder for each class, in that the images of the class, one a file.
+//! A folder of photographs: in it a folder for each class, in that and in folders below it the images of the class, one a file.
+//! Which are read, and that symbolic links are followed, is as in torchvision's `ImageFolder`.
 //!
 //! When it is opened, every file is read once for its digest and the look of its header; no pixel is decoded before it is
 //! wanted, and none is kept.
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use lmr_plugin::data::ImageSource;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
+use unicode_normalization::UnicodeNormalization;
 
 use super::digest::hex;
 use super::pixels::Decoding;
@@ -41,6 +43,17 @@ struct ImageFile {
 pub(super) struct Names<'a> {
     pub classes: &'a [String],
     pub ids: &'a [String],
+    /// The classes whose images are read; all if absent.
+    pub wanted: Option<&'a [u32]>,
+}
+
+/// What is found in a folder.
+#[derive(Default)]
+struct Contents {
+    /// Images by the folder they are in and their names.
+    images: Vec<(PathBuf, String)>,
+    /// How many other files there are.
+    others: usize,
 }
 
 impl Folder {
@@ -58,8 +71,12 @@ impl Folder {
             hint: format!("; set `root` under [data] to the folder that holds `{}`", source.path),
         })?;
         let mut found = Vec::new();
-        for (class, folder) in class_folders(&root, source, names)? {
-            let files = image_files(&root, &folder)?;
+        let (folders, mut ignored) = class_folders(&root, source, names)?;
+        for (class, folder) in folders {
+            let contents = contents(&folder)?;
+            ignored += contents.others;
+            let paths = contents.images.into_iter().map(|(folder, name)| folder.join(name));
+            let files: Vec<PathBuf> = paths.map(|path| path.strip_prefix(&root).unwrap_or(&path).to_owned()).collect();
             if files.is_empty() && !source.partial {
                 return Err(DataError::content(folder, "no image", "at least one").advise(PARTIAL));
             }
@@ -75,7 +92,11 @@ impl Folder {
             labels.push(class);
             files.push(ImageFile { path, sha256 });
         }
-        let provenance = FileProvenance { path: source.path.clone(), repo: None, bytes, sha256: listing(&files) };
+        if ignored > 0 {
+            tracing::info!("{}: passed over {ignored} files that are no images or beside the classes", root.display());
+        }
+        let path = source.path.clone();
+        let provenance = FileProvenance { path, repo: None, bytes, ignored, sha256: listing(&files) };
         Ok((Self { root, files, decoding }, labels, provenance))
     }
 
@@ -118,30 +139,41 @@ fn listing(files: &[ImageFile]) -> String {
     hex(&hasher.finalize())
 }
 
-const PARTIAL: &str = "; where classes may be without images, add `partial = true` to the descriptor";
+const PARTIAL: &str = "; where classes may be without images, set `partial = true` under [data]";
 
-/// The folder of every class that has one, in the order of the classes.
-fn class_folders(root: &Path, source: &FolderSource, names: Names<'_>) -> Result<Vec<(u32, PathBuf)>, DataError> {
-    let mut folders = Vec::new();
+/// The folder of every wanted class that has one, in the order of the classes, and how many files are beside them.
+fn class_folders(
+    root: &Path,
+    source: &FolderSource,
+    names: Names<'_>,
+) -> Result<(Vec<(u32, PathBuf)>, usize), DataError> {
+    let (mut folders, mut files) = (Vec::new(), 0);
     for entry in entries(root)? {
         let path = entry.path();
-        if is_inside(root, &path)?.is_dir() {
-            folders.push((name_of(&path)?, path));
+        match metadata(&path)?.is_dir() {
+            true => folders.push((name_of(&path)?, path)),
+            false => files += 1,
         }
     }
     let classes = names.classes;
+    let wanted = |class: usize| names.wanted.is_none_or(|wanted| wanted.contains(&(class as u32)));
     if source.sorted {
         if folders.len() != classes.len() {
             let found = format!("{} folders", folders.len());
             return Err(DataError::content(root, found, format!("{}, one for each class", classes.len())));
         }
-        return Ok((0..).zip(folders.into_iter().map(|(_, path)| path)).collect());
+        let all = (0..).zip(folders.into_iter().map(|(_, path)| path));
+        return Ok((all.filter(|(class, _)| wanted(*class as usize)).collect(), files));
     }
     let mut by_class: Vec<Option<PathBuf>> = vec![None; classes.len()];
     for (name, path) in folders {
-        let is_it = |class: usize| classes[class] == name || names.ids.get(class).is_some_and(|id| *id == name);
+        // Some systems write `é` as one character, others as two.
+        let same = |class: &str| class == name || class.nfc().eq(name.nfc());
+        let is_it = |class: usize| same(&classes[class]) || names.ids.get(class).is_some_and(|id| same(id));
         let Some(class) = (0..classes.len()).find(|&class| is_it(class)) else {
-            if image_files(root, &path)?.is_empty() {
+            let contents = contents(&path)?;
+            if contents.images.is_empty() {
+                files += contents.others;
                 continue;
             }
             return Err(DataError::content(path, "images of no class", "the name or the id of a class"));
@@ -151,31 +183,49 @@ fn class_folders(root: &Path, source: &FolderSource, names: Names<'_>) -> Result
             return Err(DataError::content(path, found, "one"));
         }
     }
-    if let Some(class) = by_class.iter().position(Option::is_none)
+    if let Some(class) = (0..classes.len()).find(|&class| wanted(class) && by_class[class].is_none())
         && !source.partial
     {
         let called = names.ids.get(class).unwrap_or(&classes[class]);
         return Err(DataError::content(root, "no folder of this name", format!("`{called}`")).advise(PARTIAL));
     }
-    Ok((0..).zip(by_class).filter_map(|(class, path)| Some((class, path?))).collect())
+    let found = (0..).zip(by_class).filter_map(|(class, path)| Some((class, path?)));
+    Ok((found.filter(|(class, _)| wanted(*class as usize)).collect(), files))
 }
 
-/// The images in the folder of a class, below the root and in the order of their names.
-fn image_files(root: &Path, folder: &Path) -> Result<Vec<PathBuf>, DataError> {
-    let mut files = Vec::new();
+/// What is in the folder of a class and in those below it, folder after folder, each in the order of names.
+fn contents(folder: &Path) -> Result<Contents, DataError> {
+    let mut contents = Contents::default();
+    collect(folder, &mut Vec::new(), &mut contents)?;
+    // As Python sorts what `os.walk` gives: folders as whole texts.
+    contents.images.sort_by(|a, b| (a.0.as_os_str(), &a.1).cmp(&(b.0.as_os_str(), &b.1)));
+    Ok(contents)
+}
+
+/// `above`: the folders that lead here, where links have led to, so that none is its own.
+fn collect(folder: &Path, above: &mut Vec<PathBuf>, contents: &mut Contents) -> Result<(), DataError> {
+    let real = folder.canonicalize().map_err(|source| DataError::io(folder, source))?;
+    if above.contains(&real) {
+        let found = format!("a symbolic link to {}, in which it is", real.display());
+        return Err(DataError::content(folder, found, "one to another place"));
+    }
+    above.push(real);
     for entry in entries(folder)? {
         let path = entry.path();
         let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
-        if !ENDINGS.contains(&ending.as_str()) {
-            continue;
+        let is_image = ENDINGS.contains(&ending.as_str());
+        match metadata(&path)? {
+            found if found.is_dir() => {
+                name_of(&path)?;
+                collect(&path, above, contents)?;
+            }
+            _ if !is_image => contents.others += 1,
+            found if found.is_file() => contents.images.push((folder.to_owned(), name_of(&path)?)),
+            _ => return Err(DataError::content(path, "no ordinary file", "an image")),
         }
-        name_of(&path)?;
-        if !is_inside(root, &path)?.is_file() {
-            return Err(DataError::content(path, "no ordinary file", "an image"));
-        }
-        files.push(path.strip_prefix(root).unwrap_or(&path).to_owned());
     }
-    Ok(files)
+    above.pop();
+    Ok(())
 }
 
 /// What is in a folder, sorted by name; hidden entries are left out.
@@ -187,19 +237,9 @@ fn entries(folder: &Path) -> Result<Vec<DirEntry>, DataError> {
     Ok(entries)
 }
 
-/// What an entry is. A symbolic link may lead to another place in the folder, not out of it.
-fn is_inside(root: &Path, path: &Path) -> Result<std::fs::Metadata, DataError> {
-    let io = |source| DataError::io(path, source);
-    let metadata = path.symlink_metadata().map_err(io)?;
-    if !metadata.is_symlink() {
-        return Ok(metadata);
-    }
-    let target = path.canonicalize().map_err(io)?;
-    if !target.starts_with(root) {
-        let found = format!("a symbolic link to {}", target.display());
-        return Err(DataError::content(path, found, format!("one that stays in {}", root.display())));
-    }
-    target.metadata().map_err(io)
+/// What an entry is, wherever a link leads.
+fn metadata(path: &Path) -> Result<std::fs::Metadata, DataError> {
+    path.metadata().map_err(|source| DataError::io(path, source))
 }
 
 /// The name of an entry; it goes into digests and messages.

@@ -14,6 +14,7 @@ mod digest;
 mod error;
 mod folder;
 mod idx;
+mod jpeg;
 #[cfg(not(feature = "parquet"))]
 mod no_parquet;
 #[cfg(feature = "parquet")]
@@ -21,6 +22,7 @@ mod parquet;
 mod pixels;
 #[cfg(feature = "parquet")]
 mod spool;
+mod subset;
 #[cfg(test)]
 mod tests;
 
@@ -40,6 +42,8 @@ use folder::{Folder, Names};
 use pixels::Decoding;
 #[cfg(test)]
 pub(crate) use pixels::decode_raster;
+pub use subset::ClassChoice;
+use subset::Subset;
 
 use crate::hub::{Hub, RemoteFile, RemoteFiles, RepoKind};
 use crate::preprocess::Preprocessing;
@@ -88,6 +92,7 @@ pub struct Dataset {
     descriptor: Descriptor,
     file: PathBuf,
     root: Option<PathBuf>,
+    subset: Option<Subset>,
     hub: Hub,
 }
 
@@ -129,6 +134,9 @@ pub struct FileProvenance {
     pub repo: Option<String>,
     /// How many bytes it has, or all its images together.
     pub bytes: u64,
+    /// How many files of a folder were passed over, being no images or beside the classes.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub ignored: usize,
     /// The SHA-256 of the bytes that were read, in hexadecimal digits. Of a folder, that of the lines that `sha256sum`
     /// prints of its images (path below the folder), sorted by path.
     pub sha256: String,
@@ -153,7 +161,7 @@ impl Dataset {
             let fault = format!("name: found {:?}, expected the name of the file without .toml", descriptor.name);
             return Err(DataError::Descriptor { file, faults: vec![fault] });
         }
-        Ok(Self { descriptor, file, root: None, hub: Hub::from_env() })
+        Ok(Self { descriptor, file, root: None, subset: None, hub: Hub::from_env() })
     }
 
     /// Looks for Parquet files in `root`, under the paths they have in the repository, and nowhere else; for folders of
@@ -162,6 +170,24 @@ impl Dataset {
     pub fn with_root(mut self, root: impl Into<PathBuf>) -> Self {
         self.root = Some(root.into());
         self
+    }
+
+    /// Leaves out all classes but these, which get new numbers in this order; images of others are passed over. An error says
+    /// what is wrong with each choice.
+    pub fn with_classes(mut self, classes: &[ClassChoice]) -> Result<Self, Vec<String>> {
+        self.subset = Some(Subset::choose(&mut self.descriptor, classes)?);
+        Ok(self)
+    }
+
+    /// Lets classes be without images, as `partial` does in a descriptor. `false` if no split is in folders, or the order of
+    /// those is what tells the classes.
+    pub fn allow_missing_classes(&mut self) -> bool {
+        let splits = [&mut self.descriptor.train, &mut self.descriptor.test];
+        let folders = splits.into_iter().flatten().filter_map(|source| match source {
+            Source::Folder(folder) if !folder.sorted => Some(folder),
+            _ => None,
+        });
+        folders.map(|folder| folder.partial = true).count() > 0
     }
 
     /// Uses this cache and Hub in place of those the environment names.
@@ -206,6 +232,12 @@ impl Dataset {
             Source::Idx(source) => self.load_idx(source)?,
             Source::Parquet(source) => self.load_parquet(source, observer)?,
         };
+        let images = match &self.subset {
+            Some(subset) => images
+                .of_classes(&subset.chosen)
+                .map_err(|source| DataError::Images { file: self.file.clone(), source })?,
+            None => images,
+        };
         if images.is_empty() {
             return Err(DataError::content(&self.file, format!("no images in the {split} split"), "at least one"));
         }
@@ -227,7 +259,7 @@ impl Dataset {
                 format!("{count}, one for each image"),
             ));
         }
-        let classes = self.descriptor.classes.len();
+        let classes = self.stored_classes();
         if let Some((row, class)) = labels.iter().enumerate().find(|&(_, &class)| usize::from(class) >= classes) {
             return Err(DataError::content(labels_file, format!("class {class}"), format!("0 to {}", classes - 1))
                 .at(format_args!("label {row}")));
@@ -235,7 +267,7 @@ impl Dataset {
         let mut files = Vec::new();
         for (path, file) in [(&source.images, images_file), (&source.labels, labels_file)] {
             let (sha256, bytes) = sha256_file(&file).map_err(|source| DataError::io(&file, source))?;
-            files.push(FileProvenance { path: path.clone(), repo: None, bytes, sha256 });
+            files.push(FileProvenance { path: path.clone(), repo: None, bytes, ignored: 0, sha256 });
         }
         Ok((self.in_memory(pixels, labels.into_iter().map(u32::from).collect())?, files))
     }
@@ -245,9 +277,17 @@ impl Dataset {
             Some(root) => root.join(&source.path),
             None => self.file.with_file_name(&source.path),
         };
-        let names = Names { classes: &self.descriptor.classes, ids: &self.descriptor.class_ids };
+        let names = match &self.subset {
+            Some(subset) => Names { classes: &subset.classes, ids: &subset.ids, wanted: Some(&subset.chosen) },
+            None => Names { classes: &self.descriptor.classes, ids: &self.descriptor.class_ids, wanted: None },
+        };
         let (folder, labels, provenance) = Folder::open(&root, source, names, self.decoding())?;
         Ok((self.decoded_later(folder, labels)?, vec![provenance]))
+    }
+
+    /// How many classes the files tell apart.
+    fn stored_classes(&self) -> usize {
+        self.subset.as_ref().map_or(&self.descriptor.classes, |subset| &subset.classes).len()
     }
 
     fn decoding(&self) -> Decoding {
@@ -255,12 +295,12 @@ impl Dataset {
     }
 
     fn in_memory(&self, pixels: Vec<u8>, labels: Vec<u32>) -> Result<Images, DataError> {
-        Images::new(pixels, labels, self.descriptor.image.chw(), self.descriptor.classes.len())
+        Images::new(pixels, labels, self.descriptor.image.chw(), self.stored_classes())
             .map_err(|source| DataError::Images { file: self.file.clone(), source })
     }
 
     fn decoded_later(&self, source: impl ImageSource + 'static, labels: Vec<u32>) -> Result<Images, DataError> {
-        Images::from_source(Arc::new(source), labels, self.descriptor.classes.len())
+        Images::from_source(Arc::new(source), labels, self.stored_classes())
             .map_err(|source| DataError::Images { file: self.file.clone(), source })
     }
 
@@ -309,6 +349,10 @@ fn remote_files(source: &ParquetSource) -> Vec<RemoteFile<'_>> {
 
 fn wanted<'a>(source: &'a ParquetSource, files: &'a [RemoteFile<'a>]) -> RemoteFiles<'a> {
     RemoteFiles { kind: RepoKind::Dataset, repo: &source.repo, revision: &source.revision, files }
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// Images and the files they came from.

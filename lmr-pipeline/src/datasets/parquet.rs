@@ -54,7 +54,7 @@ impl Dataset {
                     None => decode_all(&decoding, images, &mut pixels).map_err(bad),
                 }
             };
-            let expected = Expected { rows: file.rows, classes: self.descriptor.classes.len() };
+            let expected = Expected { rows: file.rows, classes: self.stored_classes() };
             read(&path, source, expected, &mut take, &mut labels)?;
             files.push(provenance);
         }
@@ -71,7 +71,7 @@ impl Dataset {
         let repo = format!("{}@{}", source.repo, found.commit);
         let locate = |(file, found): (&ParquetFile, HubFile)| {
             let (path, repo) = (file.path.clone(), Some(repo.clone()));
-            (found.path, FileProvenance { path, repo, bytes: found.bytes, sha256: found.sha256 })
+            (found.path, FileProvenance { path, repo, bytes: found.bytes, ignored: 0, sha256: found.sha256 })
         };
         Ok(source.files.iter().zip(found.files).map(locate).collect())
     }
@@ -95,7 +95,7 @@ fn in_folder(root: &Path, source: &ParquetSource) -> Result<Vec<Located>, DataEr
             return Err(DataError::content(&path, format!("SHA-256 {sha256}"), expected)
                 .advise("; the file differs from the one the descriptor describes"));
         }
-        Ok((path, FileProvenance { path: file.path.clone(), repo: None, bytes, sha256 }))
+        Ok((path, FileProvenance { path: file.path.clone(), repo: None, bytes, ignored: 0, sha256 }))
     };
     source.files.iter().map(locate).collect()
 }

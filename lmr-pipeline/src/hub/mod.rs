@@ -12,6 +12,7 @@ mod cache;
 mod checkpoint;
 mod digest;
 mod error;
+mod expand;
 pub(crate) mod names;
 #[cfg(not(feature = "hub"))]
 mod no_hub;
@@ -28,6 +29,7 @@ use lmr_plugin::run::Observer;
 use cache::CachedRepository;
 pub use checkpoint::{HubCheckpoint, RemoteCheckpoint};
 pub use error::{HubError, Refusal};
+use expand::expand;
 #[cfg(not(feature = "hub"))]
 use no_hub::Client;
 #[cfg(feature = "hub")]
@@ -154,11 +156,14 @@ impl Hub {
     }
 
     /// As [`Hub::from_env`], with variables from elsewhere.
+    ///
+    /// In paths, `~` and `$VARIABLE` mean what they mean to Python's client.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>, home: Option<PathBuf>) -> Self {
         let get = |name: &str| variable(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
-        let folder = |name: &str| get(name).map(PathBuf::from);
+        let folder = |name: &str| get(name).map(|path| PathBuf::from(expand(&path, &variable, home.as_deref())));
         let hf_home = folder("HF_HOME").unwrap_or_else(|| {
-            let cache = folder("XDG_CACHE_HOME").unwrap_or_else(|| home.unwrap_or_default().join(".cache"));
+            let home = || home.clone().unwrap_or_default();
+            let cache = folder("XDG_CACHE_HOME").unwrap_or_else(|| home().join(".cache"));
             cache.join("huggingface")
         });
         let token_file = folder("HF_TOKEN_PATH").unwrap_or_else(|| hf_home.join("token"));

@@ -49,6 +49,11 @@ pub(super) fn hub(variables: &[(&str, &str)]) -> Hub {
 #[case(&[("XDG_CACHE_HOME", "/x"), ("HF_HOME", "/h")], "/h/hub")]
 #[case(&[("HF_HOME", "/h"), ("HUGGINGFACE_HUB_CACHE", "/old")], "/old")]
 #[case(&[("HF_HUB_CACHE", "/c"), ("HUGGINGFACE_HUB_CACHE", "/old"), ("HF_HOME", "/h")], "/c")]
+#[case(&[("HF_HOME", "~/hf")], "/home/user/hf/hub")]
+#[case(&[("HF_HOME", "$BASE/${NAME}_1"), ("BASE", "/b"), ("NAME", "n")], "/b/n_1/hub")]
+#[case(&[("HF_HUB_CACHE", "~/$NAME/$UNSET"), ("NAME", "n")], "/home/user/n/$UNSET")]
+#[case(&[("HF_HUB_CACHE", "/a/~/b")], "/a/~/b")]
+#[case(&[("XDG_CACHE_HOME", "~/x")], "/home/user/x/huggingface/hub")]
 #[case(&[("HF_HUB_CACHE", ""), ("HF_HOME", "/h\n")], "/h/hub")]
 fn cache_follows_the_environment(#[case] variables: &[(&str, &str)], #[case] expected: &str) {
     assert_eq!(hub(variables).cache, PathBuf::from(expected));

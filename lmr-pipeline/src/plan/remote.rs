@@ -41,7 +41,7 @@ impl Plan {
 
     /// The splits that a run reads.
     fn splits(&self) -> Vec<Split> {
-        let mut splits = vec![self.data.clean.split];
+        let mut splits: Vec<Split> = self.data.clean.iter().map(|clean| clean.split).collect();
         if self.measures() {
             splits.push(self.data.test.split);
         }

@@ -1,13 +1,16 @@
 //! The pipeline as resolved, defaults included, as a file that gives the same run again.
 
+use std::path::{Path, PathBuf};
+
 use serde_json::{Map, Value, json};
 
 use super::Plan;
+use crate::config::PATH_KEYS;
 use crate::{Error, Result};
 
 impl Plan {
-    /// The whole configuration as TOML.
-    pub fn to_toml(&self) -> Result<String> {
+    /// The whole configuration as TOML, for a file in `folder`: from there, relative paths lead where they lead now.
+    pub fn to_toml(&self, folder: &Path) -> Result<String> {
         let internal = |error: &dyn std::fmt::Display| Error::Internal(format!("writing the configuration: {error}"));
         let value = |value: Result<Value, serde_json::Error>| value.map_err(|error| internal(&error));
         let mut model = value(serde_json::to_value(&self.model))?;
@@ -46,6 +49,17 @@ impl Plan {
             pipeline.insert("publish".into(), value(serde_json::to_value(publish))?);
         }
         let mut pipeline = Value::Object(pipeline);
+        let named = PATH_KEYS
+            .iter()
+            .filter_map(|keys| Some(PathBuf::from(pipeline.pointer(&format!("/{}", keys.join("/")))?.as_str()?)));
+        let paths: Vec<PathBuf> = named.chain([PathBuf::from(format!("datasets/{}.toml", self.data.name))]).collect();
+        let from = self.search.seen_from(folder, &paths);
+        if let Some(Value::Object(run)) = pipeline.get_mut("run") {
+            run.remove("paths-from");
+            if !from.is_empty() {
+                run.insert("paths-from".into(), value(serde_json::to_value(from))?);
+            }
+        }
         strip_null(&mut pipeline);
         toml::to_string(&pipeline).map_err(|error| internal(&error))
     }

@@ -93,8 +93,9 @@ pub(super) fn check(draft: &Draft, faults: &mut Faults) -> Option<Checkpoint> {
                     faults.add(&place.key(key), "belongs to `hub`, but there is `path`; remove one of them");
                 }
             }
-            let Some(found) = draft.locate(path) else {
-                faults.add(&place.key("path"), format!("there is no file {}", path.display()));
+            let Some(found) = draft.search.locate(path) else {
+                let message = format!("there is no file {}{}", path.display(), draft.search.tried(path));
+                faults.add(&place.key("path"), message);
                 return None;
             };
             let found = weights::in_folder(&found).and_then(|file| LocalCheckpoint::new(file, None));
@@ -205,7 +206,7 @@ impl Plan {
         {
             check_images(&self.model, &dataset, &mut faults);
             if let Some(table) = &self.trigger {
-                check_fit(table, &dataset, &self.file, &mut faults);
+                check_fit(table, &dataset, &self.search, &mut faults);
             }
             self.dataset = dataset;
         }

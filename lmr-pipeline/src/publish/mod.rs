@@ -127,7 +127,8 @@ impl Composer<'_> {
             forms.push(form);
         }
         files.push(PublishedFile::new("report.json", to_json(&source.report)?));
-        files.push(PublishedFile::new("lmr.toml", self.pipeline()?.into_bytes()));
+        let pipeline = self.pipeline(&files)?.into_bytes();
+        files.push(PublishedFile::new("lmr.toml", pipeline));
         files.extend(source.plots()?.into_iter().map(|(name, bytes)| PublishedFile::new(&name, bytes)));
         files.sort_by(|a, b| a.path.cmp(&b.path));
         let license = self.license(&received);
@@ -170,13 +171,27 @@ impl Composer<'_> {
     }
 
     /// The whole pipeline without what only holds on this machine, and without where it was published.
-    fn pipeline(&self) -> Result<String> {
-        let text = self.source.plan.to_toml()?;
+    fn pipeline(&self, beside: &[PublishedFile]) -> Result<String> {
+        let text = self.source.plan.to_toml(self.source.path())?;
         let internal = |error: &dyn std::fmt::Display| Error::Internal(format!("lmr.toml: {error}"));
         let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| internal(&error))?;
         table.remove("publish");
+        if let Some(toml::Value::Table(run)) = table.get_mut("run") {
+            run.remove("paths-from");
+        }
         let mut table = toml::Value::Table(table);
         shorten_paths(&mut table);
+        if let Some(weights) = table.get_mut("model").and_then(|model| model.get_mut("weights")?.as_table_mut())
+            && let Some(toml::Value::String(path)) = weights.get_mut("path")
+        {
+            // A path is looked up beside the file first, and there the purified model may have this name.
+            if beside.iter().any(|file| Path::new(&file.path).starts_with(&*path)) {
+                *path = format!("{RECEIVED}/{path}");
+            }
+            if let Some(sha256) = &self.source.report.model.sha256 {
+                weights.insert("sha256".into(), sha256.clone().into());
+            }
+        }
         toml::to_string(&table).map_err(|error| internal(&error))
     }
 
@@ -226,6 +241,9 @@ impl Composer<'_> {
         Ok((PublishedForm { stage: index, note: format!("{}{container}", form.summary()), folder }, files))
     }
 }
+
+/// The folder in which the published pipeline looks for a received model that was a local file.
+const RECEIVED: &str = "received";
 
 const WHOLE: &str = "; loads as the model itself does.";
 const SMALLER: &str = "; `config.json` has its widths. LMR loads it, other libraries have no class for it.";

@@ -76,7 +76,7 @@ mod tests {
         let mut mask = GrayImage::new(3, 2);
         mask.put_pixel(1, 0, Luma([255]));
         mask.save(dir.path().join("mask.png")).unwrap();
-        let locate = |path: &Path| Some(dir.path().join(path)).filter(|path| path.exists());
+        let locate = |path: &Path| Some(dir.path().join(path)).filter(|path| path.exists()).ok_or_else(String::new);
         let trigger =
             ImageTrigger { path: "red.png".into(), mask: Some("mask.png".into()), opacity: AboveZero::literal(0.5) };
         let Built::Read { trigger: built, sha256, .. } = trigger.build([3, 2, 3], &locate).unwrap() else { panic!() };

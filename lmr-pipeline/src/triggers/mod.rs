@@ -33,8 +33,8 @@ pub enum Built {
     Learned,
 }
 
-/// Where a path of the pipeline file leads; `None` if there is nothing.
-pub type Locate<'a> = dyn Fn(&Path) -> Option<PathBuf> + 'a;
+/// Where a path of the pipeline file leads; where there is nothing, words for what was tried.
+pub type Locate<'a> = dyn Fn(&Path) -> Result<PathBuf, String> + 'a;
 
 /// A trigger is at most a small network.
 const MAX_FILE: u64 = 1 << 30;
@@ -42,7 +42,7 @@ const MAX_FILE: u64 = 1 << 30;
 /// The bytes of a file that the pipeline names under `key`.
 fn read(key: &str, path: &Path, locate: &Locate<'_>) -> Result<Vec<u8>> {
     let invalid = |message: String| Error::Trigger(format!("{key}: {message}"));
-    let file = locate(path).ok_or_else(|| invalid(format!("there is no file {}", path.display())))?;
+    let file = locate(path).map_err(|tried| invalid(format!("there is no file {}{tried}", path.display())))?;
     let length = fs::metadata(&file).map_err(|error| invalid(format!("{}: {error}", path.display())))?.len();
     if length > MAX_FILE {
         return Err(invalid(format!("{} has {length} bytes; expected at most {MAX_FILE}", path.display())));

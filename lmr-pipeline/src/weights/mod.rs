@@ -8,6 +8,7 @@
 
 pub(crate) mod described;
 mod encoded;
+mod foreign;
 pub(crate) mod gguf;
 mod layout;
 mod pickle;
@@ -83,18 +84,24 @@ pub fn load(path: &Path, key: Option<&str>) -> Result<Checkpoint> {
 /// Reads a checkpoint whatever its numbers are.
 pub fn read(path: &Path, key: Option<&str>) -> Result<Checkpoint> {
     let mut file = File::open(path)?;
+    if let Some(message) = foreign::told(&file.head, path) {
+        return Err(file.error(message));
+    }
     let mut described = None;
     let (container, found, sha256, bytes) = match Format::of(&file.head, path) {
         Format::Torch(container) => {
             let bytes = file.take(file.length)?;
             let found = match container {
-                Container::TorchZip => torch::read_zip(&bytes, key),
+                Container::TorchZip => {
+                    torch::read_zip(&bytes, key).map_err(|message| foreign::archive(&bytes).unwrap_or(message))
+                }
                 _ => torch::read_legacy(&bytes, key),
             };
             (container, found.map_err(|message| file.error(message))?, sha256(&bytes), file.length)
         }
         Format::Pickle => {
-            return Err(file.error("is a pickle, but none that torch.save wrote; expected safetensors or a state dict"));
+            let bytes = file.take(file.length)?;
+            return Err(file.error(foreign::pickle(&bytes)));
         }
         format if key.is_some() => {
             let kind = if matches!(format, Format::Gguf) { "GGUF" } else { "safetensors" };
@@ -107,7 +114,10 @@ pub fn read(path: &Path, key: Option<&str>) -> Result<Checkpoint> {
             (Container::Gguf, found, sha256(&bytes), file.length)
         }
         Format::Index => {
-            let (entries, sha256, bytes) = st::read_sharded(&mut file)?;
+            let (entries, sha256, bytes) = st::read_sharded(&mut file).map_err(|error| {
+                let text = fs::read(path).ok().filter(|text| text.len() as u64 <= MAX_INDEX);
+                text.and_then(|text| foreign::json(&text)).map_or(error, |message| Error::input(path, message))
+            })?;
             (Container::ShardedSafetensors, torch::Found::of(entries), sha256, bytes)
         }
         Format::Safetensors => {
@@ -139,7 +149,14 @@ pub fn in_folder(path: &Path) -> Result<PathBuf> {
     let names: Vec<String> = files.filter_map(|entry| entry.file_name().into_string().ok()).collect();
     match choose(&names) {
         Ok(Some(name)) => Ok(path.join(name)),
-        Ok(None) => Err(Error::input(path, no_checkpoint())),
+        Ok(None) => {
+            let mut files = names.iter().map(|name| path.join(name));
+            let told = files.find_map(|file| Some((foreign::told(&head(&file).ok()?, &file)?, file)));
+            Err(told.map_or_else(
+                || Error::input(path, no_checkpoint()),
+                |(message, file)| Error::input(&file, format!("{message}; the folder {}", no_checkpoint())),
+            ))
+        }
         Err(fault) => Err(Error::input(path, fault)),
     }
 }
@@ -181,9 +198,14 @@ pub(crate) fn is_called_a_pickle(name: &str) -> bool {
 
 /// Whether its first bytes say that it is a pickle.
 pub(crate) fn is_pickle(path: &Path) -> std::io::Result<bool> {
+    Ok(matches!(Format::of(&head(path)?, path), Format::Torch(_) | Format::Pickle))
+}
+
+/// The first bytes of a file.
+fn head(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut head = Vec::new();
     fs::File::open(path)?.take(HEAD).read_to_end(&mut head)?;
-    Ok(matches!(Format::of(&head, path), Format::Torch(_) | Format::Pickle))
+    Ok(head)
 }
 
 fn ends(name: &str, endings: &[&str]) -> bool {

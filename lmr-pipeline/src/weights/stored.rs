@@ -14,8 +14,13 @@ pub fn rounding(path: &Path, checkpoint: &Checkpoint) -> Result<Option<Rounding>
         return Ok(described::read(path, &checkpoint.state)?.map(Rounding::Integers));
     };
     let name = gguf.format.as_deref().ok_or_else(|| {
-        let message =
-            format!("has no key `{}`; a pipeline loads the GGUF files that `publish` writes, no others", gguf::FORMAT);
+        let of = checkpoint.notes.iter().find(|(key, _)| key == gguf::ARCHITECTURE);
+        let message = format!(
+            "is a GGUF file{} and has no key `{}`; a pipeline loads the GGUF files that `publish` writes, no others: take the \
+             model's safetensors or `.pth`",
+            of.map(|(_, name)| format!(" of the architecture `{}`", name.escape_debug())).unwrap_or_default(),
+            gguf::FORMAT
+        );
         Error::input(path, message)
     })?;
     let format = BlockFormat::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| {

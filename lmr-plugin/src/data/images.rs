@@ -140,6 +140,22 @@ impl Images {
         Ok(Self { indices: Arc::new(indices), labels: Arc::new(labels), ..self.clone() })
     }
 
+    /// The images of some classes, which get the numbers of their places in `classes`.
+    ///
+    /// ```
+    /// use lmr_plugin::data::Images;
+    /// let images = Images::new(vec![7, 8, 9], vec![0, 1, 2], [1, 1, 1], 3)?.of_classes(&[2, 0])?;
+    /// assert_eq!((images.pixels()?, images.labels(), images.classes()), (vec![7, 9], &[1, 0][..], 2));
+    /// # Ok::<(), lmr_plugin::Error>(())
+    /// ```
+    pub fn of_classes(&self, classes: &[u32]) -> Result<Self> {
+        let place = |label: u32| classes.iter().position(|class| *class == label);
+        let kept: Vec<usize> = (0..self.len()).filter(|&index| place(self.labels[index]).is_some()).collect();
+        let selected = self.select(&kept)?;
+        let labels = selected.labels.iter().filter_map(|label| Some(place(*label)? as u32)).collect();
+        Ok(Self { labels: Arc::new(labels), classes: classes.len(), ..selected })
+    }
+
     /// The images at `indices` as `f32` in [0, 1] of shape `[B, C, H, W]`, and their labels as `u32` of shape `[B]`.
     ///
     /// ```

@@ -12,7 +12,7 @@ use crate::deploy::{Deployment, Forms};
 use crate::model::Model;
 use crate::predict;
 use crate::run::Run;
-use crate::stage::{Context, Examination, Examines, ModelUse, Outcome, Planted, Stage};
+use crate::stage::{CleanUse, Context, Examination, Examines, ModelUse, Outcome, Planted, Stage};
 
 /// Measures accuracy on clean test images (ACC) and, where there is a trigger, the attack success rate (ASR) and the
 /// accuracy under the trigger (TA). The only stage that is shown the answer.
@@ -179,6 +179,14 @@ impl Stage for Evaluate {
         match self.deploy.is_as_is() {
             true => ModelUse::Inspects,
             false => ModelUse::Reads,
+        }
+    }
+
+    /// Activation ranges are measured on clean images; nothing else is.
+    fn clean(&self) -> CleanUse {
+        match self.deploy.iter().any(|form| matches!(form, Deployment::Quantize(_))) {
+            true => CleanUse::Images,
+            false => CleanUse::None,
         }
     }
 

@@ -22,7 +22,7 @@ use crate::predict;
 use crate::ranges::{Count, NonNegative, OpenFraction, Positive, Times, Votes};
 use crate::rng;
 use crate::run::Run;
-use crate::stage::{CleanOnly, Context, Finding, ModelUse, Outcome, Purifies, Stage};
+use crate::stage::{CleanOnly, CleanUse, Context, Finding, ModelUse, Outcome, Purifies, Stage};
 use crate::train::{Defaults, Flow, Objective, Recipe, Usual};
 use crate::{Error, Result};
 
@@ -323,6 +323,11 @@ impl Stage for Estimate {
         let mut faults = self.training.faults("training");
         faults.extend(self.deploy.faults("deploy"));
         faults
+    }
+
+    /// A class without images is never pushed down, and passes for the backdoor's.
+    fn clean(&self) -> CleanUse {
+        if self.class.is_some() { CleanUse::Images } else { CleanUse::EveryClass }
     }
 
     fn run(&self, ctx: &mut Context<'_>, (): (), _: &CleanOnly) -> Result<Outcome<(BackdoorClass,)>> {

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::attachment::Attachment;
 use super::facts::Facts;
-use super::role::{ModelUse, Role};
+use super::role::{CleanUse, ModelUse, Role};
 use crate::data::CleanSet;
 use crate::model::Model;
 use crate::run::Run;
@@ -42,6 +42,11 @@ pub trait Stage: Default + Serialize + DeserializeOwned + JsonSchema + Send + Sy
     /// What it does with the model as it is configured: less than the kind may do, or something that needs more of the model.
     fn model(&self) -> ModelUse {
         Self::MODEL
+    }
+
+    /// What it wants of the clean images as it is configured.
+    fn clean(&self) -> CleanUse {
+        CleanUse::Images
     }
 
     /// Does the work. `sees` is what the role grants: [`CleanOnly`](super::CleanOnly), an

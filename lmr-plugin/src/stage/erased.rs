@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::definition::{Context, Outcome, Stage};
 use super::facts::{FactStore, Facts};
-use super::role::{ModelUse, Role, RoleKind, Shown};
+use super::role::{CleanUse, ModelUse, Role, RoleKind, Shown};
 use crate::model::Model;
 use crate::{Error, Result};
 
@@ -16,6 +16,8 @@ pub trait AnyStage: Send + Sync {
     fn version(&self) -> u32;
     /// See [`Stage::model`].
     fn model_use(&self) -> ModelUse;
+    /// See [`Stage::clean`].
+    fn clean(&self) -> CleanUse;
     /// Names of the findings it needs.
     fn needs(&self) -> Vec<&'static str>;
     /// Names of the findings it gives.
@@ -41,6 +43,9 @@ impl<S: Stage> AnyStage for S {
     }
     fn model_use(&self) -> ModelUse {
         self.model()
+    }
+    fn clean(&self) -> CleanUse {
+        Stage::clean(self)
     }
     fn needs(&self) -> Vec<&'static str> {
         S::Needs::names()

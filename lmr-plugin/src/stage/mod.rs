@@ -80,5 +80,5 @@ pub(crate) use definition::faults;
 pub use definition::{Context, Outcome, Sees, Stage};
 pub use erased::AnyStage;
 pub use facts::{FactStore, Facts, Finding};
-pub use role::{CleanOnly, Deploys, Examines, Implants, Learns, ModelUse, Purifies, Role, RoleKind, Shown};
+pub use role::{CleanOnly, CleanUse, Deploys, Examines, Implants, Learns, ModelUse, Purifies, Role, RoleKind, Shown};
 pub use truth::{Examination, Material, Planted, Target};

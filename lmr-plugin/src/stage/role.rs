@@ -26,6 +26,19 @@ impl ModelUse {
     }
 }
 
+/// What a stage wants of the clean images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum CleanUse {
+    /// Nothing: it may be run without any.
+    None,
+    /// At least one.
+    Images,
+    /// At least one of every class, since it compares classes.
+    EveryClass,
+}
+
 /// What a stage is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]

@@ -187,6 +187,11 @@ impl ModelSpec {
         self.resolved().image_size.unwrap_or(32)
     }
 
+    /// Side of the smallest square images that the model takes: five poolings leave nothing of less than 32 pixels.
+    pub fn smallest_side(&self) -> usize {
+        if matches!(self.arch, Arch::Vgg16 | Arch::Vgg16Bn) { 32 } else { 1 }
+    }
+
     /// A model with freshly drawn parameters.
     pub fn fresh(&self, rng: Rng, device: &Device) -> Result<Box<dyn Classifier>> {
         self.build(&Builder::fresh(rng, device))

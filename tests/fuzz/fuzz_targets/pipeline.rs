@@ -10,7 +10,7 @@ fuzz_target!(|text: &str| {
     let file = folder.path().join("fuzzed.toml");
     std::fs::write(&file, text).unwrap();
     if let Ok(plan) = Plan::load(&file, &Overrides::default()) {
-        std::fs::write(&file, plan.to_toml().unwrap()).unwrap();
+        std::fs::write(&file, plan.to_toml(file.parent().unwrap()).unwrap()).unwrap();
         Plan::load(&file, &Overrides::default()).unwrap();
     }
 });

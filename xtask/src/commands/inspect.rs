@@ -12,7 +12,7 @@ use crate::console::{Console, Verbosity};
 /// Which checkpoint.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// A safetensors or GGUF file, the index of several, or what torch.save wrote.
+    /// A safetensors or GGUF file, the index of several, what torch.save wrote, or a folder with one of them.
     #[arg(value_name = "CHECKPOINT")]
     checkpoint: PathBuf,
     /// Which state dict of a `.pth` file, where there are several.

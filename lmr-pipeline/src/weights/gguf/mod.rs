@@ -14,7 +14,7 @@ pub use write::write;
 /// The first bytes of every file.
 pub const MAGIC: &[u8; 4] = b"GGUF";
 /// The key of the architecture's name.
-const ARCHITECTURE: &str = "general.architecture";
+pub const ARCHITECTURE: &str = "general.architecture";
 /// The key of the block format.
 pub const FORMAT: &str = "lmr.format";
 /// The key of what `config.json` has under `lmr`, as JSON.

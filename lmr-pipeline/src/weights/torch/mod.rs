@@ -27,7 +27,8 @@ pub fn read_zip(file: &[u8], key: Option<&str>) -> Result<Found, String> {
     };
     let entry = |name: &str| entries.get(format!("{root}{name}").as_str()).copied();
     if entry("constants.pkl").is_some() {
-        return Err("is TorchScript; expected a state dict: torch.save(model.state_dict(), path)".into());
+        return Err("is TorchScript, a program; expected a state dict: torch.save(torch.jit.load(path).state_dict(), \"model.pth\")"
+            .into());
     }
     if entry("byteorder").is_some_and(|order| order != b"little") {
         return Err("was written on a big-endian machine; load and save it on another one".into());
