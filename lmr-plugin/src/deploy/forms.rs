@@ -47,6 +47,14 @@ impl Forms {
         matches!(self, Self::List(forms) if forms.iter().all(|form| *form == Deployment::AsIs))
     }
 
+    /// Whether ranges of activations are measured for one of them.
+    pub fn calibrates(&self) -> bool {
+        match self {
+            Self::List(forms) => forms.iter().any(|form| matches!(form, Deployment::Quantize(_))),
+            Self::All => true,
+        }
+    }
+
     /// What is impossible about it; keys begin with `key`.
     pub fn faults(&self, key: &str) -> Vec<String> {
         let Self::List(forms) = self else { return Vec::new() };

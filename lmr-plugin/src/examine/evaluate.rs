@@ -184,7 +184,7 @@ impl Stage for Evaluate {
 
     /// Activation ranges are measured on clean images; nothing else is.
     fn clean(&self) -> CleanUse {
-        match self.deploy.iter().any(|form| matches!(form, Deployment::Quantize(_))) {
+        match self.deploy.calibrates() {
             true => CleanUse::Images,
             false => CleanUse::None,
         }
