@@ -165,11 +165,15 @@ fn with_config(mut spec: ModelSpec, config: Option<&ModelConfig>) -> (ModelSpec,
     let resolved = spec.resolved();
     if let Some(written) = config.and_then(|config| config.model.as_ref()) {
         spec.stem = spec.stem.or(written.stem);
+        spec.padding = spec.padding.or(written.padding);
     }
     if resolved.norm_eps.is_some() {
         spec.norm_eps = config.and_then(|config| config.layer_norm_eps);
     }
     let mut assumed = Vec::new();
+    if resolved.padding.is_some() && spec.padding.is_none() {
+        assumed.push("padding");
+    }
     if resolved.norm_eps.is_some() && spec.norm_eps.is_none() {
         assumed.push("norm-eps");
     }

@@ -1,5 +1,6 @@
 //! The one error type of the crate.
 
+use crate::layers::Padding;
 use crate::nearest::nearest;
 
 /// What can go wrong in a layer or an operation.
@@ -149,8 +150,8 @@ pub enum GeometryError {
         kernel: usize,
         /// Positions between two windows.
         stride: usize,
-        /// Positions added on every side.
-        padding: usize,
+        /// Positions added around the image.
+        padding: Padding,
     },
     /// Pooling from or to nothing.
     #[error("adaptive pooling: {from} cannot become {to}")]

@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use crate::error::{Error, Result};
 use crate::layers::{
     Activation, BatchNorm2d, BatchNormMode, Conv2d, ConvTranspose2d, Convolution, Layer, LayerNorm, Linear, Node,
-    PatchEmbedding, SelfAttention, Trunk, Weighted,
+    Padding, PatchEmbedding, SelfAttention, Trunk, Weighted,
 };
 use crate::ops;
 
@@ -68,7 +68,7 @@ pub trait Forward {
     }
 
     /// Max pooling; padding never wins.
-    fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+    fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: Padding) -> Result<Tensor> {
         ops::max_pool2d(&self.recorded(x), kernel, stride, padding)
     }
 

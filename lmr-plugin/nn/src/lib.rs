@@ -14,7 +14,7 @@
 //!
 //! impl Network {
 //!     fn new(b: &Builder) -> Result<Self> {
-//!         let config = ConvConfig { padding: 1, ..ConvConfig::default() };
+//!         let config = ConvConfig { padding: 1.into(), ..ConvConfig::default() };
 //!         let spec = ConvSpec { in_channels: 3, out_channels: 16, kernel: (3, 3), bias: false, config };
 //!         let conv = Conv2d::new(&spec, &b.pp("conv"))?;
 //!         let stem = ConvBn::new(conv, BatchNorm2d::new(16, &b.pp("bn"))?)?;
@@ -138,7 +138,7 @@ pub use forward::{Eval, Forward, Frozen, Train};
 pub use grid::Grid;
 pub use layers::{
     Activation, BatchNorm2d, BatchNormMode, Conv2d, ConvBn, ConvConfig, ConvSpec, ConvTranspose2d, Convolution, Layer,
-    LayerNorm, Linear, Node, PatchEmbedding, SelfAttention, Trunk, Weighted,
+    LayerNorm, Linear, Node, Padding, PatchEmbedding, SelfAttention, Trunk, Weighted,
 };
 pub use layout::Layout;
 pub use mode::Mode;

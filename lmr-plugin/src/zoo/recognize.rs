@@ -42,7 +42,8 @@ impl Shapes {
 
 impl ModelSpec {
     /// The model that a checkpoint is for, if its architecture is one of [`Arch::ALL`]. What does not show in names and
-    /// shapes is left open: the `stem` of MobileNetV2 and the `norm-eps` of vision transformers.
+    /// shapes is left open: the `stem` of MobileNetV2, the `padding` of it and ResNet, and the `norm-eps` of vision
+    /// transformers.
     ///
     /// ```
     /// use candle_core::Device;
@@ -51,7 +52,7 @@ impl ModelSpec {
     ///
     /// let spec = ModelSpec { width: Some(8), ..ModelSpec::new(Arch::Resnet18, 10) };
     /// let state = spec.fresh(rng::stream(0, "init"), &Device::Cpu)?.params().state_dict()?;
-    /// assert_eq!(ModelSpec::recognize(&state)?, Some(spec.resolved()));
+    /// assert_eq!(ModelSpec::recognize(&state)?.map(|found| found.resolved()), Some(spec.resolved()));
     /// # Ok::<(), lmr_plugin::Error>(())
     /// ```
     pub fn recognize(state: &StateDict) -> Result<Option<Self>> {
@@ -109,7 +110,7 @@ mod tests {
     /// `spec` without what does not show.
     fn visible(spec: &ModelSpec) -> ModelSpec {
         let stem = spec.stem.filter(|_| spec.arch != Arch::MobilenetV2);
-        ModelSpec { stem, norm_eps: None, ..spec.clone() }
+        ModelSpec { stem, padding: None, norm_eps: None, ..spec.clone() }
     }
 
     #[rstest]

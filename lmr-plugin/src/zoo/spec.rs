@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{Arch, Network, ZooError, naming};
 use crate::Result;
 use crate::model::Classifier;
-use crate::nn::{Builder, StateDict};
+use crate::nn::{Builder, Padding, StateDict};
 use crate::rng::Rng;
 
 /// How a convolutional network begins, and for VGG how it ends.
@@ -22,6 +22,28 @@ pub enum Stem {
     /// For photographs. Residual networks: a 7x7 convolution with stride 2, then 3x3 max-pooling with stride 2.
     /// MobileNetV2: stride 2. VGG: average pooling to 7x7 and three linear layers.
     Imagenet,
+}
+
+/// Whose zeros lie around an image where the kernel of a convolution or of pooling reaches beyond it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum PaddingRule {
+    /// As many on every side, as PyTorch's networks have.
+    Torch,
+    /// TensorFlow's `SAME`: with stride 2 on an even size none before the image and one behind it. What was trained with
+    /// TensorFlow needs it, also in PyTorch (`tf_padding` in transformers).
+    TfSame,
+}
+
+impl PaddingRule {
+    /// What it gives a kernel of odd size.
+    pub(super) fn of(self, kernel: usize) -> Padding {
+        match self {
+            Self::Torch => Padding::Symmetric(kernel / 2),
+            Self::TfSame => Padding::Same,
+        }
+    }
 }
 
 macro_rules! options {
@@ -119,6 +141,9 @@ options! {
     /// Convolutional networks: whether the network is for small images (`cifar`, the default) or photographs
     /// (`imagenet`).
     stem: Stem, "stem";
+    /// ResNet and MobileNetV2: padding of convolutions and pooling, `torch` (the default) or `tf-same` for weights from
+    /// TensorFlow.
+    padding: PaddingRule, "padding";
     /// Residual networks and VGG: channels of the first stage, 64 by default; later stages have up to 8 times as many.
     /// Vision transformers: features of a token.
     width: usize, "width";
@@ -234,7 +259,7 @@ mod tests {
 
     #[rstest]
     #[case(json!({"arch": "vit-tiny", "classes": 10, "stem": "cifar"}), "stem: does not apply")]
-    #[case(json!({"arch": "resnet18", "classes": 10, "patch-size": 4}), "patch-size: does not apply to this architecture, which takes stem, width")]
+    #[case(json!({"arch": "resnet18", "classes": 10, "patch-size": 4}), "patch-size: does not apply to this architecture, which takes stem, padding, width")]
     #[case(json!({"arch": "vit-tiny", "classes": 10, "image-size": 30}), "patch-size: expected a divisor of image-size = 30")]
     #[case(json!({"arch": "mobilenet-v2", "classes": 1, "width-multiplier": 9.0}), "width-multiplier: expected 0.1 to 4")]
     fn impossible_specifications_name_the_key(#[case] spec: serde_json::Value, #[case] expected: &str) {
