@@ -153,6 +153,12 @@ pub enum GeometryError {
         /// Positions added around the image.
         padding: Padding,
     },
+    /// Tokens among which there is none of a patch.
+    #[error("expected a class token and tokens of patches, found {found:?}")]
+    NoPatches {
+        /// The dimensions.
+        found: Vec<usize>,
+    },
     /// Pooling from or to nothing.
     #[error("adaptive pooling: {from} cannot become {to}")]
     AdaptivePooling {

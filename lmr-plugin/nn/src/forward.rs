@@ -121,6 +121,11 @@ pub trait Forward {
         Ok((self.recorded(x) + self.recorded(y))?)
     }
 
+    /// The mean over all tokens of every image but the first: `f32[B,D]`.
+    fn mean_patch(&mut self, x: &Tensor) -> Result<Tensor> {
+        ops::mean_patch(&self.recorded(x))
+    }
+
     /// The first token of every image: `f32[B,D]`.
     fn class_token(&mut self, x: &Tensor) -> Result<Tensor> {
         ops::class_token(&self.recorded(x))

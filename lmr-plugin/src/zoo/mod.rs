@@ -2,6 +2,7 @@
 //! [`Forward`](crate::nn::Forward), and what other libraries call it and its tensors; nothing else in the workspace asks which
 //! architecture it holds. One is added by its file and, here, its module and its entry.
 
+mod adapt;
 mod channels;
 mod conv_net;
 mod error;
@@ -18,9 +19,10 @@ mod vgg;
 mod vit;
 mod widths;
 
+pub use adapt::neutral;
 pub use error::ZooError;
 pub use network::Network;
-pub use spec::{ModelSpec, PaddingRule, Stem};
+pub use spec::{HiddenActivation, ModelSpec, PaddingRule, Pooling, Stem};
 pub use twins::{Timm, Transformers};
 
 use crate::Result;

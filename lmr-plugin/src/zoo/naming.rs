@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 
 use candle_core::Tensor;
 
-use super::{Arch, ZooError};
+use super::{Arch, Pooling, ZooError};
 use crate::Result;
 use crate::nn::StateDict;
 
@@ -19,6 +19,8 @@ pub enum Scheme {
     Torchvision,
     /// `blocks.0.attn.qkv.weight`.
     Timm,
+    /// The same where the mean over the patches is normalized: `fc_norm.weight`.
+    TimmMean,
     /// `vit.encoder.layer.0.attention.attention.query.weight`: files on the Hub, and transformers up to version 4.
     Transformers,
     /// `vit.layers.0.attention.q_proj.weight`: transformers from version 5 on.
@@ -65,6 +67,15 @@ pub fn title<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<&'static st
 fn translation<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<(Scheme, Rules)> {
     let names: Vec<&str> = names.into_iter().collect();
     told(&names, all().filter(|naming| naming.translation.is_some()))?.translation
+}
+
+/// What the head of a vision transformer with these names reads, as far as they tell.
+pub(super) fn pooling<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<Pooling> {
+    match Scheme::detect(names)? {
+        Scheme::TimmMean => Some(Pooling::Mean),
+        // timm has `norm` also where the mean is over normalized tokens, but then `config.json` tells.
+        Scheme::Timm | Scheme::Torchvision | Scheme::Transformers | Scheme::Transformers5 => Some(Pooling::ClassToken),
+    }
 }
 
 /// The way to `scheme` from a state dict under the names that models here have; none if nothing is to be renamed.
@@ -178,6 +189,7 @@ mod tests {
     #[rstest]
     #[case(Scheme::Torchvision, "encoder.layers.encoder_layer_1.self_attention.in_proj_bias")]
     #[case(Scheme::Timm, "blocks.1.attn.qkv.bias")]
+    #[case(Scheme::TimmMean, "fc_norm.bias")]
     #[case(Scheme::Transformers, "vit.encoder.layer.1.attention.attention.value.bias")]
     #[case(Scheme::Transformers5, "vit.layers.1.attention.v_proj.bias")]
     fn names_survive_the_way_there_and_back(#[case] scheme: Scheme, #[case] name: &str) {

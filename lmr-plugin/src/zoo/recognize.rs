@@ -110,7 +110,15 @@ mod tests {
     /// `spec` without what does not show.
     fn visible(spec: &ModelSpec) -> ModelSpec {
         let stem = spec.stem.filter(|_| spec.arch != Arch::MobilenetV2);
-        ModelSpec { stem, padding: None, norm_eps: None, ..spec.clone() }
+        ModelSpec {
+            stem,
+            padding: None,
+            heads: None,
+            activation: None,
+            pooling: spec.pooling,
+            norm_eps: None,
+            ..spec.clone()
+        }
     }
 
     #[rstest]

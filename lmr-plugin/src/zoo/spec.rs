@@ -46,6 +46,28 @@ impl PaddingRule {
     }
 }
 
+/// What follows the hidden units of a transformer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum HiddenActivation {
+    /// The exact GELU.
+    Gelu,
+    /// `max(x, 0)`.
+    Relu,
+}
+
+/// What of a transformer's last tokens the head reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Pooling {
+    /// The class token, normalized: timm's `global_pool = "token"`.
+    ClassToken,
+    /// The mean over the patches, normalized: timm's `global_pool = "avg"`, whose norm is called `fc_norm`.
+    Mean,
+}
+
 macro_rules! options {
     ($($(#[doc = $doc:literal])* $name:ident: $type:ty, $key:literal;)*) => {
         /// What has to be known to build a model; the `[model]` table of a pipeline without its weights. A key that the
@@ -155,6 +177,12 @@ options! {
     patch_size: usize, "patch-size";
     /// Vision transformers: encoder blocks, 12 by default.
     depth: usize, "depth";
+    /// Vision transformers: attention heads, which divide `width`; 3, 6 and 12 by default.
+    heads: usize, "heads";
+    /// Vision transformers: what follows the hidden units, `gelu` by default.
+    activation: HiddenActivation, "activation";
+    /// Vision transformers: what the head reads, `class-token` by default.
+    pooling: Pooling, "pooling";
     /// Vision transformers: ε of layer norm, 1e-6 by default as in torchvision and timm; checkpoints made with
     /// transformers have 1e-12.
     norm_eps: f64, "norm-eps";
@@ -178,6 +206,7 @@ impl ModelSpec {
             ("image-size", self.image_size, 1..=4096),
             ("patch-size", self.patch_size, 1..=256),
             ("depth", self.depth, 1..=100),
+            ("heads", self.heads, 1..=4096),
         ] {
             if let Some(value) = value.filter(|value| !range.contains(value)) {
                 faults.push(format!("{key}: expected {} to {}, found {value}", range.start(), range.end()));
@@ -204,6 +233,12 @@ impl ModelSpec {
         {
             faults.push(format!("patch-size: expected a divisor of image-size = {image}, found {patch}"));
         }
+        if let ModelSpec { width: Some(width), heads: Some(heads), .. } = self.resolved()
+            && faults.is_empty()
+            && width % heads != 0
+        {
+            faults.push(format!("heads: expected a divisor of width = {width}, found {heads}"));
+        }
         faults
     }
 
@@ -218,20 +253,33 @@ impl ModelSpec {
     }
 
     /// A model with the parameters of a checkpoint. Names and shapes must match exactly (`num_batches_tracked` may be
-    /// absent); vision transformers may have the names of any scheme in [`naming`].
+    /// absent); vision transformers may have the names of any scheme in [`naming`], LayerScale, and positions of another
+    /// image size ([`ModelSpec::adaptations`]).
     pub fn load(&self, state: StateDict, device: &Device) -> Result<Box<dyn Classifier>> {
-        self.build(&Builder::from_state(naming::to_torchvision(state)?, device))
+        let state = self.adapted(self.translated(state)?)?;
+        self.build(&Builder::from_state(state, device))
     }
 
     /// As [`ModelSpec::load`], but with a head drawn from `rng` in place of the checkpoint's, which may have another number
     /// of classes.
     pub fn load_with_fresh_head(&self, state: StateDict, rng: Rng, device: &Device) -> Result<Box<dyn Classifier>> {
-        let mut state = naming::to_torchvision(state)?;
+        let mut state = self.adapted(self.translated(state)?)?;
         let fresh = self.fresh(rng, &Device::Cpu)?;
         let head = fresh.head().name();
         let of_head = |(name, _): &(String, _)| name.rsplit_once('.').is_some_and(|(layer, _)| layer == head);
         state.extend(fresh.params().state_dict()?.into_iter().filter(of_head));
         self.build(&Builder::from_state(state, device))
+    }
+
+    /// A checkpoint under torchvision's names; an error if they tell another pooling.
+    fn translated(&self, state: StateDict) -> Result<StateDict> {
+        if let Some(pooling) = self.resolved().pooling {
+            let found = naming::pooling(state.keys().map(String::as_str));
+            if let Some(found) = found.filter(|found| *found != pooling) {
+                return Err(ZooError::Pooling { expected: pooling, found }.into());
+            }
+        }
+        naming::to_torchvision(state)
     }
 
     fn build(&self, builder: &Builder) -> Result<Box<dyn Classifier>> {

@@ -62,6 +62,10 @@ impl Forward for Engine<'_> {
         self.keep(pooled, &[b, oh, ow, c], grid)
     }
 
+    fn mean_patch(&mut self, x: &Tensor) -> Result<Tensor> {
+        self.unrounded(x, |how, x| how.mean_patch(x))
+    }
+
     fn avg_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
         self.unrounded(x, |how, x| how.avg_pool(x, kernel, stride, padding))
     }
