@@ -9,7 +9,7 @@ use lmr_plugin::zoo::{ModelSpec, naming};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::model_config::ModelConfig;
+use crate::model_config::{ModelConfig, filled};
 use crate::tensors;
 use crate::weights::{self, Checkpoint, Container};
 use crate::{Error, Result};
@@ -162,25 +162,26 @@ pub fn inspect(path: &Path, key: Option<&str>) -> Result<Inspection> {
 
 /// What a checkpoint's shapes leave open, filled in from its `config.json` or with defaults; the keys with defaults.
 fn with_config(mut spec: ModelSpec, config: Option<&ModelConfig>) -> (ModelSpec, Vec<&'static str>) {
-    let resolved = spec.resolved();
     if let Some(written) = config.and_then(|config| config.model.as_ref()) {
         spec.stem = spec.stem.or(written.stem);
         spec.padding = spec.padding.or(written.padding);
+        spec.heads = spec.heads.or(written.heads);
+        spec.activation = spec.activation.or(written.activation);
+        spec.pooling = spec.pooling.or(written.pooling);
+        spec.norm_eps = spec.norm_eps.or(written.norm_eps);
     }
-    if resolved.norm_eps.is_some() {
-        spec.norm_eps = config.and_then(|config| config.layer_norm_eps);
+    if let Some(config) = config {
+        spec = filled(&spec, &config.stated).unwrap_or(spec);
     }
-    let mut assumed = Vec::new();
-    if resolved.padding.is_some() && spec.padding.is_none() {
-        assumed.push("padding");
-    }
-    if resolved.norm_eps.is_some() && spec.norm_eps.is_none() {
-        assumed.push("norm-eps");
-    }
-    if resolved.stem.is_some() && spec.stem.is_none() {
-        assumed.push("stem");
-    }
-    (spec.resolved(), assumed)
+    let resolved = spec.resolved();
+    let assumed = [
+        ("stem", resolved.stem.is_some() && spec.stem.is_none()),
+        ("padding", resolved.padding.is_some() && spec.padding.is_none()),
+        ("heads", resolved.heads.is_some() && spec.heads.is_none()),
+        ("activation", resolved.activation.is_some() && spec.activation.is_none()),
+        ("norm-eps", resolved.norm_eps.is_some() && spec.norm_eps.is_none()),
+    ];
+    (resolved, assumed.into_iter().filter(|(_, assumed)| *assumed).map(|(key, _)| key).collect())
 }
 
 /// Statistics of a tensor, and what looks wrong in it.

@@ -7,6 +7,7 @@ use ::safetensors::tensor::TensorView;
 use candle_core::Tensor;
 use lmr_plugin::nn::StateDict;
 use lmr_plugin::zoo::naming::{Scheme, from_torchvision};
+use lmr_plugin::zoo::neutral;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -106,7 +107,18 @@ impl Layout {
     /// checkpoint's again.
     pub fn write_model(&self, state: &StateDict, export: Export) -> Result<Vec<u8>> {
         match self.scheme() {
-            Some(scheme) => self.write(&from_torchvision(state, scheme)?, export),
+            Some(scheme) => {
+                let mut state = from_torchvision(state, scheme)?;
+                // What loading folded into other tensors is there again, and changes nothing.
+                for name in self.entries.iter().map(|entry| self.short(entry)) {
+                    if !state.contains_key(name)
+                        && let Some(tensor) = neutral(name, &state)?
+                    {
+                        state.insert(name.to_owned(), tensor);
+                    }
+                }
+                self.write(&state, export)
+            }
             None => self.write(state, export),
         }
     }

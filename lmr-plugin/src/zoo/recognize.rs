@@ -58,7 +58,9 @@ impl ModelSpec {
     pub fn recognize(state: &StateDict) -> Result<Option<Self>> {
         let shapes = Shapes(naming::to_torchvision(state.clone())?);
         let found = Arch::ALL.iter().find_map(|arch| (arch.architecture().recognize)(*arch, &shapes));
+        let pooling = naming::pooling(state.keys().map(String::as_str));
         let Some(mut spec) = found.filter(|spec| spec.faults().is_empty()) else { return Ok(None) };
+        spec.pooling = pooling.filter(|_| spec.resolved().pooling.is_some());
         spec.widths = spec.widths_in(&shapes)?;
         Ok(Some(spec).filter(|spec| spec.faults().is_empty()))
     }
