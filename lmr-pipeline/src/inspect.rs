@@ -107,15 +107,15 @@ pub fn inspect(path: &Path, key: Option<&str>) -> Result<Inspection> {
         Some(tensor) => dtype_name(tensor.dtype()).to_string(),
         None => tensors::dtype_name(entry.dtype),
     };
-    let entries: Vec<(&str, String)> =
-        layout.entries.iter().map(|entry| (&entry.name[layout.prefix.len()..], stored(entry))).collect();
-    let looked = entries.par_iter().map(|(name, dtype)| look(name, dtype, &state[*name]));
+    let entries: Vec<(String, String)> =
+        layout.entries.iter().map(|entry| (layout.short(entry), stored(entry))).collect();
+    let looked = entries.par_iter().map(|(name, dtype)| look(name, dtype, &state[name]));
     let looked: Vec<(Looked, Vec<String>)> =
         looked.collect::<candle_core::Result<_>>().map_err(|error| Error::Model(error.into()))?;
     let (tensors, warnings): (Vec<Looked>, Vec<Vec<String>>) = looked.into_iter().unzip();
     let mut warnings = warnings.concat();
-    warnings.extend(layout.skipped.iter().map(|name| format!("{name}: is no tensor")));
-    let names: Vec<&str> = entries.iter().map(|(name, _)| *name).collect();
+    warnings.extend(layout.skipped.iter().map(|name| format!("{name}: is no tensor of the model")));
+    let names: Vec<&str> = entries.iter().map(|(name, _)| name.as_str()).collect();
     let head = head(&tensors);
     let mut dtypes = BTreeMap::new();
     entries.iter().for_each(|(_, dtype)| *dtypes.entry(dtype.clone()).or_default() += 1);
@@ -145,7 +145,7 @@ pub fn inspect(path: &Path, key: Option<&str>) -> Result<Inspection> {
         sha256,
         quantized,
         key: layout.key,
-        prefix: layout.prefix,
+        prefix: layout.wrapping.prefix,
         model,
         assumed,
         naming: naming::title(names),

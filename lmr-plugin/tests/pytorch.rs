@@ -194,6 +194,7 @@ fn tensorflow(arch: Arch) -> ModelSpec {
 #[case("positions-16", small(), Scheme::Timm)]
 #[case("positions-48", small(), Scheme::Timm)]
 #[case("mobilenet-tf", tensorflow(Arch::MobilenetV2), Scheme::Torchvision)]
+#[case("resnet-cifar-pool", resnet(Arch::Resnet18, Stem::CifarPool, 64), Scheme::Torchvision)]
 #[case("resnet-tf", tensorflow(Arch::Resnet18), Scheme::Torchvision)]
 fn variants_agree_with_pytorch(
     #[case] name: &str,

@@ -338,7 +338,7 @@ fn read_model(mut table: Table, faults: &mut Faults) -> (Option<ModelSpec>, Opti
         found.iter().for_each(|fault| faults.add_keyed(&place, fault));
         found.is_empty()
     });
-    // With all defaults written out, since the keys of finished stages depend on it.
+    // Defaults are filled in once it is known what the checkpoint's configuration says.
     (spec, weights)
 }
 

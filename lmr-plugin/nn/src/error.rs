@@ -1,7 +1,7 @@
 //! The one error type of the crate.
 
-use crate::layers::Padding;
 use crate::nearest::nearest;
+use crate::padding::Padding;
 
 /// What can go wrong in a layer or an operation.
 #[derive(Debug, thiserror::Error)]

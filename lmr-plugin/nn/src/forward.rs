@@ -5,9 +5,10 @@ use candle_core::Tensor;
 use crate::error::{Error, Result};
 use crate::layers::{
     Activation, BatchNorm2d, BatchNormMode, Conv2d, ConvTranspose2d, Convolution, Layer, LayerNorm, Linear, Node,
-    Padding, PatchEmbedding, SelfAttention, Trunk, Weighted,
+    PatchEmbedding, SelfAttention, Trunk, Weighted,
 };
 use crate::ops;
+use crate::padding::Padding;
 
 /// An interpreter of a network: it is handed every operation in turn, with the layer that owns the weights.
 ///

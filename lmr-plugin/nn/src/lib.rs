@@ -124,6 +124,7 @@ mod layout;
 mod mode;
 mod nearest;
 mod ops;
+mod padding;
 mod params;
 mod path;
 mod pool;
@@ -138,7 +139,7 @@ pub use forward::{Eval, Forward, Frozen, Train};
 pub use grid::Grid;
 pub use layers::{
     Activation, BatchNorm2d, BatchNormMode, Conv2d, ConvBn, ConvConfig, ConvSpec, ConvTranspose2d, Convolution, Layer,
-    LayerNorm, Linear, Node, Padding, PatchEmbedding, SelfAttention, Trunk, Weighted,
+    LayerNorm, Linear, Node, PatchEmbedding, SelfAttention, Trunk, Weighted,
 };
 pub use layout::Layout;
 pub use mode::Mode;
@@ -146,6 +147,7 @@ pub use ops::{
     adaptive_avg_pool2d, attend, avg_pool2d, conv_transpose2d, conv2d, conv2d_inference, global_avg_pool, layer_norm,
     linear, max_pool2d, to_images, to_internal, to_tokens, upsample2d,
 };
+pub use padding::Padding;
 pub use params::{Builder, Init, Params, Slot, StateDict};
 pub use path::{Path, with_compute_dtype, with_portable_path};
 pub use pool::pooled_size;

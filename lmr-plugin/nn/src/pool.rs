@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 
 use crate::error::{GeometryError, Result};
-use crate::layers::Padding;
+use crate::padding::Padding;
 
 /// For every output coordinate of one dimension: the input coordinates it averages, and the share of each.
 pub(crate) struct Windows(Vec<Vec<(usize, f32)>>);

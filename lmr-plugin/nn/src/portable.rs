@@ -8,7 +8,8 @@
 use candle_core::{D, Tensor};
 
 use crate::error::{GeometryError, Result};
-use crate::layers::{Activation, BatchNorm2d, ConvConfig, Padding};
+use crate::layers::{Activation, BatchNorm2d, ConvConfig};
+use crate::padding::Padding;
 use crate::path::factor;
 
 /// `max(x, 0)` with gradient 0 at 0.

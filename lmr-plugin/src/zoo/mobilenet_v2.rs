@@ -96,7 +96,7 @@ fn recognize(arch: Arch, shapes: &Shapes) -> Option<ModelSpec> {
 fn build(spec: &ModelSpec, b: &Builder) -> Result<ConvNet> {
     let multiplier = given(spec.width_multiplier, "width-multiplier")?;
     let stride = match given(spec.stem, "stem")? {
-        Stem::Cifar => 1,
+        Stem::Cifar | Stem::CifarPool => 1,
         Stem::Imagenet => 2,
     };
     let padding = given(spec.padding, "padding")?;

@@ -25,6 +25,8 @@ pub enum Scheme {
     Transformers,
     /// `vit.layers.0.attention.q_proj.weight`: transformers from version 5 on.
     Transformers5,
+    /// `layer2.0.shortcut.0.weight` and `linear.weight`: the residual networks of kuangliu's `pytorch-cifar`.
+    Kuangliu,
 }
 
 /// Beginnings of names, torchvision's first; `#` stands for the number of a block. The three parts of a projection are
@@ -74,6 +76,7 @@ pub(super) fn pooling<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<Po
     match Scheme::detect(names)? {
         Scheme::TimmMean => Some(Pooling::Mean),
         // timm has `norm` also where the mean is over normalized tokens, but then `config.json` tells.
+        Scheme::Kuangliu => None,
         Scheme::Timm | Scheme::Torchvision | Scheme::Transformers | Scheme::Transformers5 => Some(Pooling::ClassToken),
     }
 }
@@ -213,6 +216,16 @@ mod tests {
     #[case(&["w"], None)]
     fn names_tell_the_library(#[case] names: &[&str], #[case] expected: Option<&str>) {
         assert_eq!(title(names.iter().copied()), expected);
+    }
+
+    #[test]
+    fn kuangliu_s_resnet_is_translated() {
+        let spec = ModelSpec { width: Some(4), ..ModelSpec::new(Arch::Resnet18, 3) };
+        let ours = spec.fresh(rng::stream(1, "init"), &Device::Cpu).unwrap().params().state_dict().unwrap();
+        let theirs = from_torchvision(&ours, Scheme::Kuangliu).unwrap();
+        assert!(["layer2.0.shortcut.1.running_var", "linear.bias"].iter().all(|name| theirs.contains_key(*name)));
+        assert_eq!(ModelSpec::recognize(&theirs).unwrap().map(|found| found.resolved()), Some(spec.resolved()));
+        assert_eq!(to_torchvision(theirs).unwrap().keys().collect::<Vec<_>>(), ours.keys().collect::<Vec<_>>());
     }
 
     #[test]

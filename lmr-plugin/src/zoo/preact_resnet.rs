@@ -49,7 +49,7 @@ pub(super) const PREACT_RESNET18: Architecture = Architecture {
 
 const NAMES: &[Names] = &[
     Names {
-        title: "ResNet with `linear` and `shortcut` (kuangliu, BackdoorBench)",
+        title: "PreActResNet (kuangliu, BackdoorBench)",
         marks: &["conv1.", "layer1.0.conv1.", "linear."],
         translation: None,
     },

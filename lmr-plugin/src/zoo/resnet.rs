@@ -2,7 +2,7 @@
 //! torchvision's names.
 
 use super::conv_net::{ConvNet, Neck};
-use super::naming::Names;
+use super::naming::{Names, Rules, Scheme};
 use super::recognize::Shapes;
 use super::registry::Architecture;
 use super::spec::{Options, PaddingRule, given};
@@ -92,8 +92,21 @@ pub(super) const RESNET34: Architecture = Architecture {
 const OPTIONS: Options =
     Options { stem: Some(Stem::Cifar), padding: Some(PaddingRule::Torch), width: Some(64), ..Options::NONE };
 
+/// kuangliu's names: the head and the projections beside the first block of every stage but the first.
+const KUANGLIU: Rules = &[
+    ("layer2.0.downsample.", "layer2.0.shortcut."),
+    ("layer3.0.downsample.", "layer3.0.shortcut."),
+    ("layer4.0.downsample.", "layer4.0.shortcut."),
+    ("fc.", "linear."),
+];
+
 const NAMES: &[Names] = &[
     Names { title: "torchvision ResNet", marks: &["conv1.", "layer1.0.conv1.", "fc."], translation: None },
+    Names {
+        title: "ResNet with `linear` and `shortcut` (kuangliu)",
+        marks: &["conv1.", "bn1.", "layer1.0.conv1.", "layer2.0.shortcut.", "linear."],
+        translation: Some((Scheme::Kuangliu, KUANGLIU)),
+    },
     Names { title: "transformers ResNet", marks: &["resnet.embedder.", "resnet.encoder.stages.0."], translation: None },
 ];
 
@@ -118,14 +131,14 @@ fn build(spec: &ModelSpec, depths: &[usize], b: &Builder) -> Result<ConvNet> {
     let (stem, width) = (given(spec.stem, "stem")?, given(spec.width, "width")?);
     let padding = given(spec.padding, "padding")?;
     let (kernel, stride) = match stem {
-        Stem::Cifar => (3, 1),
+        Stem::Cifar | Stem::CifarPool => (3, 1),
         Stem::Imagenet => (7, 2),
     };
     let (mut trunk, mut widths) = (Trunk::default(), Widths::of(spec));
     let mut channels = widths.take(width)?;
     let first = conv_bn((spec.channels, channels), kernel, Steps { stride, padding }, &b.pp("conv1"), &b.pp("bn1"))?;
     trunk.push(Layer::ConvBn(first), Activation::Relu);
-    if stem == Stem::Imagenet {
+    if stem != Stem::Cifar {
         trunk.push(Layer::MaxPool(3, 2, padding.of(3)), Activation::None);
     }
     channels = stages(&mut trunk, (width, channels), depths, padding, &mut widths, b, block)?;

@@ -19,6 +19,9 @@ pub enum Stem {
     /// For images of up to about 64x64. Residual networks: a 3x3 convolution with stride 1 and no pooling. MobileNetV2:
     /// stride 1 in the first convolution. VGG: global average pooling and one linear layer.
     Cifar,
+    /// Residual networks alone: a 3x3 convolution with stride 1, but with the 3x3 max-pooling with stride 2 behind it, as where
+    /// only the first layer of torchvision's network was replaced. Tensors do not tell it from `cifar`.
+    CifarPool,
     /// For photographs. Residual networks: a 7x7 convolution with stride 2, then 3x3 max-pooling with stride 2.
     /// MobileNetV2: stride 2. VGG: average pooling to 7x7 and three linear layers.
     Imagenet,
@@ -233,6 +236,11 @@ impl ModelSpec {
         {
             faults.push(format!("patch-size: expected a divisor of image-size = {image}, found {patch}"));
         }
+        let residual = matches!(self.arch, Arch::Resnet18 | Arch::Resnet34);
+        if self.stem == Some(Stem::CifarPool) && !residual && faults.is_empty() {
+            faults
+                .push("stem: expected cifar or imagenet, found cifar-pool, which residual networks alone have".into());
+        }
         if let ModelSpec { width: Some(width), heads: Some(heads), .. } = self.resolved()
             && faults.is_empty()
             && width % heads != 0
@@ -309,6 +317,8 @@ mod tests {
     #[case(json!({"arch": "vit-tiny", "classes": 10, "stem": "cifar"}), "stem: does not apply")]
     #[case(json!({"arch": "resnet18", "classes": 10, "patch-size": 4}), "patch-size: does not apply to this architecture, which takes stem, padding, width")]
     #[case(json!({"arch": "vit-tiny", "classes": 10, "image-size": 30}), "patch-size: expected a divisor of image-size = 30")]
+    #[case(json!({"arch": "vgg16", "classes": 10, "stem": "cifar-pool"}), "stem: expected cifar or imagenet, found cifar-pool")]
+    #[case(json!({"arch": "vit-tiny", "classes": 10, "heads": 5}), "heads: expected a divisor of width = 192, found 5")]
     #[case(json!({"arch": "mobilenet-v2", "classes": 1, "width-multiplier": 9.0}), "width-multiplier: expected 0.1 to 4")]
     fn impossible_specifications_name_the_key(#[case] spec: serde_json::Value, #[case] expected: &str) {
         let spec: ModelSpec = serde_json::from_value(spec).unwrap();

@@ -203,6 +203,7 @@ impl Card<'_> {
         let names = match self.scheme {
             Some(Scheme::Torchvision) => "torchvision's names",
             Some(Scheme::Timm | Scheme::TimmMean) => "timm's names",
+            Some(Scheme::Kuangliu) => "the names of kuangliu's `pytorch-cifar`",
             Some(Scheme::Transformers | Scheme::Transformers5) => "transformers' names",
             None => "the names of the PyTorch checkpoint it was received as",
         };

@@ -8,7 +8,8 @@ use rayon::prelude::*;
 use super::access::{blocked, slice, tensor, with_slice};
 use super::conv::geometry::Geometry;
 use super::layout::Dims;
-use crate::layers::{ConvConfig, Padding};
+use crate::layers::ConvConfig;
+use crate::padding::Padding;
 use crate::pool::Windows;
 
 /// Max pooling.

@@ -2,8 +2,8 @@
 
 use candle_core::{Tensor, Var};
 
-use super::Padding;
 use crate::error::{GeometryError, Result};
+use crate::padding::Padding;
 use crate::params::{Builder, Init};
 
 /// How a kernel moves over an image; the same for both dimensions.

@@ -4,8 +4,8 @@ use candle_core::Tensor;
 
 use super::in_blocks;
 use crate::error::Result;
-use crate::layers::Padding;
 use crate::layout::{Layout, image_dims};
+use crate::padding::Padding;
 use crate::path::Path;
 use crate::pool::{Windows, pooled_size};
 use crate::{cpu, portable};

@@ -18,7 +18,8 @@ use crate::cpu::norm::{Norm, channel_sums};
 use crate::cpu::pool::MaxPool;
 use crate::cpu::scratch::Scratch;
 use crate::cpu::stash::{Stash, keep, kept};
-use crate::layers::{Activation, ConvConfig, Moments, Padding};
+use crate::layers::{Activation, ConvConfig, Moments};
+use crate::padding::Padding;
 
 /// A layer with its parameters; see [`Layer`](crate::Layer).
 #[derive(Clone, Copy)]

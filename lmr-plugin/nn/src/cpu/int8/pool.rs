@@ -4,7 +4,7 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 use super::{Affine, Images};
-use crate::layers::Padding;
+use crate::padding::Padding;
 
 /// Largest codes of the windows, `[B,h,w,C]`, which all reach into the image; padding never wins.
 pub fn max_pool(

@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::layers::{Activation, Padding};
+use crate::layers::Activation;
+use crate::padding::Padding;
 
 /// What the layers should give, from the definition: exact sums, then the one formula.
 struct Reference<'a> {
