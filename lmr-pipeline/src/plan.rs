@@ -133,9 +133,10 @@ impl Plan {
         let checkpoint = weights::check(&mut draft, &mut faults);
         draft.model = draft.model.map(|model| model.resolved());
         let dataset = check_data(&draft, checkpoint.as_ref(), &mut faults);
-        if let (Some(checkpoint), Some(dataset)) = (&checkpoint, &dataset) {
-            weights::check_labels(checkpoint, &dataset.descriptor().classes, &mut faults);
-        }
+        let dataset = match &checkpoint {
+            Some(checkpoint) => dataset.map(|dataset| weights::with_labels(checkpoint, dataset, &mut faults)),
+            None => dataset,
+        };
         check_trigger(&draft, dataset.as_ref(), &mut faults);
         let from = check_stages(&draft, &mut faults);
         check_expect(&draft, &mut faults);

@@ -9,7 +9,9 @@ pub enum Verdict {
     Same,
     /// Some names differ, and none stands elsewhere: spelled otherwise, so far as can be told.
     Spelled(String),
-    /// The classes are not the same, or not in the same order.
+    /// The same names in another order: where each of the dataset's classes is in the model, and an example.
+    Reordered(Vec<u32>, String),
+    /// The classes are not the same.
     Different(String),
 }
 
@@ -48,10 +50,17 @@ pub fn compare(model: &[String], dataset: &[String]) -> Verdict {
     a.sort_unstable();
     b.sort_unstable();
     match (0..ours.len()).find(moved) {
-        Some(class) if a == b => Verdict::Different(format!(
-            "config.json has the dataset's names of classes in another order ({}); bring the dataset's classes into that order",
-            example(class)
-        )),
+        Some(class) if a == b => {
+            let at =
+                |name: &String| theirs.iter().position(|other| other == name).and_then(|at| u32::try_from(at).ok());
+            match ours.iter().map(at).collect::<Option<Vec<u32>>>() {
+                Some(order) if a.windows(2).all(|pair| pair[0] != pair[1]) => Verdict::Reordered(order, example(class)),
+                _ => Verdict::Different(format!(
+                    "config.json has names of classes in another place ({})",
+                    example(class)
+                )),
+            }
+        }
         Some(class) => {
             Verdict::Different(format!("config.json has names of classes in another place ({})", example(class)))
         }
@@ -87,7 +96,7 @@ mod tests {
     #[case::spelling("Tench, Tinca tinca|T-shirt", "tench|t shirt", None)]
     #[case::none("", "cat|dog", None)]
     #[case::numbers("LABEL_0|LABEL_1", "cat|dog", None)]
-    #[case::order("dog|cat", "cat|dog", Some("in another order (class 0 is \"dog\" there and \"cat\" in the dataset)"))]
+    #[case::twice_moved("dog|cat|dog", "cat|dog|dog", Some("in another place (class 1"))]
     #[case::moved("dog|bird", "cat|dog", Some("in another place (class 0"))]
     #[case::other("ant|bee", "cat|dog", Some("other names of classes (class 0 is \"ant\""))]
     #[case::background("background|cat|dog", "cat|dog", Some("one class more, \"background\""))]
@@ -99,6 +108,13 @@ mod tests {
             (Verdict::Different(message), Some(expected)) => assert!(message.contains(expected), "{message}"),
             (verdict, _) => panic!("{verdict:?}"),
         }
+    }
+
+    #[test]
+    fn the_same_names_in_another_order_are_mapped() {
+        let verdict = compare(&names("bird|Cat|dog"), &names("cat|dog|bird"));
+        let Verdict::Reordered(order, example) = verdict else { panic!("{verdict:?}") };
+        assert_eq!((order, example.as_str()), (vec![1, 2, 0], "class 0 is \"bird\" there and \"cat\" in the dataset"));
     }
 
     #[test]

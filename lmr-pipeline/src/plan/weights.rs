@@ -8,6 +8,7 @@ use lmr_plugin::zoo::ModelSpec;
 use super::labels::{self, Verdict};
 use super::{Plan, check_fit, check_images, preprocess};
 use crate::config::{Draft, Head, WeightsTable};
+use crate::datasets::Dataset;
 use crate::hub::{Hub, HubCheckpoint, HubError, RemoteCheckpoint, names};
 use crate::model_config::{Convention, ModelConfig, Stated, differing, filled};
 use crate::place::{Faults, Place};
@@ -208,23 +209,32 @@ pub(super) fn stated(model: &ModelSpec, config: &ModelConfig, faults: &mut Fault
     })
 }
 
-/// Whether the dataset's classes are those that a `config.json` names, in the same order.
-pub(super) fn check_labels(checkpoint: &Checkpoint, classes: &[String], faults: &mut Faults) {
-    let Some(LocalCheckpoint { file, config: Some(config), .. }) = &checkpoint.local else { return };
+/// The dataset with its classes in the order in which a `config.json` names them, if it names the same.
+pub(super) fn with_labels(checkpoint: &Checkpoint, dataset: Dataset, faults: &mut Faults) -> Dataset {
+    let Some(LocalCheckpoint { file, config: Some(config), .. }) = &checkpoint.local else { return dataset };
     if checkpoint.table.head.is_some() || checkpoint.table.labels.is_some() {
-        return;
+        return dataset;
     }
     let place = Place::section("model").key("weights");
-    match labels::compare(&config.labels, classes) {
-        Verdict::Same => {}
+    let folder = file.parent().unwrap_or(file).display();
+    match labels::compare(&config.labels, &dataset.descriptor().classes) {
+        Verdict::Same => dataset,
         Verdict::Spelled(example) => {
-            let folder = file.parent().unwrap_or(file).display();
             tracing::warn!("{folder}: some classes have other names in config.json than in the dataset: {example}");
+            dataset
+        }
+        Verdict::Reordered(order, example) => {
+            tracing::warn!(
+                "{folder}: config.json has the dataset's classes in another order ({example}); all classes, also `target`, are \
+                 numbered as there"
+            );
+            dataset.with_order(order)
         }
         Verdict::Different(message) => {
             let hint =
                 "; if class i of the model is class i of the dataset all the same, set weights.labels = \"dataset\"";
             faults.add(&place, format!("{message}{hint}"));
+            dataset
         }
     }
 }
@@ -245,7 +255,6 @@ impl Plan {
             check_model_config(&self.model, config, checkpoint.table.head, &mut faults);
         }
         checkpoint.local = Some(local);
-        check_labels(checkpoint, &self.dataset.descriptor().classes, &mut faults);
         if self.data.preprocessing == Some(Convention::Checkpoint)
             && let Some(dataset) = preprocess(self.dataset.clone(), &self.data, self.weights.as_ref(), &mut faults)
         {
@@ -254,6 +263,9 @@ impl Plan {
                 check_fit(table, &dataset, &self.file, &mut faults);
             }
             self.dataset = dataset;
+        }
+        if let Some(checkpoint) = &self.weights {
+            self.dataset = with_labels(checkpoint, self.dataset.clone(), &mut faults);
         }
         if faults.is_empty() { Ok(()) } else { Err(Error::Rejected(faults.into_problems())) }
     }
