@@ -179,6 +179,7 @@ fn with_config(mut spec: ModelSpec, config: Option<&ModelConfig>) -> (ModelSpec,
         ("padding", resolved.padding.is_some() && spec.padding.is_none()),
         ("heads", resolved.heads.is_some() && spec.heads.is_none()),
         ("activation", resolved.activation.is_some() && spec.activation.is_none()),
+        ("pooling", resolved.pooling.is_some() && spec.pooling.is_none()),
         ("norm-eps", resolved.norm_eps.is_some() && spec.norm_eps.is_none()),
     ];
     (resolved, assumed.into_iter().filter(|(_, assumed)| *assumed).map(|(key, _)| key).collect())

@@ -235,10 +235,10 @@ impl Meaning {
                 Some(value) => Ok(stated(key, value)),
                 None => refused(expected),
             },
-            Only(values) if values.is_empty() => Err(format!("{from}: weights that it describes cannot be read")),
+            Only([]) => Err(format!("{from}: weights that it describes cannot be read")),
             Only(values) => {
                 let same = |text: &&str| serde_json::from_str::<Value>(text).is_ok_and(|value| equal(&value, found));
-                if values.iter().any(|text| same(&text)) { Ok(None) } else { refused(&values.join(" or ")) }
+                if values.iter().any(same) { Ok(None) } else { refused(&values.join(" or ")) }
             }
             Free => Ok(None),
         }

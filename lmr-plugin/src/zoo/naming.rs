@@ -76,8 +76,9 @@ pub(super) fn pooling<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<Po
     match Scheme::detect(names)? {
         Scheme::TimmMean => Some(Pooling::Mean),
         // timm has `norm` also where the mean is over normalized tokens, but then `config.json` tells.
-        Scheme::Kuangliu => None,
-        Scheme::Timm | Scheme::Torchvision | Scheme::Transformers | Scheme::Transformers5 => Some(Pooling::ClassToken),
+        // Models here have torchvision's names whatever they pool.
+        Scheme::Torchvision | Scheme::Kuangliu => None,
+        Scheme::Timm | Scheme::Transformers | Scheme::Transformers5 => Some(Pooling::ClassToken),
     }
 }
 

@@ -98,8 +98,8 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::zoo::Stem;
     use crate::zoo::naming::Scheme;
+    use crate::zoo::{Pooling, Stem};
 
     fn spec(arch: Arch) -> ModelSpec {
         let mut spec = ModelSpec::new(arch, 7).resolved();
@@ -112,15 +112,7 @@ mod tests {
     /// `spec` without what does not show.
     fn visible(spec: &ModelSpec) -> ModelSpec {
         let stem = spec.stem.filter(|_| spec.arch != Arch::MobilenetV2);
-        ModelSpec {
-            stem,
-            padding: None,
-            heads: None,
-            activation: None,
-            pooling: spec.pooling,
-            norm_eps: None,
-            ..spec.clone()
-        }
+        ModelSpec { stem, padding: None, heads: None, activation: None, pooling: None, norm_eps: None, ..spec.clone() }
     }
 
     #[rstest]
@@ -149,7 +141,20 @@ mod tests {
         let spec = spec(Arch::VitTiny);
         let state = spec.fresh(rng::stream(0, "init"), &Device::Cpu).unwrap().params().state_dict().unwrap();
         let renamed = naming::from_torchvision(&state, scheme).unwrap();
-        assert_eq!(ModelSpec::recognize(&renamed).unwrap(), Some(visible(&spec)));
+        let expected = ModelSpec { pooling: Some(Pooling::ClassToken), ..visible(&spec) };
+        assert_eq!(ModelSpec::recognize(&renamed).unwrap(), Some(expected));
+    }
+
+    #[test]
+    fn the_mean_of_the_patches_shows_in_a_name() {
+        let spec = ModelSpec { pooling: Some(Pooling::Mean), ..spec(Arch::VitTiny) };
+        let state = spec.fresh(rng::stream(0, "init"), &Device::Cpu).unwrap().params().state_dict().unwrap();
+        let renamed = naming::from_torchvision(&state, Scheme::TimmMean).unwrap();
+        let found = ModelSpec::recognize(&renamed).unwrap().unwrap();
+        assert_eq!(found.pooling, Some(Pooling::Mean));
+        let other = ModelSpec { pooling: Some(Pooling::ClassToken), ..spec };
+        let message = other.load(renamed, &Device::Cpu).err().unwrap().to_string();
+        assert!(message.contains("pooling: expected \"mean\", as the names of"), "{message}");
     }
 
     #[test]

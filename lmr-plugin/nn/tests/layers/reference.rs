@@ -39,7 +39,7 @@ fn around(padding: Padding, size: usize, extent: usize, stride: usize) -> (usize
     match padding {
         Padding::Symmetric(each) => (each, 2 * each),
         Padding::Same => {
-            let total = extent.saturating_sub(if size % stride == 0 { stride } else { size % stride });
+            let total = extent.saturating_sub(if size.is_multiple_of(stride) { stride } else { size % stride });
             (total / 2, total)
         }
     }
