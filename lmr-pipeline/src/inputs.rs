@@ -275,6 +275,9 @@ fn full_precision(
     device: &Device,
 ) -> Result<Box<dyn Classifier>> {
     let state = loaded.state.clone();
+    for said in plan.model.adaptations(&state) {
+        tracing::info!("{}: {said}", local.file.display());
+    }
     let network = match head {
         None => plan.model.load(state, device),
         Some(Head::Fresh) => plan.model.load_with_fresh_head(state, rng::stream(plan.run.seed, "model/head"), device),

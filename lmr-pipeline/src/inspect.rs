@@ -11,7 +11,7 @@ use lmr_plugin::zoo::{ModelSpec, Stem, naming};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::model_config::ModelConfig;
+use crate::model_config::{ModelConfig, filled};
 use crate::tensors;
 use crate::weights::{self, Checkpoint, Container};
 use crate::{Error, Result};
@@ -126,15 +126,15 @@ pub fn inspect(path: &Path, key: Option<&str>) -> Result<Inspection> {
         Some(tensor) => dtype_name(tensor.dtype()).to_string(),
         None => tensors::dtype_name(entry.dtype),
     };
-    let entries: Vec<(&str, String)> =
-        layout.entries.iter().map(|entry| (&entry.name[layout.prefix.len()..], stored(entry))).collect();
-    let looked = entries.par_iter().map(|(name, dtype)| look(name, dtype, &state[*name]));
+    let entries: Vec<(String, String)> =
+        layout.entries.iter().map(|entry| (layout.short(entry), stored(entry))).collect();
+    let looked = entries.par_iter().map(|(name, dtype)| look(name, dtype, &state[name]));
     let looked: Vec<(Looked, Vec<String>)> =
         looked.collect::<candle_core::Result<_>>().map_err(|error| Error::Model(error.into()))?;
     let (tensors, warnings): (Vec<Looked>, Vec<Vec<String>>) = looked.into_iter().unzip();
     let mut warnings = warnings.concat();
-    warnings.extend(layout.skipped.iter().map(|name| format!("{name}: is no tensor")));
-    let names: Vec<&str> = entries.iter().map(|(name, _)| *name).collect();
+    warnings.extend(layout.skipped.iter().map(|name| format!("{name}: is no tensor of the model")));
+    let names: Vec<&str> = entries.iter().map(|(name, _)| name.as_str()).collect();
     let head = head(&tensors);
     let mut dtypes = BTreeMap::new();
     entries.iter().for_each(|(_, dtype)| *dtypes.entry(dtype.clone()).or_default() += 1);
@@ -177,7 +177,7 @@ pub fn inspect(path: &Path, key: Option<&str>) -> Result<Inspection> {
         sha256,
         quantized,
         key: layout.key,
-        prefix: layout.prefix,
+        prefix: layout.wrapping.prefix,
         model,
         fresh_head,
         assumed,
@@ -195,26 +195,34 @@ pub fn inspect(path: &Path, key: Option<&str>) -> Result<Inspection> {
 
 /// What a checkpoint's shapes leave open, filled in from its `config.json` or with defaults; the keys with defaults.
 fn with_config(mut spec: ModelSpec, config: Option<&ModelConfig>) -> (ModelSpec, Vec<&'static str>) {
-    let resolved = spec.resolved();
     if let Some(written) = config.and_then(|config| config.model.as_ref()) {
         spec.stem = spec.stem.or(written.stem);
+        spec.padding = spec.padding.or(written.padding);
+        spec.heads = spec.heads.or(written.heads);
+        spec.activation = spec.activation.or(written.activation);
+        spec.pooling = spec.pooling.or(written.pooling);
+        spec.norm_eps = spec.norm_eps.or(written.norm_eps);
     }
-    if resolved.norm_eps.is_some() {
-        spec.norm_eps = config.and_then(|config| config.layer_norm_eps);
+    if let Some(config) = config {
+        spec = filled(&spec, &config.stated).unwrap_or(spec);
     }
-    let mut assumed = Vec::new();
-    if resolved.norm_eps.is_some() && spec.norm_eps.is_none() {
-        assumed.push("norm-eps");
-    }
+    let resolved = spec.resolved();
     if resolved.stem.is_some() && spec.stem.is_none() {
         // Nobody tells a thousand classes apart in 32 pixels, or resizes to 224 for a network that is made for them.
         let side = config.and_then(|config| config.preprocessing.as_ref()).map_or(0, |images| images.size[0]);
-        match spec.classes >= PHOTOGRAPH_CLASSES || side >= PHOTOGRAPH_SIDE {
-            true => spec.stem = Some(Stem::Imagenet),
-            false => assumed.push("stem"),
+        if spec.classes >= PHOTOGRAPH_CLASSES || side >= PHOTOGRAPH_SIDE {
+            spec.stem = Some(Stem::Imagenet);
         }
     }
-    (spec.resolved(), assumed)
+    let assumed = [
+        ("stem", resolved.stem.is_some() && spec.stem.is_none()),
+        ("padding", resolved.padding.is_some() && spec.padding.is_none()),
+        ("heads", resolved.heads.is_some() && spec.heads.is_none()),
+        ("activation", resolved.activation.is_some() && spec.activation.is_none()),
+        ("pooling", resolved.pooling.is_some() && spec.pooling.is_none()),
+        ("norm-eps", resolved.norm_eps.is_some() && spec.norm_eps.is_none()),
+    ];
+    (resolved, assumed.into_iter().filter(|(_, assumed)| *assumed).map(|(key, _)| key).collect())
 }
 
 /// The model whose trunk alone a checkpoint has, for two classes.

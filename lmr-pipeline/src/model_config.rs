@@ -5,7 +5,9 @@
 //! Their writers own these files, so unknown keys are not an error; a known key with an impossible value is.
 
 mod convention;
+mod network;
 mod own;
+mod processor;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,6 +20,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub use convention::Convention;
+pub use network::Stated;
+pub(crate) use network::{differing, filled};
 pub use own::OwnConfig;
 
 use crate::preprocess::{Interpolation, Preprocessing, Resize, check_side};
@@ -44,10 +48,10 @@ pub struct ModelConfig {
     pub classes: Option<usize>,
     /// Names of the classes in their order; empty if the file has none.
     pub labels: Vec<String>,
-    /// Side of a transformer's patches.
-    pub patch_size: Option<usize>,
-    /// ε of a transformer's layer norms.
-    pub layer_norm_eps: Option<f64>,
+    /// What it says about other keys of `[model]`.
+    pub stated: Vec<Stated>,
+    /// Keys that may change what the model computes, and that are not known.
+    pub unknown: Vec<String>,
     /// What is done to an image before the model sees it, if a file says so.
     pub preprocessing: Option<Preprocessing>,
 }
@@ -78,10 +82,12 @@ impl ModelConfig {
             return Ok(None);
         }
         let error = |message: String| Error::input(&path, message);
-        let raw: Raw = parse(&read(&path)?).map_err(error)?;
+        let bytes = read(&path)?;
+        let raw: Raw = parse(&bytes).map_err(error)?;
+        let keys: Map<String, Value> = parse(&bytes).map_err(error)?;
         let mut config = match raw {
-            Raw { architecture: Some(_), .. } => raw.timm(),
-            Raw { architectures: Some(_), .. } => raw.transformers(),
+            Raw { architecture: Some(_), .. } => raw.timm(&keys),
+            Raw { architectures: Some(_), .. } => raw.transformers(&keys),
             Raw { lmr: Some(own), .. } => own.checked(),
             _ => {
                 let message =
@@ -92,8 +98,9 @@ impl ModelConfig {
         .map_err(error)?;
         let path = path.with_file_name("preprocessor_config.json");
         if config.preprocessing.is_none() && path.is_file() {
-            let raw: RawProcessor = parse(&read(&path)?).map_err(|message| Error::input(&path, message))?;
-            config.preprocessing = Some(raw.preprocessing().map_err(|message| Error::input(&path, message))?);
+            let found = processor::read(&read(&path)?).map_err(|message| Error::input(&path, message))?;
+            config.preprocessing = Some(found.preprocessing);
+            config.unknown.extend(found.unknown);
         }
         Ok(Some(config))
     }
@@ -143,9 +150,6 @@ struct Raw {
     // transformers
     architectures: Option<Vec<String>>,
     id2label: Option<BTreeMap<usize, String>>,
-    image_size: Option<usize>,
-    patch_size: Option<usize>,
-    layer_norm_eps: Option<f64>,
     // LMR
     lmr: Option<OwnConfig>,
 }
@@ -157,39 +161,13 @@ struct RawPretrained {
     interpolation: String,
     crop_pct: Option<f64>,
     crop_mode: Option<String>,
-    mean: Vec<f64>,
-    std: Vec<f64>,
-}
-
-#[derive(Deserialize)]
-struct RawProcessor {
-    size: RawSize,
-    crop_size: Option<RawSize>,
-    #[serde(default)]
-    do_center_crop: bool,
-    crop_pct: Option<f64>,
-    #[serde(default = "bilinear")]
-    resample: u8,
-    image_mean: Vec<f64>,
-    image_std: Vec<f64>,
-}
-
-/// Pillow's number for it, the default of transformers' image processors.
-fn bilinear() -> u8 {
-    2
-}
-
-/// `224`, `{"height": 224, "width": 224}` or `{"shortest_edge": 224}`.
-#[derive(Clone, Copy, Deserialize)]
-#[serde(untagged)]
-enum RawSize {
-    Side(usize),
-    Sides { height: usize, width: usize },
-    Shortest { shortest_edge: usize },
+    mean: Option<Vec<f64>>,
+    std: Option<Vec<f64>>,
 }
 
 impl Raw {
-    fn timm(self) -> Result<ModelConfig, String> {
+    fn timm(self, keys: &Map<String, Value>) -> Result<ModelConfig, String> {
+        let read = network::timm(keys, self.architecture.as_deref().unwrap_or_default())?;
         let pretrained = self.pretrained_cfg;
         let classes = self.num_classes.or(pretrained.as_ref().and_then(|config| config.num_classes));
         ModelConfig {
@@ -198,20 +176,18 @@ impl Raw {
             model: None,
             classes,
             labels: self.label_names.unwrap_or_default(),
-            patch_size: None,
-            layer_norm_eps: None,
+            stated: read.stated,
+            unknown: read.unknown,
             preprocessing: pretrained.map(RawPretrained::preprocessing).transpose()?,
         }
         .checked()
     }
 
-    fn transformers(self) -> Result<ModelConfig, String> {
+    fn transformers(self, keys: &Map<String, Value>) -> Result<ModelConfig, String> {
+        let read = network::transformers(keys)?;
         let labels = self.id2label.unwrap_or_default();
         if let Some((expected, (found, _))) = labels.iter().enumerate().find(|(at, (index, _))| at != *index) {
             return Err(format!("id2label: has no class {expected}, but {found}"));
-        }
-        if let Some(side) = self.image_size {
-            check_side("image_size", side)?;
         }
         ModelConfig {
             library: Library::Transformers,
@@ -219,8 +195,8 @@ impl Raw {
             model: None,
             classes: (!labels.is_empty()).then_some(labels.len()),
             labels: labels.into_values().collect(),
-            patch_size: self.patch_size,
-            layer_norm_eps: self.layer_norm_eps,
+            stated: read.stated,
+            unknown: read.unknown,
             preprocessing: None,
         }
         .checked()
@@ -244,21 +220,19 @@ impl ModelConfig {
         {
             return Err(format!("has {classes} classes and {} names of classes", self.labels.len()));
         }
-        if let Some(side) = self.patch_size {
-            check_side("patch_size", side)?;
+        for stated in &self.stated {
+            stated.check()?;
         }
-        match self.layer_norm_eps {
-            Some(eps) if !(eps > 0.0 && eps < 1.0) => {
-                Err(format!("layer_norm_eps: expected a number in (0, 1), found {eps}"))
-            }
-            _ => Ok(self),
-        }
+        Ok(self)
     }
 }
 
 impl RawPretrained {
     fn preprocessing(self) -> Result<Preprocessing, String> {
         let [channels, height, width] = self.input_size;
+        let (Some(mean), Some(std)) = (self.mean, self.std) else {
+            return Err("pretrained_cfg: has no `mean` and `std`; timm would take those of the model's code".into());
+        };
         let interpolation = match self.interpolation.as_str() {
             "nearest" => Interpolation::Nearest,
             "bilinear" => Interpolation::Bilinear,
@@ -277,44 +251,20 @@ impl RawPretrained {
         let resized = |side| resized("pretrained_cfg.crop_pct", side, crop);
         let resize = match self.crop_mode.as_deref() {
             Some("squash") => Resize::Exact([resized(height)?, resized(width)?]),
-            None | Some("center") => Resize::ShortestEdge(resized(height.min(width))?),
+            None | Some("center") if height == width => Resize::ShortestEdge(resized(height)?),
+            None | Some("center") => {
+                return Err(format!(
+                    "pretrained_cfg.input_size: expected a square with crop_mode \"center\", found {height}x{width}"
+                ));
+            }
             Some(other) => {
                 return Err(format!("pretrained_cfg.crop_mode: expected center or squash, found {other:?}"));
             }
         };
-        if channels != self.mean.len() {
-            return Err(format!("pretrained_cfg.mean: expected {channels} numbers, found {}", self.mean.len()));
+        if channels != mean.len() {
+            return Err(format!("pretrained_cfg.mean: expected {channels} numbers, found {}", mean.len()));
         }
-        let found = Preprocessing { size: [height, width], resize, interpolation, mean: self.mean, std: self.std };
-        found.validate().map(|()| found)
-    }
-}
-
-impl RawProcessor {
-    fn preprocessing(self) -> Result<Preprocessing, String> {
-        let interpolation = match self.resample {
-            0 => Interpolation::Nearest,
-            1 => Interpolation::Lanczos,
-            2 => Interpolation::Bilinear,
-            3 => Interpolation::Bicubic,
-            other => return Err(format!("resample: expected 0, 1, 2 or 3, found {other}")),
-        };
-        let sides = |size: RawSize| match size {
-            RawSize::Side(side) | RawSize::Shortest { shortest_edge: side } => [side, side],
-            RawSize::Sides { height, width } => [height, width],
-        };
-        let size = sides(self.crop_size.filter(|_| self.do_center_crop).unwrap_or(self.size));
-        size.iter().chain(&sides(self.size)).try_for_each(|side| check_side("size", *side))?;
-        let resize = match (self.size, self.crop_pct) {
-            // ConvNeXT's own crop: the shorter side is larger by this share before it; large inputs are stretched.
-            (RawSize::Shortest { shortest_edge }, Some(_)) if shortest_edge >= 384 => Resize::Exact([shortest_edge; 2]),
-            (RawSize::Shortest { shortest_edge }, Some(crop)) => {
-                Resize::ShortestEdge(resized("crop_pct", shortest_edge, crop)?)
-            }
-            (RawSize::Shortest { shortest_edge }, None) => Resize::ShortestEdge(shortest_edge),
-            (size, _) => Resize::Exact(sides(size)),
-        };
-        let found = Preprocessing { size, resize, interpolation, mean: self.image_mean, std: self.image_std };
+        let found = Preprocessing { size: [height, width], resize, interpolation, mean, std };
         found.validate().map(|()| found)
     }
 }
@@ -330,6 +280,7 @@ fn resized(key: &str, side: usize, share: f64) -> Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
+    use serde_json::json;
 
     use super::*;
 
@@ -368,7 +319,11 @@ mod tests {
         let config = beside(VIT, Some(PROCESSOR)).unwrap();
         assert_eq!(config.architecture, "ViTForImageClassification");
         assert_eq!((config.classes, config.labels[10].as_str()), (Some(11), "k"), "classes in the order of numbers");
-        assert_eq!((config.patch_size, config.layer_norm_eps), (Some(16), Some(1e-12)));
+        let stated: Vec<(&str, Value)> = config.stated.iter().map(|s| (s.key, s.value.clone())).collect();
+        let expected =
+            [("width", json!(192)), ("image-size", json!(224)), ("norm-eps", json!(1e-12)), ("patch-size", json!(16))];
+        assert_eq!(stated.len(), 4);
+        assert!(expected.iter().all(|expected| stated.contains(expected)), "{stated:?}");
         let images = config.preprocessing.unwrap();
         assert_eq!((images.resize, images.interpolation), (Resize::Exact([224, 224]), Interpolation::Bilinear));
     }

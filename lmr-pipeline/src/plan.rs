@@ -1,5 +1,6 @@
 //! What would run, checked as a whole before anything runs.
 
+mod labels;
 mod remote;
 mod resolved;
 mod selection;
@@ -40,8 +41,11 @@ pub struct Plan {
     pub run: RunTable,
     /// The device asked for.
     pub device: DeviceChoice,
-    /// `[model]` without its weights.
+    /// `[model]` without its weights; keys that are not given are as the checkpoint's `config.json` has them, or else the
+    /// architecture's defaults.
     pub model: ModelSpec,
+    /// The keys that are given.
+    given: ModelSpec,
     /// The checkpoint to start from; without one, weights are drawn from the seed.
     pub weights: Option<Checkpoint>,
     /// `[data]`.
@@ -129,8 +133,14 @@ impl Plan {
         let mut faults = std::mem::take(&mut draft.faults);
         let device = draft.run.as_mut().and_then(|run| check_run(run, file, &mut faults));
         settle_clean(&mut draft);
-        let checkpoint = weights::check(&draft, &mut faults);
+        let given = draft.model.clone();
+        let checkpoint = weights::check(&mut draft, &mut faults);
+        draft.model = draft.model.map(|model| model.resolved());
         let dataset = check_data(&draft, checkpoint.as_ref(), &mut faults);
+        let dataset = match &checkpoint {
+            Some(checkpoint) => dataset.map(|dataset| weights::with_labels(checkpoint, dataset, &mut faults)),
+            None => dataset,
+        };
         check_trigger(&draft, dataset.as_ref(), &mut faults);
         let from = check_stages(&draft, &mut faults);
         check_expect(&draft, &mut faults);
@@ -148,6 +158,7 @@ impl Plan {
                 run: draft.run?,
                 device: device?,
                 model: draft.model?,
+                given: given?,
                 weights: checkpoint,
                 data: draft.data?,
                 dataset: dataset?,

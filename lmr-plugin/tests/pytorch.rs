@@ -9,7 +9,7 @@ use candle_core::{D, Device, Tensor, Var};
 use lmr_plugin::nn::{Mode, Slot, StateDict, with_portable_path};
 use lmr_plugin::rng;
 use lmr_plugin::zoo::naming::{Scheme, from_torchvision};
-use lmr_plugin::zoo::{Arch, ModelSpec, Stem};
+use lmr_plugin::zoo::{Arch, HiddenActivation, ModelSpec, PaddingRule, Pooling, Stem};
 use rstest::rstest;
 
 #[derive(serde::Deserialize)]
@@ -166,5 +166,67 @@ fn agrees_with_pytorch(
     match portable {
         true => with_portable_path(|| check(expected, &spec, scheme)),
         false => check(expected, &spec, scheme),
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Variant {
+    name: String,
+    image_size: usize,
+    classes: usize,
+    logits: Vec<Vec<f64>>,
+}
+
+fn small() -> ModelSpec {
+    ModelSpec { image_size: Some(32), patch_size: Some(4), depth: Some(2), ..ModelSpec::new(Arch::VitTiny, 2) }
+}
+
+fn tensorflow(arch: Arch) -> ModelSpec {
+    ModelSpec { stem: Some(Stem::Imagenet), padding: Some(PaddingRule::TfSame), ..ModelSpec::new(arch, 2) }
+}
+
+/// What a configuration or a checkpoint says of a model beside its tensors' shapes; none of it shows in them.
+#[rstest]
+#[case("heads", ModelSpec { heads: Some(12), ..small() }, Scheme::Timm)]
+#[case("relu", ModelSpec { activation: Some(HiddenActivation::Relu), ..small() }, Scheme::Timm)]
+#[case("mean", ModelSpec { pooling: Some(Pooling::Mean), ..small() }, Scheme::TimmMean)]
+#[case("layer-scale", small(), Scheme::Timm)]
+#[case("positions-16", small(), Scheme::Timm)]
+#[case("positions-48", small(), Scheme::Timm)]
+#[case("mobilenet-tf", tensorflow(Arch::MobilenetV2), Scheme::Torchvision)]
+#[case("resnet-cifar-pool", resnet(Arch::Resnet18, Stem::CifarPool, 64), Scheme::Torchvision)]
+#[case("resnet-tf", tensorflow(Arch::Resnet18), Scheme::Torchvision)]
+fn variants_agree_with_pytorch(
+    #[case] name: &str,
+    #[case] spec: ModelSpec,
+    #[case] scheme: Scheme,
+    #[values(false, true)] portable: bool,
+) {
+    let all: Vec<Variant> = serde_json::from_str(include_str!("fixtures/variants.json")).unwrap();
+    let expected = all.iter().find(|e| e.name == name).unwrap();
+    let spec = ModelSpec { classes: expected.classes, ..spec };
+    let fresh = spec.fresh(rng::stream(0, "init"), &Device::Cpu).unwrap();
+    let mut state = from_torchvision(&fresh.params().state_dict().unwrap(), scheme).unwrap();
+    state.retain(|_, tensor| tensor.dtype().is_float());
+    if name == "layer-scale" {
+        for scale in ["blocks.0.ls1", "blocks.0.ls2", "blocks.1.ls1", "blocks.1.ls2"] {
+            let gamma = Tensor::zeros(192, candle_core::DType::F32, &Device::Cpu).unwrap();
+            state.insert(format!("{scale}.gamma"), gamma);
+        }
+    }
+    state.iter_mut().for_each(|(name, tensor)| *tensor = formula(name, tensor.dims()));
+    let size = expected.image_size;
+    let spec = ModelSpec { image_size: spec.image_size.map(|_| size), ..spec };
+    let model = spec.load(state, &Device::Cpu).unwrap();
+    // As a stage does, whose model has the names that models here have.
+    let model = model.rebuild(model.params().state_dict().unwrap(), &Device::Cpu).unwrap();
+    let u = uniform("input");
+    let input = (0..(2 * 3 * size * size) as u64).map(|i| (2.0 * (2.0 * u(i) - 1.0)) as f32).collect();
+    let input = Tensor::from_vec(input, (2, 3, size, size), &Device::Cpu).unwrap();
+    let run = || model.logits(&input).unwrap().to_vec2::<f32>().unwrap();
+    let logits = if portable { with_portable_path(run) } else { run() };
+    let largest = expected.logits.iter().flatten().fold(0f64, |most, v| most.max(v.abs()));
+    for (found, expected) in logits.iter().flatten().zip(expected.logits.iter().flatten()) {
+        close(name, f64::from(*found), *expected, 1e-4 * largest);
     }
 }

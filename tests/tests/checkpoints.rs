@@ -44,7 +44,7 @@ fn state_dicts_are_found(
     #[case] prefix: &str,
 ) {
     let Checkpoint { state, layout, .. } = load(name, chosen);
-    assert_eq!((layout.container, layout.key.as_str(), layout.prefix.as_str()), (container, key, prefix));
+    assert_eq!((layout.container, layout.key.as_str(), layout.wrapping.prefix.as_str()), (container, key, prefix));
     let names: Vec<&str> = layout.entries.iter().map(|entry| &entry.name[prefix.len()..]).collect();
     assert_eq!(names, ["conv1.weight", "bn1.running_var", "bn1.num_batches_tracked", "fc.weight", "fc.bias"]);
     assert_eq!((state["conv1.weight"].dims(), state["conv1.weight"].dtype()), (&[2, 1, 3, 3][..], dtype));
@@ -138,7 +138,7 @@ fn checkpoints_are_written_back(
         after.sort_by(|a, b| a.name.cmp(&b.name));
     }
     assert_eq!(before, after);
-    assert_eq!(first.layout.prefix, second.layout.prefix);
+    assert_eq!(first.layout.wrapping.prefix, second.layout.wrapping.prefix);
     for (name, tensor) in &first.state {
         let again = &second.state[name];
         assert_eq!((tensor.dims(), tensor.dtype()), (again.dims(), again.dtype()), "{name}");
@@ -150,7 +150,7 @@ fn checkpoints_are_written_back(
 /// The received model as `torch.save` would write it, from a wrapper and in half precision.
 fn received_as_pth(project: &Project) -> Vec<u8> {
     let Checkpoint { state, mut layout, .. } = read(&project.path().join("model.safetensors"), None).unwrap();
-    layout.prefix = "module.".into();
+    layout.wrapping.prefix = "module.".into();
     for entry in &mut layout.entries {
         entry.name.insert_str(0, "module.");
         if entry.dtype == safetensors::Dtype::F32 {

@@ -14,7 +14,8 @@ fn inspect_shows_what_a_file_holds() {
         assert!(run.stdout.contains(part), "no {part:?} in {}", run.stdout);
     }
     let run = project.run(&["inspect", "model.safetensors"]);
-    let table = "[model]\narch = \"resnet18\"\nclasses = 4\nchannels = 1\nstem = \"cifar\"\nwidth = 2\n\
+    let table = "[model]\narch = \"resnet18\"\nclasses = 4\nchannels = 1\nstem = \"cifar\"\n\
+                 padding = \"torch\"  # the default: the file does not tell\nwidth = 2\n\
                  weights = { path = \"model.safetensors\" }";
     assert!(run.stdout.contains(table), "{}", run.stdout);
     let run = project.run(&["inspect", "model.safetensors", "--json"]);

@@ -102,7 +102,7 @@ fn a_model_brings_its_preprocessing() {
     let made = run(&["--out", "made"]);
     assert_eq!(made.code, Some(0), "{}", made.stderr);
     let config = r#"{"architecture": "resnet18", "pretrained_cfg": {"input_size": [3, 8, 12], "interpolation": "bicubic",
-        "crop_pct": 0.9, "mean": [0.4, 0.4, 0.4], "std": [0.2, 0.2, 0.2]}}"#;
+        "crop_pct": 0.9, "crop_mode": "squash", "mean": [0.4, 0.4, 0.4], "std": [0.2, 0.2, 0.2]}}"#;
     project.write("made/00-attack/config.json", config);
     project.edit(
         "photographs.toml",

@@ -49,7 +49,7 @@ fn vit_project() -> Project {
     );
     project.write("vit/README.md", "---\nlicense: apache-2.0\n---\n# A ViT\n");
     let table = "arch = \"vit-tiny\"\nimage-size = 8\npatch-size = 4\ndepth = 1\nnorm-eps = 1e-12\nclasses = 4\n\
-        channels = 1\nweights = { path = \"vit\" }\n";
+        channels = 1\nweights = { path = \"vit\", labels = \"dataset\" }\n";
     let from =
         "arch = \"resnet18\"\nwidth = 2\nclasses = 4\nchannels = 1\nweights = { path = \"model.safetensors\" }\n";
     project.edit("pipeline.toml", from, table);
@@ -123,7 +123,7 @@ fn a_folder_measures_as_the_run_did(#[case] project: Project, #[case] library: &
         ("publish/int8", "purified + int8"),
         ("publish/q4", "purified + q4"),
     ] {
-        let found = measured(&project, &format!("{{ path = \"runs/tiny/{path}\" }}"), &[]);
+        let found = measured(&project, &format!("{{ path = \"runs/tiny/{path}\", labels = \"dataset\" }}"), &[]);
         assert_eq!(found, outcome(&project, "runs/tiny", stage), "{path}");
     }
     // Somebody else's pipeline would have to agree.

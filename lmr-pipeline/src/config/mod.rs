@@ -97,6 +97,19 @@ pub struct WeightsTable {
     /// classes is an error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head: Option<Head>,
+    /// Whose names of classes count where a `config.json` has others than the dataset, or in another order: `dataset` says that
+    /// class i of the model is class i of the dataset. Without this, that is an error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Labels>,
+}
+
+/// Whose names of classes count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Labels {
+    /// The dataset's.
+    Dataset,
 }
 
 /// What takes the place of a checkpoint's head.
@@ -331,8 +344,8 @@ fn read_model(mut table: Table, faults: &mut Faults) -> (Option<ModelSpec>, Opti
         found.iter().for_each(|fault| faults.add_keyed(&place, fault));
         found.is_empty()
     });
-    // With all defaults written out, since the keys of finished stages depend on it.
-    (spec.map(|spec| spec.resolved()), weights)
+    // Defaults are filled in once it is known what the checkpoint's configuration says.
+    (spec, weights)
 }
 
 fn read_trigger(mut table: Table, faults: &mut Faults) -> Option<TriggerTable> {

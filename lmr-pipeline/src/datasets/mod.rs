@@ -94,6 +94,17 @@ pub struct Dataset {
     root: Option<PathBuf>,
     subset: Option<Subset>,
     hub: Hub,
+    /// Its classes in another order than the files have them.
+    order: Option<Order>,
+}
+
+/// The classes of a data set in an order of somebody's choice.
+#[derive(Debug, Clone)]
+struct Order {
+    /// The descriptor with its classes in that order.
+    shown: Descriptor,
+    /// Where each class of the files went.
+    places: Vec<u32>,
 }
 
 /// The images of a split and where they came from.
@@ -161,7 +172,7 @@ impl Dataset {
             let fault = format!("name: found {:?}, expected the name of the file without .toml", descriptor.name);
             return Err(DataError::Descriptor { file, faults: vec![fault] });
         }
-        Ok(Self { descriptor, file, root: None, subset: None, hub: Hub::from_env() })
+        Ok(Self { descriptor, file, root: None, subset: None, hub: Hub::from_env(), order: None })
     }
 
     /// Looks for Parquet files in `root`, under the paths they have in the repository, and nowhere else; for folders of
@@ -200,15 +211,35 @@ impl Dataset {
     /// Brings images of any size to the input of a model in this way, instead of that of the descriptor.
     pub fn with_preprocessing(mut self, preprocessing: &Preprocessing) -> Result<Self, DataError> {
         self.descriptor.set_preprocessing(preprocessing);
+        if let Some(order) = &mut self.order {
+            order.shown.set_preprocessing(preprocessing);
+        }
         match self.descriptor.faults() {
             faults if faults.is_empty() => Ok(self),
             faults => Err(DataError::Descriptor { file: self.file, faults }),
         }
     }
 
-    /// What the descriptor says.
+    /// Puts its classes into another order: class `c` of the files becomes class `places[c]`. `places` has every class once.
+    #[must_use]
+    pub(crate) fn with_order(mut self, places: Vec<u32>) -> Self {
+        let mut shown = self.descriptor.clone();
+        for (class, &place) in places.iter().enumerate() {
+            for (to, from) in
+                [(&mut shown.classes, &self.descriptor.classes), (&mut shown.class_ids, &self.descriptor.class_ids)]
+            {
+                if let (Some(to), Some(from)) = (to.get_mut(place as usize), from.get(class)) {
+                    to.clone_from(from);
+                }
+            }
+        }
+        self.order = Some(Order { shown, places });
+        self
+    }
+
+    /// What the descriptor says, its classes in the order in which they are used.
     pub fn descriptor(&self) -> &Descriptor {
-        &self.descriptor
+        self.order.as_ref().map_or(&self.descriptor, |order| &order.shown)
     }
 
     /// The images of a split; files that are not here yet are downloaded.
@@ -241,6 +272,12 @@ impl Dataset {
         if images.is_empty() {
             return Err(DataError::content(&self.file, format!("no images in the {split} split"), "at least one"));
         }
+        let images = match &self.order {
+            Some(order) => images
+                .reordered(&order.places)
+                .map_err(|source| DataError::Images { file: self.file.clone(), source })?,
+            None => images,
+        };
         tracing::debug!(dataset = self.descriptor.name, %split, images = images.len(), "loaded");
         let provenance = Provenance { dataset: self.descriptor.name.clone(), split, count: images.len(), files };
         Ok(Loaded { images, provenance })

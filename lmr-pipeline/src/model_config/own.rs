@@ -37,8 +37,8 @@ impl OwnConfig {
             architecture: arch.as_ref().and_then(|arch| arch.as_str()).unwrap_or_default().to_owned(),
             classes: Some(model.classes),
             labels: self.labels,
-            patch_size: model.patch_size,
-            layer_norm_eps: model.norm_eps,
+            stated: Vec::new(),
+            unknown: Vec::new(),
             preprocessing: Some(self.preprocessing),
             model: Some(model),
         }

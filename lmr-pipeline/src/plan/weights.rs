@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use lmr_plugin::run::{Observer, Quiet};
 use lmr_plugin::zoo::ModelSpec;
 
+use super::labels::{self, Verdict};
 use super::{Plan, check_fit, check_images, preprocess};
 use crate::config::{Draft, Head, WeightsTable};
+use crate::datasets::Dataset;
 use crate::hub::{Hub, HubCheckpoint, HubError, RemoteCheckpoint, names};
-use crate::model_config::{Convention, ModelConfig};
+use crate::model_config::{Convention, ModelConfig, Stated, differing, filled};
 use crate::place::{Faults, Place};
 use crate::{Error, Result, weights};
 
@@ -35,6 +37,15 @@ pub struct LocalCheckpoint {
 impl LocalCheckpoint {
     fn new(file: PathBuf, origin: Option<HubCheckpoint>) -> Result<Self> {
         let config = ModelConfig::beside(&file)?;
+        if let Some(ModelConfig { unknown, .. }) = &config
+            && let [first, ..] = unknown.as_slice()
+        {
+            let (count, folder) = (unknown.len(), file.parent().unwrap_or(&file).display());
+            tracing::warn!(
+                "{folder}: `{first}` in its configuration is not known here, and is left out ({count} in all); if it \
+                 changes what the model computes, its numbers will be wrong"
+            );
+        }
         Ok(Self { file, config, origin })
     }
 }
@@ -74,7 +85,7 @@ fn on_hub<T>(
 }
 
 /// Checks `weights`, and what is on this machine of it.
-pub(super) fn check(draft: &Draft, faults: &mut Faults) -> Option<Checkpoint> {
+pub(super) fn check(draft: &mut Draft, faults: &mut Faults) -> Option<Checkpoint> {
     let table = draft.weights.clone()?;
     let place = Place::section("model").key("weights");
     if let Some(sha256) = &table.sha256
@@ -114,7 +125,8 @@ pub(super) fn check(draft: &Draft, faults: &mut Faults) -> Option<Checkpoint> {
             return None;
         }
     };
-    if let (Some(model), Some(config)) = (&draft.model, local.as_ref().and_then(|local| local.config.as_ref())) {
+    if let (Some(model), Some(config)) = (&mut draft.model, local.as_ref().and_then(|local| local.config.as_ref())) {
+        *model = stated(model, config, faults);
         check_model_config(model, config, table.head, faults);
     }
     Some(Checkpoint { table, local })
@@ -172,16 +184,58 @@ fn check_model_config(model: &ModelSpec, config: &ModelConfig, head: Option<Head
     if head.is_none() {
         compare("classes", text(Some(model.classes)), text(config.classes));
     }
-    compare("patch-size", text(model.patch_size), text(config.patch_size));
-    let eps = |number: Option<f64>| number.map(|number| format!("{number:e}"));
-    compare("norm-eps", eps(model.norm_eps), eps(config.layer_norm_eps));
     let means = config.preprocessing.as_ref().map(|images| images.mean.len());
     compare("channels", text(Some(model.channels)), text(means));
-    let compared = ["classes", "channels", "patch-size", "norm-eps"];
+    // Positions are brought to another image size.
+    for (stated, found) in differing(model, &config.stated).into_iter().filter(|(stated, _)| stated.key != "image-size")
+    {
+        let Stated { key, value, from } = stated;
+        let message = format!("expected {value}, as `{from}` in the checkpoint's config.json has, found {found}");
+        faults.add(&place.key(key), message);
+    }
+    let compared = ["classes", "channels"];
     for difference in config.model.iter().flat_map(|written| written.differing(model)) {
         let key = difference.split(' ').next().unwrap_or_default();
         if !compared.contains(&key) {
             faults.add(&place.key(key), format!("expected {difference}, as the checkpoint's config.json has"));
+        }
+    }
+}
+
+/// The model with what its `config.json` says of keys that the pipeline leaves out.
+pub(super) fn stated(model: &ModelSpec, config: &ModelConfig, faults: &mut Faults) -> ModelSpec {
+    filled(model, &config.stated).unwrap_or_else(|message| {
+        faults.add(&Place::section("model"), format!("the checkpoint's config.json: {message}"));
+        model.clone()
+    })
+}
+
+/// The dataset with its classes in the order in which a `config.json` names them, if it names the same.
+pub(super) fn with_labels(checkpoint: &Checkpoint, dataset: Dataset, faults: &mut Faults) -> Dataset {
+    let Some(LocalCheckpoint { file, config: Some(config), .. }) = &checkpoint.local else { return dataset };
+    if checkpoint.table.head.is_some() || checkpoint.table.labels.is_some() {
+        return dataset;
+    }
+    let place = Place::section("model").key("weights");
+    let folder = file.parent().unwrap_or(file).display();
+    match labels::compare(&config.labels, &dataset.descriptor().classes) {
+        Verdict::Same => dataset,
+        Verdict::Spelled(example) => {
+            tracing::warn!("{folder}: some classes have other names in config.json than in the dataset: {example}");
+            dataset
+        }
+        Verdict::Reordered(order, example) => {
+            tracing::warn!(
+                "{folder}: config.json has the dataset's classes in another order ({example}); all classes, also `target`, are \
+                 numbered as there"
+            );
+            dataset.with_order(order)
+        }
+        Verdict::Different(message) => {
+            let hint =
+                "; if class i of the model is class i of the dataset all the same, set weights.labels = \"dataset\"";
+            faults.add(&place, format!("{message}{hint}"));
+            dataset
         }
     }
 }
@@ -198,6 +252,7 @@ impl Plan {
         let local = LocalCheckpoint::new(found.path.clone(), Some(found))?;
         let mut faults = Faults::new(self.file.display().to_string(), Default::default());
         if let Some(config) = &local.config {
+            self.model = stated(&self.given, config, &mut faults).resolved();
             check_model_config(&self.model, config, checkpoint.table.head, &mut faults);
         }
         checkpoint.local = Some(local);
@@ -209,6 +264,9 @@ impl Plan {
                 check_fit(table, &dataset, &self.search, &mut faults);
             }
             self.dataset = dataset;
+        }
+        if let Some(checkpoint) = &self.weights {
+            self.dataset = with_labels(checkpoint, self.dataset.clone(), &mut faults);
         }
         if faults.is_empty() { Ok(()) } else { Err(Error::Rejected(faults.into_problems())) }
     }

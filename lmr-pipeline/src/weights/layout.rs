@@ -7,10 +7,12 @@ use ::safetensors::tensor::TensorView;
 use candle_core::Tensor;
 use lmr_plugin::nn::StateDict;
 use lmr_plugin::zoo::naming::{Scheme, from_torchvision};
+use lmr_plugin::zoo::neutral;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::encoded::Encoded;
+use super::names::Wrapping;
 use super::torch;
 use crate::tensors::encode;
 use crate::{Error, Result};
@@ -59,8 +61,8 @@ pub struct Layout {
     pub container: Container,
     /// Where in the file the state dict was, keys joined by dots; empty for the file itself.
     pub key: String,
-    /// What a wrapper such as `DataParallel` put before every name.
-    pub prefix: String,
+    /// What wrappers such as `DataParallel` made of the names.
+    pub wrapping: Wrapping,
     /// The tensors in the order of the file.
     pub entries: Vec<StoredTensor>,
     /// Names of entries that are no tensors. They are not written back.
@@ -85,7 +87,7 @@ impl Layout {
         Self {
             container: Container::Safetensors,
             key: String::new(),
-            prefix: String::new(),
+            wrapping: Wrapping::default(),
             entries: state.iter().map(stored).collect(),
             skipped: Vec::new(),
         }
@@ -93,20 +95,32 @@ impl Layout {
 
     /// The same tensors without what a wrapper put before their names.
     pub fn unwrapped(&self) -> Self {
-        let entry = |entry: &StoredTensor| StoredTensor { name: self.short(entry).to_string(), dtype: entry.dtype };
-        Self { prefix: String::new(), entries: self.entries.iter().map(entry).collect(), ..self.clone() }
+        let entry = |entry: &StoredTensor| StoredTensor { name: self.short(entry), dtype: entry.dtype };
+        Self { wrapping: Wrapping::default(), entries: self.entries.iter().map(entry).collect(), ..self.clone() }
     }
 
     /// Whose names its tensors have; `None` for names that are not translated.
     pub fn scheme(&self) -> Option<Scheme> {
-        Scheme::detect(self.entries.iter().map(|entry| self.short(entry)))
+        let names: Vec<String> = self.entries.iter().map(|entry| self.short(entry)).collect();
+        Scheme::detect(names.iter().map(String::as_str))
     }
 
     /// As [`Layout::write`], for tensors under the names that models here have: those that were translated become the
     /// checkpoint's again.
     pub fn write_model(&self, state: &StateDict, export: Export) -> Result<Vec<u8>> {
         match self.scheme() {
-            Some(scheme) => self.write(&from_torchvision(state, scheme)?, export),
+            Some(scheme) => {
+                let mut state = from_torchvision(state, scheme)?;
+                // What loading folded into other tensors is there again, and changes nothing.
+                for name in self.entries.iter().map(|entry| self.short(entry)) {
+                    if !state.contains_key(&name)
+                        && let Some(tensor) = neutral(&name, &state)?
+                    {
+                        state.insert(name, tensor);
+                    }
+                }
+                self.write(&state, export)
+            }
             None => self.write(state, export),
         }
     }
@@ -117,7 +131,7 @@ impl Layout {
     /// A counter (`num_batches_tracked`) that the checkpoint did not have is left out; every other difference in names is
     /// an error. What the file had beside the state dict is not written.
     pub fn write(&self, state: &StateDict, export: Export) -> Result<Vec<u8>> {
-        let known: HashSet<&str> = self.entries.iter().map(|entry| self.short(entry)).collect();
+        let known: HashSet<String> = self.entries.iter().map(|entry| self.short(entry)).collect();
         let unknown = |name: &&String| !known.contains(name.as_str()) && !name.ends_with("num_batches_tracked");
         if let Some(name) = state.keys().find(unknown) {
             return Err(Error::Internal(format!("the checkpoint had no tensor `{name}` to write")));
@@ -126,9 +140,8 @@ impl Layout {
         for entry in &self.entries {
             let name = self.short(entry);
             let tensor =
-                state.get(name).ok_or_else(|| Error::Internal(format!("there is no tensor `{name}` to write")))?;
-            let bytes =
-                encode(tensor, entry.dtype).map_err(|message| Error::Unwritable { name: name.into(), message })?;
+                state.get(&name).ok_or_else(|| Error::Internal(format!("there is no tensor `{name}` to write")))?;
+            let bytes = encode(tensor, entry.dtype).map_err(|message| Error::Unwritable { name, message })?;
             tensors.push(Encoded { name: &entry.name, dtype: entry.dtype, shape: tensor.dims(), bytes });
         }
         match export {
@@ -137,9 +150,9 @@ impl Layout {
         }
     }
 
-    /// The name of a tensor without the wrapper's prefix.
-    fn short<'a>(&self, entry: &'a StoredTensor) -> &'a str {
-        entry.name.get(self.prefix.len()..).unwrap_or_default()
+    /// The name of a tensor without what wrappers made of it.
+    pub fn short(&self, entry: &StoredTensor) -> String {
+        self.wrapping.short(&entry.name)
     }
 }
 

@@ -11,6 +11,7 @@ mod encoded;
 mod foreign;
 pub(crate) mod gguf;
 mod layout;
+mod names;
 mod pickle;
 mod safetensors;
 pub(crate) mod stored;
@@ -29,6 +30,7 @@ use crate::tensors::{not_finite, sha256};
 use crate::{Error, Result};
 pub use gguf::Gguf;
 pub use layout::{Container, Export, Layout, StoredTensor};
+pub use names::Wrapping;
 
 /// No image classifier here comes near; a ViT-Large takes 1.2 GB.
 pub(crate) const MAX_FILE: u64 = 4 << 30;
@@ -42,8 +44,6 @@ const PICKLES: &[&str] = &["pth", "pt", "bin"];
 const HEAD: u64 = 32;
 /// Bytes of a tensor's name.
 const MAX_NAME: usize = 512;
-/// What wrappers put before every name: `DataParallel`, `torch.compile`.
-const PREFIXES: &[&str] = &["module.", "_orig_mod."];
 
 /// A checkpoint as it came.
 #[derive(Clone, Debug)]
@@ -72,11 +72,18 @@ pub struct Entry {
 /// Reads a checkpoint that can be computed with: its numbers are finite. `key` chooses a state dict where there are
 /// several.
 pub fn load(path: &Path, key: Option<&str>) -> Result<Checkpoint> {
-    let checkpoint = read(path, key)?;
+    let mut checkpoint = read(path, key)?;
+    // A counter that a conversion to 16 bits made infinite says nothing about the model.
+    let lost = |name: &str, tensor: &Tensor| name.ends_with("num_batches_tracked") && tensor.dtype().is_float();
+    checkpoint.state.retain(|name, tensor| !lost(name, tensor) || not_finite(tensor).is_ok_and(|count| count == 0));
     check_finite(&checkpoint.state).map_err(|message| Error::input(path, message))?;
+    let Wrapping { prefix, .. } = &checkpoint.layout.wrapping;
+    if !prefix.is_empty() {
+        tracing::info!("{}: left out `{prefix}` before all names", path.display());
+    }
     if let [first, ..] = checkpoint.layout.skipped.as_slice() {
         let count = checkpoint.layout.skipped.len();
-        tracing::warn!("{}: left out what is no tensor: `{first}` ({count} in all)", path.display());
+        tracing::warn!("{}: left out what is no tensor of the model: `{first}` ({count} in all)", path.display());
     }
     Ok(checkpoint)
 }
@@ -126,16 +133,23 @@ pub fn read(path: &Path, key: Option<&str>) -> Result<Checkpoint> {
         }
     };
     let torch::Found { key, tensors, skipped, notes } = found;
-    let prefix = prefix(tensors.iter().map(|entry| entry.name.as_str()));
+    let mut tensors = tensors;
+    let mut skipped = skipped;
+    if let Some(count) = names::averaged(tensors.iter().map(|entry| entry.name.as_str())) {
+        tensors.retain(|entry| entry.name != count);
+        skipped.push(count.to_owned());
+    }
+    let names: Vec<&str> = tensors.iter().map(|entry| entry.name.as_str()).collect();
+    let wrapping = Wrapping::of(&names);
     let mut state = StateDict::new();
     let mut entries = Vec::new();
     for Entry { name, dtype, tensor } in tensors {
-        if state.insert(name[prefix.len()..].to_string(), tensor).is_some() {
+        if state.insert(wrapping.short(&name), tensor).is_some() {
             return Err(file.error(format!("has the tensor `{name}` twice")));
         }
         entries.push(StoredTensor { name, dtype });
     }
-    let layout = Layout { container, key, prefix, entries, skipped };
+    let layout = Layout { container, key, wrapping, entries, skipped };
     Ok(Checkpoint { state, layout, sha256, bytes, notes, gguf: described })
 }
 
@@ -302,18 +316,6 @@ fn check_name(name: &str) -> Result<(), String> {
         return Err(format!("has a tensor called {shown:?}; expected 1 to {MAX_NAME} printable bytes"));
     }
     Ok(())
-}
-
-/// What wrappers put before every name.
-fn prefix<'a>(names: impl Iterator<Item = &'a str> + Clone) -> String {
-    let mut prefix = String::new();
-    while let Some(wrapper) = PREFIXES.iter().find(|wrapper| {
-        let mut rest = names.clone().map(|name| &name[prefix.len()..]).peekable();
-        rest.peek().is_some() && rest.all(|name| name.len() > wrapper.len() && name.starts_with(**wrapper))
-    }) {
-        prefix.push_str(wrapper);
-    }
-    prefix
 }
 
 /// Every tensor with numbers that are not finite.

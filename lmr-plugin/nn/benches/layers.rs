@@ -26,7 +26,7 @@ const SHAPES: [(usize, usize, usize, usize, usize); 10] = [
 
 fn convolutions(criterion: &mut Criterion) {
     for (c, o, side, kernel, stride) in SHAPES {
-        let config = ConvConfig { stride, padding: kernel / 2, ..ConvConfig::default() };
+        let config = ConvConfig { stride, padding: (kernel / 2).into(), ..ConvConfig::default() };
         let mut trial = Trial::new([BATCH, c, side, side], [o, c, kernel, kernel], config).unwrap();
         let mut group = criterion.benchmark_group("conv");
         group.sample_size(10).throughput(Throughput::Elements((trial.flops() / 2.0) as u64));

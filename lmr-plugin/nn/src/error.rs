@@ -1,6 +1,7 @@
 //! The one error type of the crate.
 
 use crate::nearest::nearest;
+use crate::padding::Padding;
 
 /// What can go wrong in a layer or an operation.
 #[derive(Debug, thiserror::Error)]
@@ -149,8 +150,14 @@ pub enum GeometryError {
         kernel: usize,
         /// Positions between two windows.
         stride: usize,
-        /// Positions added on every side.
-        padding: usize,
+        /// Positions added around the image.
+        padding: Padding,
+    },
+    /// Tokens among which there is none of a patch.
+    #[error("expected a class token and tokens of patches, found {found:?}")]
+    NoPatches {
+        /// The dimensions.
+        found: Vec<usize>,
     },
     /// Pooling from or to nothing.
     #[error("adaptive pooling: {from} cannot become {to}")]

@@ -8,6 +8,7 @@ use crate::layers::{
     PatchEmbedding, SelfAttention, Trunk, Weighted,
 };
 use crate::ops;
+use crate::padding::Padding;
 
 /// An interpreter of a network: it is handed every operation in turn, with the layer that owns the weights.
 ///
@@ -68,7 +69,7 @@ pub trait Forward {
     }
 
     /// Max pooling; padding never wins.
-    fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+    fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: Padding) -> Result<Tensor> {
         ops::max_pool2d(&self.recorded(x), kernel, stride, padding)
     }
 
@@ -119,6 +120,11 @@ pub trait Forward {
     /// The sum of two activations of the same layout.
     fn add(&mut self, x: &Tensor, y: &Tensor) -> Result<Tensor> {
         Ok((self.recorded(x) + self.recorded(y))?)
+    }
+
+    /// The mean over all tokens of every image but the first: `f32[B,D]`.
+    fn mean_patch(&mut self, x: &Tensor) -> Result<Tensor> {
+        ops::mean_patch(&self.recorded(x))
     }
 
     /// The first token of every image: `f32[B,D]`.

@@ -14,7 +14,7 @@
 //!
 //! impl Network {
 //!     fn new(b: &Builder) -> Result<Self> {
-//!         let config = ConvConfig { padding: 1, ..ConvConfig::default() };
+//!         let config = ConvConfig { padding: 1.into(), ..ConvConfig::default() };
 //!         let spec = ConvSpec { in_channels: 3, out_channels: 16, kernel: (3, 3), bias: false, config };
 //!         let conv = Conv2d::new(&spec, &b.pp("conv"))?;
 //!         let stem = ConvBn::new(conv, BatchNorm2d::new(16, &b.pp("bn"))?)?;
@@ -124,6 +124,7 @@ mod layout;
 mod mode;
 mod nearest;
 mod ops;
+mod padding;
 mod params;
 mod path;
 mod pool;
@@ -146,6 +147,7 @@ pub use ops::{
     adaptive_avg_pool2d, attend, avg_pool2d, conv_transpose2d, conv2d, conv2d_inference, global_avg_pool, layer_norm,
     linear, max_pool2d, to_images, to_internal, to_tokens, upsample2d,
 };
+pub use padding::Padding;
 pub use params::{Builder, Init, Params, Slot, StateDict};
 pub use path::{Path, with_compute_dtype, with_portable_path};
 pub use pool::pooled_size;

@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 
 use crate::error::{GeometryError, Result};
+use crate::padding::Padding;
 
 /// For every output coordinate of one dimension: the input coordinates it averages, and the share of each.
 pub(crate) struct Windows(Vec<Vec<(usize, f32)>>);
@@ -71,11 +72,19 @@ impl Windows {
 }
 
 /// Height and width that pooling leaves, if the window fits.
-pub fn pooled_size((h, w): (usize, usize), kernel: usize, stride: usize, padding: usize) -> Result<(usize, usize)> {
-    let fits = kernel > 0 && stride > 0 && 2 * padding <= kernel && h.min(w) + 2 * padding >= kernel;
-    if !fits || kernel > 15 {
-        return Err(GeometryError::Pooling { image: (h, w), kernel, stride, padding }.into());
+pub fn pooled_size(
+    (h, w): (usize, usize),
+    kernel: usize,
+    stride: usize,
+    padding: impl Into<Padding>,
+) -> Result<(usize, usize)> {
+    let padding = padding.into();
+    // Every window reaches into the image.
+    let inside = !matches!(padding, Padding::Symmetric(each) if 2 * each > kernel);
+    let positive = kernel > 0 && stride > 0 && h.min(w) > 0;
+    let output = |size: usize| padding.outputs(size, kernel, stride).filter(|_| inside && kernel <= 15);
+    match positive.then(|| output(h).zip(output(w))).flatten() {
+        Some(size) => Ok(size),
+        None => Err(GeometryError::Pooling { image: (h, w), kernel, stride, padding }.into()),
     }
-    let output = |size: usize| (size + 2 * padding - kernel) / stride + 1;
-    Ok((output(h), output(w)))
 }

@@ -9,6 +9,7 @@ use candle_core::{D, Tensor};
 
 use crate::error::{GeometryError, Result};
 use crate::layers::{Activation, BatchNorm2d, ConvConfig};
+use crate::padding::Padding;
 use crate::path::factor;
 
 /// `max(x, 0)` with gradient 0 at 0.
@@ -50,12 +51,14 @@ fn correlate(x: &Tensor, weight: &Tensor, config: &ConvConfig) -> Result<Tensor>
     let (_, _, kh, kw) = weight.dims4()?;
     let used = |outputs: usize, taps: usize| (outputs - 1) * stride + dilation * (taps - 1) + 1;
     let (used_h, used_w) = (used(oh, kh), used(ow, kw));
-    let (rest_h, rest_w) = (h + 2 * padding - used_h, w + 2 * padding - used_w);
-    if rest_h == rest_w && rest_h <= h.min(w) {
-        return Ok(x.conv2d(weight, padding, stride, dilation, groups)?);
+    let around = |size: usize, taps: usize| padding.around(size, dilation * (taps - 1) + 1, stride);
+    let ((above, below), (left, right)) = (around(h, kh), around(w, kw));
+    let (rest_h, rest_w) = (above + h + below - used_h, left + w + right - used_w);
+    if rest_h == rest_w && rest_h <= h.min(w) && [below, left, right] == [above; 3] {
+        return Ok(x.conv2d(weight, above, stride, dilation, groups)?);
     }
     // Candle pads the gradient of the input by what the height leaves unused, so leave nothing unused.
-    let padded = x.pad_with_zeros(2, padding, padding)?.pad_with_zeros(3, padding, padding)?;
+    let padded = x.pad_with_zeros(2, above, below)?.pad_with_zeros(3, left, right)?;
     let exact = padded.narrow(2, 0, used_h)?.narrow(3, 0, used_w)?.contiguous()?;
     Ok(exact.conv2d(weight, 0, stride, dilation, groups)?)
 }
@@ -129,18 +132,25 @@ pub(crate) fn max_pool2d(
     (oh, ow): (usize, usize),
     kernel: usize,
     stride: usize,
-    padding: usize,
+    padding: Padding,
 ) -> Result<Tensor> {
-    let (b, c, h, w) = x.dims4()?;
+    let (_, _, h, w) = x.dims4()?;
+    let ((above, below), (left, right)) = (padding.around(h, kernel, stride), padding.around(w, kernel, stride));
     let never = |dims: [usize; 4]| Tensor::full(f32::NEG_INFINITY, &dims, x.device())?.to_dtype(x.dtype());
-    let x = if padding > 0 {
-        let side = never([b, c, h, padding])?;
-        let rows = Tensor::cat(&[&side, &x.contiguous()?, &side], 3)?;
-        let edge = never([b, c, padding, w + 2 * padding])?;
-        Tensor::cat(&[&edge, &rows, &edge], 2)?
-    } else {
-        x.contiguous()?
+    let beside = |x: Tensor, dim: usize, before: usize, behind: usize| {
+        let edge = |count: usize| {
+            let mut dims = x.dims4().map(<[usize; 4]>::from)?;
+            dims[dim] = count;
+            never(dims)
+        };
+        match (before, behind) {
+            (0, 0) => Ok(x),
+            (0, _) => Tensor::cat(&[&x, &edge(behind)?], dim),
+            (_, 0) => Tensor::cat(&[&edge(before)?, &x], dim),
+            _ => Tensor::cat(&[&edge(before)?, &x, &edge(behind)?], dim),
+        }
     };
+    let x = beside(beside(x.contiguous()?, 3, left, right)?, 2, above, below)?;
     let pick = |outputs: usize, tap: usize| {
         let positions: Vec<u32> = (0..outputs).map(|o| (o * stride + tap) as u32).collect();
         Tensor::new(positions, x.device())

@@ -36,6 +36,14 @@ pub enum DataError {
         /// How many labels.
         found: usize,
     },
+    /// An order of classes that does not have every class once.
+    #[error("an order of {found} classes does not have each of {classes} classes once")]
+    Order {
+        /// How many classes there are.
+        classes: usize,
+        /// How many the order has.
+        found: usize,
+    },
     /// Another number of bytes than images of this shape have.
     #[error(
         "{images} images of {}x{}x{} (channels, height, width): found {found} bytes of pixels, expected {}",

@@ -156,6 +156,24 @@ impl Images {
         Ok(Self { labels: Arc::new(labels), classes: classes.len(), ..selected })
     }
 
+    /// The same images with class `order[c]` for class `c`: the classes in another order.
+    ///
+    /// ```
+    /// let images = lmr_plugin::data::Images::new(vec![0, 1, 2], vec![0, 1, 2], [1, 1, 1], 3)?;
+    /// assert_eq!(images.reordered(&[2, 0, 1])?.labels(), [2, 0, 1]);
+    /// assert!(images.reordered(&[0, 0, 1]).is_err());
+    /// # Ok::<(), lmr_plugin::Error>(())
+    /// ```
+    pub fn reordered(&self, order: &[u32]) -> Result<Self> {
+        let mut seen = order.to_vec();
+        seen.sort_unstable();
+        if !seen.iter().map(|&class| class as usize).eq(0..self.classes) {
+            return Err(DataError::Order { classes: self.classes, found: order.len() }.into());
+        }
+        let labels = self.labels.iter().map(|&label| order[label as usize]).collect();
+        Ok(Self { labels: Arc::new(labels), ..self.clone() })
+    }
+
     /// The images at `indices` as `f32` in [0, 1] of shape `[B, C, H, W]`, and their labels as `u32` of shape `[B]`.
     ///
     /// ```

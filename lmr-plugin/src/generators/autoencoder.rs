@@ -25,7 +25,7 @@ impl Autoencoder {
         let (mut encoder, mut decoder, mut from) = (Vec::new(), Vec::new(), channels);
         for (i, to) in WIDTHS.into_iter().enumerate() {
             let b = b.pp("encoder").pp(i);
-            let config = ConvConfig { stride: 2, padding: 1, ..ConvConfig::default() };
+            let config = ConvConfig { stride: 2, padding: 1.into(), ..ConvConfig::default() };
             let spec = ConvSpec { in_channels: from, out_channels: to, kernel: (4, 4), bias: false, config };
             encoder.push(ConvBn::new(Conv2d::new(&spec, &b.pp("conv"))?, BatchNorm2d::new(to, &b.pp("bn"))?)?);
             from = to;

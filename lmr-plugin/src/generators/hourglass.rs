@@ -4,7 +4,9 @@ use candle_core::{Device, Tensor};
 
 use super::check_sides;
 use crate::Result;
-use crate::nn::{Activation, BatchNorm2d, Builder, Conv2d, ConvBn, ConvConfig, ConvSpec, Forward, Params, to_images};
+use crate::nn::{
+    Activation, BatchNorm2d, Builder, Conv2d, ConvBn, ConvConfig, ConvSpec, Forward, Padding, Params, to_images,
+};
 
 /// Blocks of a 3×3 convolution, batch norm and ReLU around changes of resolution. As in the authors' code but for the
 /// convolutions' biases, which batch norm cancels, and the momentum of the running statistics (0.05 there).
@@ -56,7 +58,7 @@ impl Hourglass {
         for [first, second] in &self.down {
             x = how.convolution(first.into(), &x, None, Activation::Relu)?;
             x = how.convolution(second.into(), &x, None, Activation::Relu)?;
-            x = how.max_pool(&x, 2, 2, 0)?;
+            x = how.max_pool(&x, 2, 2, Padding::Symmetric(0))?;
         }
         x = how.convolution((&self.middle).into(), &x, None, Activation::Relu)?;
         for (i, [first, second]) in self.up.iter().enumerate() {
@@ -71,7 +73,7 @@ impl Hourglass {
 
 /// A 3×3 convolution that keeps the size, and batch norm.
 fn block((from, to): (usize, usize), b: &Builder) -> Result<ConvBn> {
-    let config = ConvConfig { padding: 1, ..ConvConfig::default() };
+    let config = ConvConfig { padding: 1.into(), ..ConvConfig::default() };
     let spec = ConvSpec { in_channels: from, out_channels: to, kernel: (3, 3), bias: false, config };
     Ok(ConvBn::new(Conv2d::new(&spec, &b.pp("conv"))?, BatchNorm2d::new(to, &b.pp("bn"))?)?)
 }

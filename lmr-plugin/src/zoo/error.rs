@@ -1,5 +1,7 @@
 //! Why one of the zoo's networks cannot be built, loaded or cut.
 
+use super::Pooling;
+
 /// Why one of the zoo's networks cannot be built, loaded or cut.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -47,6 +49,27 @@ pub enum ZooError {
         name: String,
         /// The letters of those that are missing.
         missing: String,
+    },
+    /// Factors of LayerScale for another number of features than the layer before them has.
+    #[error("`{name}`: {found:?} factors do not fit `{layer}`")]
+    Scale {
+        /// The factors.
+        name: String,
+        /// Their dimensions.
+        found: Vec<usize>,
+        /// The layer's tensor.
+        layer: String,
+    },
+    /// A checkpoint whose names tell another pooling.
+    #[error(
+        "model: pooling: expected {}, as the names of the checkpoint's last norm tell, found {}",
+        serde_json::json!(.found), serde_json::json!(.expected)
+    )]
+    Pooling {
+        /// What the specification has.
+        expected: Pooling,
+        /// What the names tell.
+        found: Pooling,
     },
     /// A tensor of queries, keys and values that does not have as many rows of each.
     #[error("`{name}`: {rows} rows are not q, k and v")]

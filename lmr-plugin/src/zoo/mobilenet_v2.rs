@@ -6,9 +6,9 @@ use super::conv_net::{ConvNet, Neck};
 use super::naming::Names;
 use super::recognize::Shapes;
 use super::registry::Architecture;
-use super::spec::{Options, given};
+use super::spec::{Options, PaddingRule, given};
 use super::widths::Widths;
-use super::{Arch, ModelSpec, Stem, conv_bn};
+use super::{Arch, DENSE, ModelSpec, Stem, Steps, conv_bn};
 use crate::Result;
 use crate::nn::{Activation, BatchNorm2d, Builder, Conv2d, ConvBn, ConvConfig, ConvSpec, Layer, Linear, Node, Trunk};
 
@@ -23,8 +23,8 @@ fn scaled(channels: usize, multiplier: f64) -> usize {
     (if rounded < 0.9 * exact { rounded + 8.0 } else { rounded }) as usize
 }
 
-fn depthwise(channels: usize, stride: usize, b: &Builder) -> Result<ConvBn> {
-    let config = ConvConfig { stride, padding: 1, dilation: 1, groups: channels };
+fn depthwise(channels: usize, steps: Steps, b: &Builder) -> Result<ConvBn> {
+    let config = ConvConfig { stride: steps.stride, padding: steps.padding.of(3), dilation: 1, groups: channels };
     let spec = ConvSpec { in_channels: channels, out_channels: channels, kernel: (3, 3), bias: false, config };
     Ok(ConvBn::new(Conv2d::new(&spec, &b.pp(0))?, BatchNorm2d::new(channels, &b.pp(1))?)?)
 }
@@ -34,7 +34,7 @@ fn depthwise(channels: usize, stride: usize, b: &Builder) -> Result<ConvBn> {
 fn inverted_residual(
     trunk: &mut Trunk,
     (from, hidden, to): (usize, usize, usize),
-    (channels, stride): (usize, usize),
+    (channels, steps): (usize, Steps),
     widths: &mut Widths<'_>,
     b: &Builder,
 ) -> Result<usize> {
@@ -42,28 +42,29 @@ fn inverted_residual(
     if hidden != from {
         let b = b.pp(index);
         wide = widths.take(hidden)?;
-        trunk.push(Layer::ConvBn(conv_bn((channels, wide), 1, 1, &b.pp(0), &b.pp(1))?), Activation::Relu6);
+        trunk.push(Layer::ConvBn(conv_bn((channels, wide), 1, DENSE, &b.pp(0), &b.pp(1))?), Activation::Relu6);
         index += 1;
     }
     let filtered = widths.take(hidden)?;
     if filtered != wide {
         return Err(ZooError::DepthwiseWidth { expected: wide, found: filtered }.into());
     }
-    let input = trunk.push(Layer::ConvBn(depthwise(wide, stride, &b.pp(index))?), Activation::Relu6);
+    let input = trunk.push(Layer::ConvBn(depthwise(wide, steps, &b.pp(index))?), Activation::Relu6);
     let out = widths.take(to)?;
-    let project = conv_bn((wide, out), 1, 1, &b.pp(index + 1), &b.pp(index + 2))?;
-    let residual = (stride == 1 && from == to).then_some(x);
+    let project = conv_bn((wide, out), 1, DENSE, &b.pp(index + 1), &b.pp(index + 2))?;
+    let residual = (steps.stride == 1 && from == to).then_some(x);
     trunk.push_node(Node { layer: Layer::ConvBn(project), input, residual, activation: Activation::None });
     Ok(out)
 }
 
-pub(super) const MOBILENET_V2: Architecture = Architecture {
-    names: NAMES,
-    ..Architecture::new(
-        Options { stem: Some(Stem::Cifar), width_multiplier: Some(1.0), ..Options::NONE },
-        recognize,
-        |spec, b| Ok(Box::new(build(spec, b)?)),
-    )
+pub(super) const MOBILENET_V2: Architecture =
+    Architecture { names: NAMES, ..Architecture::new(OPTIONS, recognize, |spec, b| Ok(Box::new(build(spec, b)?))) };
+
+const OPTIONS: Options = Options {
+    stem: Some(Stem::Cifar),
+    padding: Some(PaddingRule::Torch),
+    width_multiplier: Some(1.0),
+    ..Options::NONE
 };
 
 const NAMES: &[Names] = &[
@@ -95,15 +96,16 @@ fn recognize(arch: Arch, shapes: &Shapes) -> Option<ModelSpec> {
 fn build(spec: &ModelSpec, b: &Builder) -> Result<ConvNet> {
     let multiplier = given(spec.width_multiplier, "width-multiplier")?;
     let stride = match given(spec.stem, "stem")? {
-        Stem::Cifar => 1,
+        Stem::Cifar | Stem::CifarPool => 1,
         Stem::Imagenet => 2,
     };
+    let padding = given(spec.padding, "padding")?;
     let features = b.pp("features");
     let (mut trunk, mut widths) = (Trunk::default(), Widths::of(spec));
     let mut from = scaled(32, multiplier);
     let mut channels = widths.take(from)?;
     let (conv, bn) = (features.pp(0).pp(0), features.pp(0).pp(1));
-    let first = conv_bn((spec.channels, channels), 3, stride, &conv, &bn)?;
+    let first = conv_bn((spec.channels, channels), 3, Steps { stride, padding }, &conv, &bn)?;
     trunk.push(Layer::ConvBn(first), Activation::Relu6);
     let mut index = 1;
     for (expansion, to, blocks, stride) in STAGES {
@@ -112,7 +114,7 @@ fn build(spec: &ModelSpec, b: &Builder) -> Result<ConvNet> {
             let stride = if block == 0 { stride } else { 1 };
             let b = features.pp(index).pp("conv");
             let own = (from, expansion * from, to);
-            channels = inverted_residual(&mut trunk, own, (channels, stride), &mut widths, &b)?;
+            channels = inverted_residual(&mut trunk, own, (channels, Steps { stride, padding }), &mut widths, &b)?;
             from = to;
             index += 1;
         }
@@ -120,7 +122,7 @@ fn build(spec: &ModelSpec, b: &Builder) -> Result<ConvNet> {
     let last = widths.take(scaled(1280, multiplier.max(1.0)))?;
     widths.finish()?;
     let (conv, bn) = (features.pp(index).pp(0), features.pp(index).pp(1));
-    trunk.push(Layer::ConvBn(conv_bn((channels, last), 1, 1, &conv, &bn)?), Activation::Relu6);
+    trunk.push(Layer::ConvBn(conv_bn((channels, last), 1, DENSE, &conv, &bn)?), Activation::Relu6);
     let head = Linear::new(last, spec.classes, &b.pp("classifier").pp(1))?;
     ConvNet::new(trunk, Neck::Average, head, b)
 }

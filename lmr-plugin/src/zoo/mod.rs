@@ -2,6 +2,7 @@
 //! [`Forward`](crate::nn::Forward), and what other libraries call it and its tensors; nothing else in the workspace asks which
 //! architecture it holds. One is added by its file and, here, its module and its entry.
 
+mod adapt;
 mod channels;
 mod conv_net;
 mod error;
@@ -18,9 +19,10 @@ mod vgg;
 mod vit;
 mod widths;
 
+pub use adapt::neutral;
 pub use error::ZooError;
 pub use network::Network;
-pub use spec::{ModelSpec, Stem};
+pub use spec::{HiddenActivation, ModelSpec, PaddingRule, Pooling, Stem};
 pub use twins::{Timm, Transformers};
 
 use crate::Result;
@@ -47,14 +49,24 @@ registry::architectures! {
     VitBase: vit::BASE;
 }
 
+/// How a convolution steps over an image, and what it finds around it.
+#[derive(Clone, Copy)]
+struct Steps {
+    stride: usize,
+    padding: PaddingRule,
+}
+
+/// With stride 1, where padding is the same by all rules.
+const DENSE: Steps = Steps { stride: 1, padding: PaddingRule::Torch };
+
 /// A square convolution with padding that keeps the size at stride 1.
-fn conv(channels: (usize, usize), kernel: usize, stride: usize, bias: bool, b: &Builder) -> Result<Conv2d> {
-    let config = ConvConfig { stride, padding: kernel / 2, ..ConvConfig::default() };
+fn conv(channels: (usize, usize), kernel: usize, steps: Steps, bias: bool, b: &Builder) -> Result<Conv2d> {
+    let config = ConvConfig { stride: steps.stride, padding: steps.padding.of(kernel), ..ConvConfig::default() };
     let (in_channels, out_channels) = channels;
     Ok(Conv2d::new(&ConvSpec { in_channels, out_channels, kernel: (kernel, kernel), bias, config }, b)?)
 }
 
 /// [`conv`] without bias, and the batch norm behind it.
-fn conv_bn(channels: (usize, usize), kernel: usize, stride: usize, b: &Builder, bn: &Builder) -> Result<ConvBn> {
-    Ok(ConvBn::new(conv(channels, kernel, stride, false, b)?, BatchNorm2d::new(channels.1, bn)?)?)
+fn conv_bn(channels: (usize, usize), kernel: usize, steps: Steps, b: &Builder, bn: &Builder) -> Result<ConvBn> {
+    Ok(ConvBn::new(conv(channels, kernel, steps, false, b)?, BatchNorm2d::new(channels.1, bn)?)?)
 }

@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 
 use candle_core::Tensor;
 
-use super::{Arch, ZooError};
+use super::{Arch, Pooling, ZooError};
 use crate::Result;
 use crate::nn::StateDict;
 
@@ -19,10 +19,14 @@ pub enum Scheme {
     Torchvision,
     /// `blocks.0.attn.qkv.weight`.
     Timm,
+    /// The same where the mean over the patches is normalized: `fc_norm.weight`.
+    TimmMean,
     /// `vit.encoder.layer.0.attention.attention.query.weight`: files on the Hub, and transformers up to version 4.
     Transformers,
     /// `vit.layers.0.attention.q_proj.weight`: transformers from version 5 on.
     Transformers5,
+    /// `layer2.0.shortcut.0.weight` and `linear.weight`: the residual networks of kuangliu's `pytorch-cifar`.
+    Kuangliu,
 }
 
 /// Beginnings of names, torchvision's first; `#` stands for the number of a block. The three parts of a projection are
@@ -65,6 +69,17 @@ pub fn title<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<&'static st
 fn translation<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<(Scheme, Rules)> {
     let names: Vec<&str> = names.into_iter().collect();
     told(&names, all().filter(|naming| naming.translation.is_some()))?.translation
+}
+
+/// What the head of a vision transformer with these names reads, as far as they tell.
+pub(super) fn pooling<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<Pooling> {
+    match Scheme::detect(names)? {
+        Scheme::TimmMean => Some(Pooling::Mean),
+        // timm has `norm` also where the mean is over normalized tokens, but then `config.json` tells.
+        // Models here have torchvision's names whatever they pool.
+        Scheme::Torchvision | Scheme::Kuangliu => None,
+        Scheme::Timm | Scheme::Transformers | Scheme::Transformers5 => Some(Pooling::ClassToken),
+    }
 }
 
 /// The way to `scheme` from a state dict under the names that models here have; none if nothing is to be renamed.
@@ -178,6 +193,7 @@ mod tests {
     #[rstest]
     #[case(Scheme::Torchvision, "encoder.layers.encoder_layer_1.self_attention.in_proj_bias")]
     #[case(Scheme::Timm, "blocks.1.attn.qkv.bias")]
+    #[case(Scheme::TimmMean, "fc_norm.bias")]
     #[case(Scheme::Transformers, "vit.encoder.layer.1.attention.attention.value.bias")]
     #[case(Scheme::Transformers5, "vit.layers.1.attention.v_proj.bias")]
     fn names_survive_the_way_there_and_back(#[case] scheme: Scheme, #[case] name: &str) {
@@ -201,6 +217,16 @@ mod tests {
     #[case(&["w"], None)]
     fn names_tell_the_library(#[case] names: &[&str], #[case] expected: Option<&str>) {
         assert_eq!(title(names.iter().copied()), expected);
+    }
+
+    #[test]
+    fn kuangliu_s_resnet_is_translated() {
+        let spec = ModelSpec { width: Some(4), ..ModelSpec::new(Arch::Resnet18, 3) };
+        let ours = spec.fresh(rng::stream(1, "init"), &Device::Cpu).unwrap().params().state_dict().unwrap();
+        let theirs = from_torchvision(&ours, Scheme::Kuangliu).unwrap();
+        assert!(["layer2.0.shortcut.1.running_var", "linear.bias"].iter().all(|name| theirs.contains_key(*name)));
+        assert_eq!(ModelSpec::recognize(&theirs).unwrap().map(|found| found.resolved()), Some(spec.resolved()));
+        assert_eq!(to_torchvision(theirs).unwrap().keys().collect::<Vec<_>>(), ours.keys().collect::<Vec<_>>());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::recognize::Shapes;
 use super::registry::Architecture;
 use super::spec::{Options, given};
 use super::widths::Widths;
-use super::{Arch, ModelSpec, conv, conv_bn, resnet};
+use super::{Arch, DENSE, ModelSpec, Steps, conv, conv_bn, resnet};
 use crate::Result;
 use crate::nn::{Activation, BatchNorm2d, Builder, Layer, Linear, Node, Trunk};
 
@@ -16,24 +16,24 @@ use crate::nn::{Activation, BatchNorm2d, Builder, Layer, Linear, Node, Trunk};
 fn block(
     trunk: &mut Trunk,
     (from, to): (usize, usize),
-    (channels, stride): (usize, usize),
+    (channels, steps): (usize, Steps),
     widths: &mut Widths<'_>,
     b: &Builder,
 ) -> Result<usize> {
     let x = trunk.last();
     let a = trunk.push(Layer::BatchNorm(BatchNorm2d::new(channels, &b.pp("bn1"))?), Activation::Relu);
-    let shortcut = if stride != 1 || from != to {
-        let layer = conv((channels, widths.take(to)?), 1, stride, false, &b.pp("shortcut").pp(0))?;
+    let shortcut = if steps.stride != 1 || from != to {
+        let layer = conv((channels, widths.take(to)?), 1, steps, false, &b.pp("shortcut").pp(0))?;
         trunk.push(Layer::Conv(layer), Activation::None)
     } else {
         x
     };
     let inner = widths.take(to)?;
-    let first = conv_bn((channels, inner), 3, stride, &b.pp("conv1"), &b.pp("bn2"))?;
+    let first = conv_bn((channels, inner), 3, steps, &b.pp("conv1"), &b.pp("bn2"))?;
     let first = Node { layer: Layer::ConvBn(first), input: a, residual: None, activation: Activation::Relu };
     let hidden = trunk.push_node(first);
     let out = widths.take(to)?;
-    let second = Layer::Conv(conv((inner, out), 3, 1, false, &b.pp("conv2"))?);
+    let second = Layer::Conv(conv((inner, out), 3, DENSE, false, &b.pp("conv2"))?);
     trunk.push_node(Node { layer: second, input: hidden, residual: Some(shortcut), activation: Activation::None });
     Ok(out)
 }
@@ -49,7 +49,7 @@ pub(super) const PREACT_RESNET18: Architecture = Architecture {
 
 const NAMES: &[Names] = &[
     Names {
-        title: "ResNet with `linear` and `shortcut` (kuangliu, BackdoorBench)",
+        title: "PreActResNet (kuangliu, BackdoorBench)",
         marks: &["conv1.", "layer1.0.conv1.", "linear."],
         translation: None,
     },
@@ -70,8 +70,8 @@ fn build(spec: &ModelSpec, depths: &[usize], b: &Builder) -> Result<ConvNet> {
     let width = given(spec.width, "width")?;
     let (mut trunk, mut widths) = (Trunk::default(), Widths::of(spec));
     let mut channels = widths.take(width)?;
-    trunk.push(Layer::Conv(conv((spec.channels, channels), 3, 1, false, &b.pp("conv1"))?), Activation::None);
-    channels = resnet::stages(&mut trunk, (width, channels), depths, &mut widths, b, block)?;
+    trunk.push(Layer::Conv(conv((spec.channels, channels), 3, DENSE, false, &b.pp("conv1"))?), Activation::None);
+    channels = resnet::stages(&mut trunk, (width, channels), depths, DENSE.padding, &mut widths, b, block)?;
     widths.finish()?;
     let head = Linear::new(channels, spec.classes, &b.pp("linear"))?;
     ConvNet::new(trunk, Neck::Average, head, b)

@@ -42,7 +42,8 @@ impl Shapes {
 
 impl ModelSpec {
     /// The model that a checkpoint is for, if its architecture is one of [`Arch::ALL`]. What does not show in names and
-    /// shapes is left open: the `stem` of MobileNetV2 and the `norm-eps` of vision transformers.
+    /// shapes is left open: the `stem` of MobileNetV2, the `padding` of it and ResNet, and the `norm-eps` of vision
+    /// transformers.
     ///
     /// ```
     /// use candle_core::Device;
@@ -51,13 +52,15 @@ impl ModelSpec {
     ///
     /// let spec = ModelSpec { width: Some(8), ..ModelSpec::new(Arch::Resnet18, 10) };
     /// let state = spec.fresh(rng::stream(0, "init"), &Device::Cpu)?.params().state_dict()?;
-    /// assert_eq!(ModelSpec::recognize(&state)?, Some(spec.resolved()));
+    /// assert_eq!(ModelSpec::recognize(&state)?.map(|found| found.resolved()), Some(spec.resolved()));
     /// # Ok::<(), lmr_plugin::Error>(())
     /// ```
     pub fn recognize(state: &StateDict) -> Result<Option<Self>> {
         let shapes = Shapes(naming::to_torchvision(state.clone())?);
         let found = Arch::ALL.iter().find_map(|arch| (arch.architecture().recognize)(*arch, &shapes));
+        let pooling = naming::pooling(state.keys().map(String::as_str));
         let Some(mut spec) = found.filter(|spec| spec.faults().is_empty()) else { return Ok(None) };
+        spec.pooling = pooling.filter(|_| spec.resolved().pooling.is_some());
         spec.widths = spec.widths_in(&shapes)?;
         Ok(Some(spec).filter(|spec| spec.faults().is_empty()))
     }
@@ -95,8 +98,8 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::zoo::Stem;
     use crate::zoo::naming::Scheme;
+    use crate::zoo::{Pooling, Stem};
 
     fn spec(arch: Arch) -> ModelSpec {
         let mut spec = ModelSpec::new(arch, 7).resolved();
@@ -109,7 +112,7 @@ mod tests {
     /// `spec` without what does not show.
     fn visible(spec: &ModelSpec) -> ModelSpec {
         let stem = spec.stem.filter(|_| spec.arch != Arch::MobilenetV2);
-        ModelSpec { stem, norm_eps: None, ..spec.clone() }
+        ModelSpec { stem, padding: None, heads: None, activation: None, pooling: None, norm_eps: None, ..spec.clone() }
     }
 
     #[rstest]
@@ -138,7 +141,20 @@ mod tests {
         let spec = spec(Arch::VitTiny);
         let state = spec.fresh(rng::stream(0, "init"), &Device::Cpu).unwrap().params().state_dict().unwrap();
         let renamed = naming::from_torchvision(&state, scheme).unwrap();
-        assert_eq!(ModelSpec::recognize(&renamed).unwrap(), Some(visible(&spec)));
+        let expected = ModelSpec { pooling: Some(Pooling::ClassToken), ..visible(&spec) };
+        assert_eq!(ModelSpec::recognize(&renamed).unwrap(), Some(expected));
+    }
+
+    #[test]
+    fn the_mean_of_the_patches_shows_in_a_name() {
+        let spec = ModelSpec { pooling: Some(Pooling::Mean), ..spec(Arch::VitTiny) };
+        let state = spec.fresh(rng::stream(0, "init"), &Device::Cpu).unwrap().params().state_dict().unwrap();
+        let renamed = naming::from_torchvision(&state, Scheme::TimmMean).unwrap();
+        let found = ModelSpec::recognize(&renamed).unwrap().unwrap();
+        assert_eq!(found.pooling, Some(Pooling::Mean));
+        let other = ModelSpec { pooling: Some(Pooling::ClassToken), ..spec };
+        let message = other.load(renamed, &Device::Cpu).err().unwrap().to_string();
+        assert!(message.contains("pooling: expected \"mean\", as the names of"), "{message}");
     }
 
     #[test]

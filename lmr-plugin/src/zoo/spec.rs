@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{Arch, Network, ZooError, naming};
 use crate::Result;
 use crate::model::Classifier;
-use crate::nn::{Builder, StateDict};
+use crate::nn::{Builder, Padding, StateDict};
 use crate::rng::Rng;
 
 /// How a convolutional network begins, and for VGG how it ends.
@@ -19,9 +19,56 @@ pub enum Stem {
     /// For images of up to about 64x64. Residual networks: a 3x3 convolution with stride 1 and no pooling. MobileNetV2:
     /// stride 1 in the first convolution. VGG: global average pooling and one linear layer.
     Cifar,
+    /// Residual networks alone: a 3x3 convolution with stride 1, but with the 3x3 max-pooling with stride 2 behind it, as where
+    /// only the first layer of torchvision's network was replaced. Tensors do not tell it from `cifar`.
+    CifarPool,
     /// For photographs. Residual networks: a 7x7 convolution with stride 2, then 3x3 max-pooling with stride 2.
     /// MobileNetV2: stride 2. VGG: average pooling to 7x7 and three linear layers.
     Imagenet,
+}
+
+/// Whose zeros lie around an image where the kernel of a convolution or of pooling reaches beyond it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum PaddingRule {
+    /// As many on every side, as PyTorch's networks have.
+    Torch,
+    /// TensorFlow's `SAME`: with stride 2 on an even size none before the image and one behind it. What was trained with
+    /// TensorFlow needs it, also in PyTorch (`tf_padding` in transformers).
+    TfSame,
+}
+
+impl PaddingRule {
+    /// What it gives a kernel of odd size.
+    pub(super) fn of(self, kernel: usize) -> Padding {
+        match self {
+            Self::Torch => Padding::Symmetric(kernel / 2),
+            Self::TfSame => Padding::Same,
+        }
+    }
+}
+
+/// What follows the hidden units of a transformer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum HiddenActivation {
+    /// The exact GELU.
+    Gelu,
+    /// `max(x, 0)`.
+    Relu,
+}
+
+/// What of a transformer's last tokens the head reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Pooling {
+    /// The class token, normalized: timm's `global_pool = "token"`.
+    ClassToken,
+    /// The mean over the patches, normalized: timm's `global_pool = "avg"`, whose norm is called `fc_norm`.
+    Mean,
 }
 
 macro_rules! options {
@@ -119,6 +166,9 @@ options! {
     /// Convolutional networks: whether the network is for small images (`cifar`, the default) or photographs
     /// (`imagenet`).
     stem: Stem, "stem";
+    /// ResNet and MobileNetV2: padding of convolutions and pooling, `torch` (the default) or `tf-same` for weights from
+    /// TensorFlow.
+    padding: PaddingRule, "padding";
     /// Residual networks and VGG: channels of the first stage, 64 by default; later stages have up to 8 times as many.
     /// Vision transformers: features of a token.
     width: usize, "width";
@@ -130,6 +180,12 @@ options! {
     patch_size: usize, "patch-size";
     /// Vision transformers: encoder blocks, 12 by default.
     depth: usize, "depth";
+    /// Vision transformers: attention heads, which divide `width`; 3, 6 and 12 by default.
+    heads: usize, "heads";
+    /// Vision transformers: what follows the hidden units, `gelu` by default.
+    activation: HiddenActivation, "activation";
+    /// Vision transformers: what the head reads, `class-token` by default.
+    pooling: Pooling, "pooling";
     /// Vision transformers: ε of layer norm, 1e-6 by default as in torchvision and timm; checkpoints made with
     /// transformers have 1e-12.
     norm_eps: f64, "norm-eps";
@@ -153,6 +209,7 @@ impl ModelSpec {
             ("image-size", self.image_size, 1..=4096),
             ("patch-size", self.patch_size, 1..=256),
             ("depth", self.depth, 1..=100),
+            ("heads", self.heads, 1..=4096),
         ] {
             if let Some(value) = value.filter(|value| !range.contains(value)) {
                 faults.push(format!("{key}: expected {} to {}, found {value}", range.start(), range.end()));
@@ -179,6 +236,17 @@ impl ModelSpec {
         {
             faults.push(format!("patch-size: expected a divisor of image-size = {image}, found {patch}"));
         }
+        let residual = matches!(self.arch, Arch::Resnet18 | Arch::Resnet34);
+        if self.stem == Some(Stem::CifarPool) && !residual && faults.is_empty() {
+            faults
+                .push("stem: expected cifar or imagenet, found cifar-pool, which residual networks alone have".into());
+        }
+        if let ModelSpec { width: Some(width), heads: Some(heads), .. } = self.resolved()
+            && faults.is_empty()
+            && width % heads != 0
+        {
+            faults.push(format!("heads: expected a divisor of width = {width}, found {heads}"));
+        }
         faults
     }
 
@@ -198,20 +266,33 @@ impl ModelSpec {
     }
 
     /// A model with the parameters of a checkpoint. Names and shapes must match exactly (`num_batches_tracked` may be
-    /// absent); vision transformers may have the names of any scheme in [`naming`].
+    /// absent); vision transformers may have the names of any scheme in [`naming`], LayerScale, and positions of another
+    /// image size ([`ModelSpec::adaptations`]).
     pub fn load(&self, state: StateDict, device: &Device) -> Result<Box<dyn Classifier>> {
-        self.build(&Builder::from_state(naming::to_torchvision(state)?, device))
+        let state = self.adapted(self.translated(state)?)?;
+        self.build(&Builder::from_state(state, device))
     }
 
     /// As [`ModelSpec::load`], but with a head drawn from `rng` in place of the checkpoint's, which may have another number
     /// of classes.
     pub fn load_with_fresh_head(&self, state: StateDict, rng: Rng, device: &Device) -> Result<Box<dyn Classifier>> {
-        let mut state = naming::to_torchvision(state)?;
+        let mut state = self.adapted(self.translated(state)?)?;
         let fresh = self.fresh(rng, &Device::Cpu)?;
         let head = fresh.head().name();
         let of_head = |(name, _): &(String, _)| name.rsplit_once('.').is_some_and(|(layer, _)| layer == head);
         state.extend(fresh.params().state_dict()?.into_iter().filter(of_head));
         self.build(&Builder::from_state(state, device))
+    }
+
+    /// A checkpoint under torchvision's names; an error if they tell another pooling.
+    fn translated(&self, state: StateDict) -> Result<StateDict> {
+        if let Some(pooling) = self.resolved().pooling {
+            let found = naming::pooling(state.keys().map(String::as_str));
+            if let Some(found) = found.filter(|found| *found != pooling) {
+                return Err(ZooError::Pooling { expected: pooling, found }.into());
+            }
+        }
+        naming::to_torchvision(state)
     }
 
     fn build(&self, builder: &Builder) -> Result<Box<dyn Classifier>> {
@@ -239,8 +320,10 @@ mod tests {
 
     #[rstest]
     #[case(json!({"arch": "vit-tiny", "classes": 10, "stem": "cifar"}), "stem: does not apply")]
-    #[case(json!({"arch": "resnet18", "classes": 10, "patch-size": 4}), "patch-size: does not apply to this architecture, which takes stem, width")]
+    #[case(json!({"arch": "resnet18", "classes": 10, "patch-size": 4}), "patch-size: does not apply to this architecture, which takes stem, padding, width")]
     #[case(json!({"arch": "vit-tiny", "classes": 10, "image-size": 30}), "patch-size: expected a divisor of image-size = 30")]
+    #[case(json!({"arch": "vgg16", "classes": 10, "stem": "cifar-pool"}), "stem: expected cifar or imagenet, found cifar-pool")]
+    #[case(json!({"arch": "vit-tiny", "classes": 10, "heads": 5}), "heads: expected a divisor of width = 192, found 5")]
     #[case(json!({"arch": "mobilenet-v2", "classes": 1, "width-multiplier": 9.0}), "width-multiplier: expected 0.1 to 4")]
     fn impossible_specifications_name_the_key(#[case] spec: serde_json::Value, #[case] expected: &str) {
         let spec: ModelSpec = serde_json::from_value(spec).unwrap();

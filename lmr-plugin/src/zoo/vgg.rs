@@ -11,9 +11,9 @@ use super::registry::Architecture;
 use super::spec::{Options, given};
 use super::twins::Timm;
 use super::widths::Widths;
-use super::{Arch, ModelSpec, Stem, conv};
+use super::{Arch, DENSE, ModelSpec, Stem, conv};
 use crate::Result;
-use crate::nn::{Activation, BatchNorm2d, Builder, ConvBn, Layer, Linear, Trunk};
+use crate::nn::{Activation, BatchNorm2d, Builder, ConvBn, Layer, Linear, Padding, Trunk};
 
 /// Convolutions of every stage, and their channels in multiples of the first's.
 const STAGES: [(usize, usize); 5] = [(2, 1), (2, 2), (3, 4), (3, 8), (3, 8)];
@@ -73,7 +73,7 @@ fn build(spec: &ModelSpec, batch_norm: bool, b: &Builder) -> Result<ConvNet> {
     for (count, multiple) in STAGES {
         for _ in 0..count {
             let to = widths.take(width * multiple)?;
-            let conv = conv((channels, to), 3, 1, true, &b.pp("features").pp(index))?;
+            let conv = conv((channels, to), 3, DENSE, true, &b.pp("features").pp(index))?;
             let layer = match batch_norm {
                 true => Layer::ConvBn(ConvBn::new(conv, BatchNorm2d::new(to, &b.pp("features").pp(index + 1))?)?),
                 false => Layer::Conv(conv),
@@ -83,7 +83,7 @@ fn build(spec: &ModelSpec, batch_norm: bool, b: &Builder) -> Result<ConvNet> {
             // The numbers count ReLU and pooling, too.
             index += if batch_norm { 3 } else { 2 };
         }
-        trunk.push(Layer::MaxPool(2, 2, 0), Activation::None);
+        trunk.push(Layer::MaxPool(2, 2, Padding::Symmetric(0)), Activation::None);
         index += 1;
     }
     widths.finish()?;

@@ -8,7 +8,7 @@ use super::naming::{Names, Rules, Scheme};
 use super::network::Layers;
 use super::recognize::Shapes;
 use super::registry::Architecture;
-use super::spec::{Options, given};
+use super::spec::{HiddenActivation, Options, Pooling, given};
 use super::twins::{Timm, Transformers};
 use super::widths::Widths;
 use super::{Arch, ModelSpec};
@@ -23,6 +23,7 @@ use crate::nn::{
 pub(super) struct VisionTransformer {
     embedding: PatchEmbedding,
     blocks: Vec<Block>,
+    pooling: Pooling,
     norm: LayerNorm,
     head: Linear,
     params: Params,
@@ -34,16 +35,23 @@ struct Block {
     attention: SelfAttention,
     /// To the hidden units, 4·D unless some were removed, and back.
     mlp: (Linear, Linear),
+    activation: Activation,
 }
 
 impl Block {
-    fn new(features: usize, hidden: usize, heads: usize, eps: f64, b: &Builder) -> Result<Self> {
+    fn new(spec: &ModelSpec, hidden: usize, b: &Builder) -> Result<Self> {
+        let (features, eps) = (given(spec.width, "width")?, given(spec.norm_eps, "norm-eps")?);
+        let heads = given(spec.heads, "heads")?;
+        let activation = match given(spec.activation, "activation")? {
+            HiddenActivation::Gelu => Activation::Gelu,
+            HiddenActivation::Relu => Activation::Relu,
+        };
         let first = LayerNorm::new(features, eps, &b.pp("ln_1"))?;
         let attention = SelfAttention::new(features, heads, &b.pp("self_attention"))?;
         let second = LayerNorm::new(features, eps, &b.pp("ln_2"))?;
         let wide = Linear::narrow_normal(features, hidden, &b.pp("mlp").pp(0))?;
         let narrow = Linear::narrow_normal(hidden, features, &b.pp("mlp").pp(3))?;
-        Ok(Self { norms: (first, second), attention, mlp: (wide, narrow) })
+        Ok(Self { norms: (first, second), attention, mlp: (wide, narrow), activation })
     }
 
     fn forward(&self, how: &mut dyn Forward, x: &Tensor) -> Result<Tensor> {
@@ -51,20 +59,20 @@ impl Block {
         let mixed = self.attention.forward(how, &normal)?;
         let x = how.add(x, &mixed)?;
         let normal = how.layer_norm(&self.norms.1, &x)?;
-        let hidden = how.linear(&self.mlp.0, &normal, Activation::Gelu)?;
+        let hidden = how.linear(&self.mlp.0, &normal, self.activation)?;
         let more = how.linear(&self.mlp.1, &hidden, Activation::None)?;
         Ok(how.add(&x, &more)?)
     }
 }
 
 pub(super) const TINY: Architecture =
-    Architecture { timm: |spec| timm("vit_tiny_patch16_224", 3, spec), ..architecture::<192, 3>() };
+    Architecture { timm: |spec| timm("vit_tiny_patch16_224", spec), ..architecture::<192, 3>() };
 
 pub(super) const SMALL: Architecture =
-    Architecture { timm: |spec| timm("vit_small_patch16_224", 6, spec), ..architecture::<384, 6>() };
+    Architecture { timm: |spec| timm("vit_small_patch16_224", spec), ..architecture::<384, 6>() };
 
 pub(super) const BASE: Architecture =
-    Architecture { timm: |spec| timm("vit_base_patch16_224", 12, spec), ..architecture::<768, 12>() };
+    Architecture { timm: |spec| timm("vit_base_patch16_224", spec), ..architecture::<768, 12>() };
 
 /// Transformers of this width with so many heads.
 const fn architecture<const WIDTH: usize, const HEADS: usize>() -> Architecture {
@@ -73,17 +81,20 @@ const fn architecture<const WIDTH: usize, const HEADS: usize>() -> Architecture 
         image_size: Some(224),
         patch_size: Some(16),
         depth: Some(12),
+        heads: Some(HEADS),
+        activation: Some(HiddenActivation::Gelu),
+        pooling: Some(Pooling::ClassToken),
         norm_eps: Some(1e-6),
         ..Options::NONE
     };
     Architecture {
         names: NAMES,
         block: Some(BLOCK),
-        transformers: |spec| Some(transformers(HEADS, spec)),
+        transformers,
         ..Architecture::new(
             options,
             |arch, shapes| VisionTransformer::recognize(arch, WIDTH, shapes),
-            |spec, b| Ok(Box::new(VisionTransformer::new(spec, HEADS, b)?)),
+            |spec, b| Ok(Box::new(VisionTransformer::new(spec, b)?)),
         )
     }
 }
@@ -93,6 +104,11 @@ const BLOCK: &str = "encoder.layers.encoder_layer_#.";
 const NAMES: &[Names] = &[
     Names { title: "torchvision ViT", marks: &[BLOCK], translation: Some((Scheme::Torchvision, &[])) },
     Names { title: "timm ViT", marks: &["blocks.#.attn.qkv."], translation: Some((Scheme::Timm, TIMM)) },
+    Names {
+        title: "timm ViT with the mean of its tokens",
+        marks: &["blocks.#.attn.qkv.", "fc_norm."],
+        translation: Some((Scheme::TimmMean, TIMM_MEAN)),
+    },
     Names {
         title: "transformers ViT",
         marks: &["vit.encoder.layer.#."],
@@ -105,19 +121,27 @@ const NAMES: &[Names] = &[
     },
 ];
 
-const TIMM: Rules = &[
-    ("class_token", "cls_token"),
-    ("encoder.pos_embedding", "pos_embed"),
-    ("conv_proj.", "patch_embed.proj."),
-    ("encoder.layers.encoder_layer_#.ln_1.", "blocks.#.norm1."),
-    ("encoder.layers.encoder_layer_#.self_attention.in_proj_", "blocks.#.attn.qkv."),
-    ("encoder.layers.encoder_layer_#.self_attention.out_proj.", "blocks.#.attn.proj."),
-    ("encoder.layers.encoder_layer_#.ln_2.", "blocks.#.norm2."),
-    ("encoder.layers.encoder_layer_#.mlp.0.", "blocks.#.mlp.fc1."),
-    ("encoder.layers.encoder_layer_#.mlp.3.", "blocks.#.mlp.fc2."),
-    ("encoder.ln.", "norm."),
-    ("heads.head.", "head."),
-];
+/// timm's names; the last norm is called otherwise where it follows the pooling.
+macro_rules! timm_rules {
+    ($norm:literal) => {
+        &[
+            ("class_token", "cls_token"),
+            ("encoder.pos_embedding", "pos_embed"),
+            ("conv_proj.", "patch_embed.proj."),
+            ("encoder.layers.encoder_layer_#.ln_1.", "blocks.#.norm1."),
+            ("encoder.layers.encoder_layer_#.self_attention.in_proj_", "blocks.#.attn.qkv."),
+            ("encoder.layers.encoder_layer_#.self_attention.out_proj.", "blocks.#.attn.proj."),
+            ("encoder.layers.encoder_layer_#.ln_2.", "blocks.#.norm2."),
+            ("encoder.layers.encoder_layer_#.mlp.0.", "blocks.#.mlp.fc1."),
+            ("encoder.layers.encoder_layer_#.mlp.3.", "blocks.#.mlp.fc2."),
+            ("encoder.ln.", $norm),
+            ("heads.head.", "head."),
+        ]
+    };
+}
+
+const TIMM: Rules = timm_rules!("norm.");
+const TIMM_MEAN: Rules = timm_rules!("fc_norm.");
 
 const TRANSFORMERS: Rules = &[
     ("class_token", "vit.embeddings.cls_token"),
@@ -158,28 +182,36 @@ fn object(value: Value) -> Map<String, Value> {
     value.as_object().cloned().unwrap_or_default()
 }
 
-fn timm(name: &'static str, heads: usize, spec: &ModelSpec) -> Option<Timm> {
-    let arguments = json!({
+fn timm(name: &'static str, spec: &ModelSpec) -> Option<Timm> {
+    let mut arguments = json!({
         "img_size": spec.image_size,
         "patch_size": spec.patch_size,
         "embed_dim": spec.width,
         "depth": spec.depth,
-        "num_heads": heads,
+        "num_heads": spec.heads,
     });
+    if spec.activation == Some(HiddenActivation::Relu) {
+        arguments["act_layer"] = json!("relu");
+    }
+    let mut scheme = Scheme::Timm;
+    if spec.pooling == Some(Pooling::Mean) {
+        arguments["global_pool"] = json!("avg");
+        scheme = Scheme::TimmMean;
+    }
     let (arguments, features) = (object(arguments), spec.width?);
-    let (ends, scheme) = (["patch_embed.proj", "head"], Some(Scheme::Timm));
+    let (ends, scheme) = (["patch_embed.proj", "head"], Some(scheme));
     let same = spec.norm_eps == Some(TIMM_NORM_EPS);
     same.then_some(Timm { name, arguments, features, ends, scheme, image: None })
 }
 
-/// transformers' `ViTConfig`.
-fn transformers(heads: usize, spec: &ModelSpec) -> Transformers {
+/// transformers' `ViTConfig`, if it has such a model.
+fn transformers(spec: &ModelSpec) -> Option<Transformers> {
     let config = json!({
         "hidden_size": spec.width,
         "num_hidden_layers": spec.depth,
-        "num_attention_heads": heads,
+        "num_attention_heads": spec.heads,
         "intermediate_size": spec.width.map(|width| 4 * width),
-        "hidden_act": "gelu",
+        "hidden_act": spec.activation,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "initializer_range": 0.02,
@@ -190,7 +222,12 @@ fn transformers(heads: usize, spec: &ModelSpec) -> Transformers {
         "qkv_bias": true,
         "encoder_stride": spec.patch_size,
     });
-    Transformers { class: "ViTForImageClassification", model_type: "vit", config: object(config) }
+    // Its classifier reads the class token, whatever the configuration says.
+    (spec.pooling == Some(Pooling::ClassToken)).then(|| Transformers {
+        class: "ViTForImageClassification",
+        model_type: "vit",
+        config: object(config),
+    })
 }
 
 impl VisionTransformer {
@@ -211,8 +248,7 @@ impl VisionTransformer {
         (features == width).then_some(spec)
     }
 
-    /// A transformer with `heads` heads, which divide the width.
-    fn new(spec: &ModelSpec, heads: usize, b: &Builder) -> Result<Self> {
+    fn new(spec: &ModelSpec, b: &Builder) -> Result<Self> {
         let (features, eps) = (given(spec.width, "width")?, given(spec.norm_eps, "norm-eps")?);
         let (image, patch) = (given(spec.image_size, "image-size")?, given(spec.patch_size, "patch-size")?);
         let conv = ConvSpec {
@@ -230,12 +266,12 @@ impl VisionTransformer {
         let mut blocks = Vec::new();
         for i in 0..given(spec.depth, "depth")? {
             let b = encoder.pp("layers").pp(format!("encoder_layer_{i}"));
-            blocks.push(Block::new(features, widths.take(4 * features)?, heads, eps, &b)?);
+            blocks.push(Block::new(spec, widths.take(4 * features)?, &b)?);
         }
         widths.finish()?;
         let norm = LayerNorm::new(features, eps, &encoder.pp("ln"))?;
         let head = Linear::new(features, spec.classes, &b.pp("heads").pp("head"))?;
-        Ok(Self { embedding, blocks, norm, head, params: b.finish()? })
+        Ok(Self { embedding, blocks, pooling: given(spec.pooling, "pooling")?, norm, head, params: b.finish()? })
     }
 }
 
@@ -270,8 +306,11 @@ impl Layers for VisionTransformer {
         for block in &self.blocks {
             x = block.forward(how, &x)?;
         }
-        // Only the class token is read, so only it is normalized.
-        let x = how.class_token(&x)?;
+        // Only what the head reads is normalized.
+        let x = match self.pooling {
+            Pooling::ClassToken => how.class_token(&x)?,
+            Pooling::Mean => how.mean_patch(&x)?,
+        };
         Ok(how.layer_norm(&self.norm, &x)?)
     }
 }

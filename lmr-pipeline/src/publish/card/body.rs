@@ -202,7 +202,8 @@ impl Card<'_> {
         writeln!(page, "## Loading\n")?;
         let names = match self.scheme {
             Some(Scheme::Torchvision) => "torchvision's names",
-            Some(Scheme::Timm) => "timm's names",
+            Some(Scheme::Timm | Scheme::TimmMean) => "timm's names",
+            Some(Scheme::Kuangliu) => "the names of kuangliu's `pytorch-cifar`",
             Some(Scheme::Transformers | Scheme::Transformers5) => "transformers' names",
             None => "the names of the PyTorch checkpoint it was received as",
         };

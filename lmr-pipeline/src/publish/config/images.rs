@@ -41,12 +41,13 @@ pub fn transformers(images: &Preprocessing) -> Value {
 pub fn timm(images: &Preprocessing) -> Option<Map<String, Value>> {
     let [height, width] = images.size;
     let (share, mode) = match images.resize {
-        Resize::Exact(resized) if resized == images.size => (1.0, "center"),
+        Resize::Exact(resized) if resized == images.size => (1.0, "squash"),
         Resize::Exact(resized) => {
             let share = kept(height, resized[0])?;
             ((width as f64 / share).floor() as usize == resized[1]).then_some((share, "squash"))?
         }
-        Resize::ShortestEdge(edge) => (kept(height.min(width), edge)?, "center"),
+        Resize::ShortestEdge(edge) if height == width => (kept(height, edge)?, "center"),
+        Resize::ShortestEdge(_) => return None,
     };
     let config = json!({
         "input_size": [images.mean.len(), height, width],

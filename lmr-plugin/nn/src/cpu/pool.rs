@@ -9,6 +9,7 @@ use super::access::{blocked, slice, tensor, with_slice};
 use super::conv::geometry::Geometry;
 use super::layout::Dims;
 use crate::layers::ConvConfig;
+use crate::padding::Padding;
 use crate::pool::Windows;
 
 /// Max pooling.
@@ -17,9 +18,9 @@ pub(crate) struct MaxPool(Geometry);
 
 impl MaxPool {
     /// Of windows that fit and have at most 255 taps.
-    pub fn new(x: Dims, (h, w): (usize, usize), kernel: usize, stride: usize, padding: usize) -> Self {
+    pub fn new(x: Dims, (h, w): (usize, usize), kernel: usize, stride: usize, padding: Padding) -> Self {
         let config = ConvConfig { stride, padding, dilation: 1, groups: 1 };
-        Self(Geometry { x, y: Dims { h, w, ..x }, kh: kernel, kw: kernel, config })
+        Self(Geometry::between(x, Dims { h, w, ..x }, (kernel, kernel), config))
     }
 
     /// Dimensions of the output.
@@ -203,7 +204,7 @@ pub(crate) fn max_pool2d(
     size: (usize, usize),
     kernel: usize,
     stride: usize,
-    padding: usize,
+    padding: Padding,
 ) -> Result<Tensor> {
     let pool = MaxPool::new(Dims::of(x)?, size, kernel, stride, padding);
     x.contiguous()?.apply_op1(MaxPoolOp { pool, winners: OnceLock::new() })

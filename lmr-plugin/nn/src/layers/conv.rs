@@ -3,6 +3,7 @@
 use candle_core::{Tensor, Var};
 
 use crate::error::{GeometryError, Result};
+use crate::padding::Padding;
 use crate::params::{Builder, Init};
 
 /// How a kernel moves over an image; the same for both dimensions.
@@ -10,8 +11,8 @@ use crate::params::{Builder, Init};
 pub struct ConvConfig {
     /// Positions between two outputs, at least 1.
     pub stride: usize,
-    /// Zeros added on every side.
-    pub padding: usize,
+    /// Zeros around the image.
+    pub padding: Padding,
     /// Positions between two taps of the kernel, at least 1.
     pub dilation: usize,
     /// Independent parts that the channels are split into; divides both channel counts.
@@ -20,7 +21,7 @@ pub struct ConvConfig {
 
 impl Default for ConvConfig {
     fn default() -> Self {
-        Self { stride: 1, padding: 0, dilation: 1, groups: 1 }
+        Self { stride: 1, padding: Padding::Symmetric(0), dilation: 1, groups: 1 }
     }
 }
 
@@ -41,10 +42,7 @@ impl ConvConfig {
             let weight = weight.dims().to_vec();
             return Err(GeometryError::Weight { channels: c, weight, groups: self.groups }.into());
         }
-        let output = |size: usize, taps: usize| {
-            let extent = self.dilation * (taps - 1) + 1;
-            (size + 2 * self.padding).checked_sub(extent).map(|room| room / self.stride + 1)
-        };
+        let output = |size: usize, taps: usize| self.padding.outputs(size, self.dilation * (taps - 1) + 1, self.stride);
         match (output(h, kh), output(w, kw)) {
             (Some(oh), Some(ow)) => Ok([b, o, oh, ow]),
             _ => Err(GeometryError::Image { image: (h, w), kernel: (kh, kw) }.into()),

@@ -1,6 +1,7 @@
 //! The convolutional part of a network as data, so that training can run all of it as one operation.
 
 use super::{Activation, BatchNorm2d, Conv2d, ConvBn};
+use crate::padding::Padding;
 
 /// Nodes in the order they run. A node reads values: value 0 is the trunk's input, value `i + 1` what node `i` gives.
 #[derive(Clone, Debug, Default)]
@@ -29,7 +30,7 @@ pub enum Layer {
     /// Batch norm in front of a convolution.
     BatchNorm(BatchNorm2d),
     /// Max pooling: kernel, stride and padding.
-    MaxPool(usize, usize, usize),
+    MaxPool(usize, usize, Padding),
 }
 
 impl Trunk {

@@ -132,7 +132,7 @@ pub(super) fn track(layer: &ConvBn, mut moments: Moments) -> Result<()> {
 /// `f32[O]`, differentiable in every tensor. Answers with images, whatever the layout of `x`.
 pub fn conv_transpose2d(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let (weight, bias) = as_convolution(weight, bias)?;
-    let config = ConvConfig { padding: 1, ..ConvConfig::default() };
+    let config = ConvConfig { padding: 1.into(), ..ConvConfig::default() };
     interleave(&to_images(&conv2d(x, &weight, &bias, &config, None, Activation::None)?)?)
 }
 

@@ -21,7 +21,7 @@ pub use conv::{conv_transpose2d, conv2d, conv2d_inference};
 pub(crate) use norm::batch_norm_batch;
 pub use pool::{adaptive_avg_pool2d, avg_pool2d, global_avg_pool, max_pool2d, upsample2d};
 pub use tokens::{attend, layer_norm, linear};
-pub(crate) use tokens::{class_token, embed};
+pub(crate) use tokens::{class_token, embed, mean_patch};
 pub(crate) use trunk::trunk_batch;
 
 /// Images in the layout that the following layers like best.

@@ -5,12 +5,14 @@ use candle_core::Tensor;
 use super::in_blocks;
 use crate::error::Result;
 use crate::layout::{Layout, image_dims};
+use crate::padding::Padding;
 use crate::path::Path;
 use crate::pool::{Windows, pooled_size};
 use crate::{cpu, portable};
 
 /// Max pooling; padding never wins, and the first maximum of a window gets the gradient.
-pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+pub fn max_pool2d(x: &Tensor, kernel: usize, stride: usize, padding: impl Into<Padding>) -> Result<Tensor> {
+    let padding = padding.into();
     let [_, _, h, w] = image_dims(x)?;
     let size = pooled_size((h, w), kernel, stride, padding)?;
     match Path::of(x) {

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{in_token_blocks, to_images};
+use super::{in_token_blocks, to_images, to_tokens};
 use crate::error::{GeometryError, Result};
 use crate::layers::Activation;
 use crate::layout::{Layout, token_features};
@@ -101,4 +101,12 @@ pub(crate) fn class_token(x: &Tensor) -> Result<Tensor> {
         }
         Layout::Standard => Ok(x.narrow(1, 0, 1)?.squeeze(1)?),
     }
+}
+
+/// The mean over all tokens of every image but the first: `f32[B,D]`.
+pub(crate) fn mean_patch(x: &Tensor) -> Result<Tensor> {
+    let x = to_tokens(x)?;
+    let patches = x.dim(1)?.checked_sub(1).filter(|&patches| patches > 0);
+    let patches = patches.ok_or_else(|| GeometryError::NoPatches { found: x.dims().to_vec() })?;
+    Ok(x.narrow(1, 1, patches)?.contiguous()?.mean(1)?)
 }

@@ -9,8 +9,8 @@ mod reference;
 use candle_core::{DType, Device, Tensor, Var};
 use lmr_nn::rng;
 use lmr_nn::{
-    Activation, BatchNorm2d, BatchNormMode, Builder, Conv2d, ConvBn, ConvConfig, ConvSpec, Eval, Forward, StateDict,
-    Train, conv2d, conv2d_inference, max_pool2d, to_images, to_internal, with_portable_path,
+    Activation, BatchNorm2d, BatchNormMode, Builder, Conv2d, ConvBn, ConvConfig, ConvSpec, Eval, Forward, Padding,
+    StateDict, Train, conv2d, conv2d_inference, max_pool2d, to_images, to_internal, with_portable_path,
 };
 use proptest::prelude::*;
 use rand::RngExt;
@@ -34,11 +34,15 @@ struct Case {
 
 fn case() -> impl Strategy<Value = Case> {
     let channels = (1usize..4, 1usize..6, 1usize..10);
-    let kernel = (1usize..4, 1usize..4, 1usize..4, 0usize..3, 1usize..3);
+    let padding = prop_oneof![3 => (0usize..3).prop_map(Padding::from), 1 => Just(Padding::Same)];
+    let kernel = (1usize..4, 1usize..4, 1usize..4, padding, 1usize..3);
     let size = (prop_oneof![1usize..6, 14usize..20, Just(33)], 0usize..6, 0usize..6);
     (channels, kernel, size, any::<[bool; 5]>(), any::<u64>()).prop_map(
         |((groups, c, o), (kh, kw, stride, padding, dilation), (batch, more_h, more_w), flags, seed)| {
-            let least = |k: usize| (dilation * (k - 1) + 1).saturating_sub(2 * padding).max(1);
+            let least = |k: usize| match padding {
+                Padding::Symmetric(each) => (dilation * (k - 1) + 1).saturating_sub(2 * each).max(1),
+                Padding::Same => 1,
+            };
             let [relu, residual, portable, strided, internal] = flags;
             Case {
                 x: [batch, c * groups, least(kh) + more_h, least(kw) + more_w],
@@ -273,7 +277,10 @@ fn check_batch_norm(case: &Case) {
 
 fn check_max_pool(case: &Case) {
     let kernel = case.weight[2];
-    let padding = case.config.padding.min(kernel / 2);
+    let padding = match case.config.padding {
+        Padding::Symmetric(each) => Padding::from(each.min(kernel / 2)),
+        Padding::Same => Padding::Same,
+    };
     let [b, c, h, w] = case.x;
     let dims = [b, c, h.max(kernel), w.max(kernel)];
     let mut x = case.random("x", dims);
@@ -317,7 +324,7 @@ fn many_channels_agree_with_plain_loops() {
         let case = Case {
             x: [18, c, 7, 6],
             weight: [o, c, k, k],
-            config: Config { stride: 2, padding: k / 2, dilation: 1, groups: 1 },
+            config: Config { stride: 2, padding: (k / 2).into(), dilation: 1, groups: 1 },
             relu: true,
             residual: true,
             portable: false,
@@ -336,7 +343,7 @@ fn variance_is_exact_far_from_zero() {
     let case = Case {
         x: [20, 1, 9, 9],
         weight: [1, 1, 1, 1],
-        config: Config { stride: 1, padding: 0, dilation: 1, groups: 1 },
+        config: Config { stride: 1, padding: 0.into(), dilation: 1, groups: 1 },
         relu: false,
         residual: false,
         portable: false,

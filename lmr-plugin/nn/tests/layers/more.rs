@@ -4,8 +4,8 @@ use candle_core::{DType, Device, Tensor, Var};
 use lmr_nn::rng;
 use lmr_nn::{
     Activation, BatchNorm2d, BatchNormMode, Builder, Conv2d, ConvBn, ConvConfig, ConvSpec, Eval, Forward, Layer, Node,
-    StateDict, Train, Trunk, adaptive_avg_pool2d, attend, avg_pool2d, conv2d, conv2d_inference, layer_norm, linear,
-    to_images, to_internal, with_portable_path,
+    Padding, StateDict, Train, Trunk, adaptive_avg_pool2d, attend, avg_pool2d, conv2d, conv2d_inference, layer_norm,
+    linear, to_images, to_internal, with_portable_path,
 };
 use proptest::prelude::*;
 use rand::RngExt;
@@ -163,10 +163,11 @@ proptest! {
     fn depthwise_convolution_agrees_with_plain_loops(
         (b, c, h, w) in (prop_oneof![1usize..6, 14usize..20, Just(33)], 1usize..7, 3usize..9, 3usize..9),
         (kernel, stride, dilation) in (1usize..4, 1usize..4, 1usize..3),
-        [bias, relu, internal]: [bool; 3],
+        [bias, relu, internal, same]: [bool; 4],
         seed: u64,
     ) {
-        let config = Config { stride, padding: kernel / 2 * dilation, dilation, groups: c };
+        let padding = if same { Padding::Same } else { (kernel / 2 * dilation).into() };
+        let config = Config { stride, padding, dilation, groups: c };
         let (x, weight) = (random_images(seed, "x", [b, c, h, w]), random_images(seed, "w", [c, 1, kernel, kernel]));
         let shift = random_images(seed, "b", [1, c, 1, 1]);
         let (vx, vw, vb) = (var(&x), var(&weight), vector(&shift));
@@ -292,7 +293,7 @@ fn a_trunk_agrees_with_its_nodes_one_by_one() {
     let build = || {
         let b = Builder::fresh(rng::stream(4, "init"), &Device::Cpu);
         let conv = |from: usize, to: usize, kernel: usize, groups: usize, bias: bool, name: &str| {
-            let config = ConvConfig { padding: kernel / 2, groups, ..ConvConfig::default() };
+            let config = ConvConfig { padding: (kernel / 2).into(), groups, ..ConvConfig::default() };
             let spec = ConvSpec { in_channels: from, out_channels: to, kernel: (kernel, kernel), bias, config };
             Conv2d::new(&spec, &b.pp(name)).unwrap()
         };
@@ -317,7 +318,7 @@ fn a_trunk_agrees_with_its_nodes_one_by_one() {
         trunk.push_node(node(second, normal, Some(beside), Activation::Relu));
         trunk.push_node(node(conv_bn(conv(5, 6, 3, 1, false, "h"), "h_bn"), sum, Some(beside), Activation::Relu6));
         trunk.push_node(node(conv_bn(conv(6, 6, 1, 1, false, "i"), "i_bn"), 7, Some(8), Activation::Relu));
-        trunk.push(Layer::MaxPool(3, 2, 1), Activation::None);
+        trunk.push(Layer::MaxPool(3, 2, Padding::Same), Activation::None);
         (trunk, b.finish().unwrap())
     };
     let x = Var::from_tensor(&random(5, "x", &[18, 3, 9, 8])).unwrap();

@@ -1,5 +1,7 @@
 //! Layers as plain loops in f64.
 
+use lmr_nn::Padding;
+
 /// `[B,C,H,W]`, row-major.
 #[derive(Clone, Debug)]
 pub struct Images {
@@ -27,9 +29,20 @@ impl Images {
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
     pub stride: usize,
-    pub padding: usize,
+    pub padding: Padding,
     pub dilation: usize,
     pub groups: usize,
+}
+
+/// Positions before an image and around it, from TensorFlow's documentation of `SAME`.
+fn around(padding: Padding, size: usize, extent: usize, stride: usize) -> (usize, usize) {
+    match padding {
+        Padding::Symmetric(each) => (each, 2 * each),
+        Padding::Same => {
+            let total = extent.saturating_sub(if size.is_multiple_of(stride) { stride } else { size % stride });
+            (total / 2, total)
+        }
+    }
 }
 
 /// All `(x, weight, y)` element triples that a convolution multiplies and adds.
@@ -40,8 +53,9 @@ fn products(x: &Images, weight: &Images, y: &Images, config: Config, mut f: impl
         for i in 0..c_group {
             for ky in 0..kh {
                 for kx in 0..kw {
-                    let iy = (oy * config.stride + ky * config.dilation).checked_sub(config.padding);
-                    let ix = (ox * config.stride + kx * config.dilation).checked_sub(config.padding);
+                    let before = |size, k| around(config.padding, size, config.dilation * (k - 1) + 1, config.stride).0;
+                    let iy = (oy * config.stride + ky * config.dilation).checked_sub(before(x.dims[2], kh));
+                    let ix = (ox * config.stride + kx * config.dilation).checked_sub(before(x.dims[3], kw));
                     if let (Some(iy), Some(ix)) = (iy.filter(|&v| v < x.dims[2]), ix.filter(|&v| v < x.dims[3])) {
                         let c = o / o_group * c_group + i;
                         f(x.at([b, c, iy, ix]), weight.at([o, i, ky, kx]), y.at([b, o, oy, ox]));
@@ -55,7 +69,10 @@ fn products(x: &Images, weight: &Images, y: &Images, config: Config, mut f: impl
 pub fn conv(x: &Images, weight: &Images, config: Config) -> Images {
     let [b, _, h, w] = x.dims;
     let [o, _, kh, kw] = weight.dims;
-    let out = |size: usize, k: usize| (size + 2 * config.padding - config.dilation * (k - 1) - 1) / config.stride + 1;
+    let out = |size: usize, k: usize| {
+        let extent = config.dilation * (k - 1) + 1;
+        (size + around(config.padding, size, extent, config.stride).1 - extent) / config.stride + 1
+    };
     let mut y = Images::zeros([b, o, out(h, kh), out(w, kw)]);
     let empty = y.clone();
     products(x, weight, &empty, config, |i, j, k| y.data[k] += x.data[i] * weight.data[j]);
@@ -118,16 +135,17 @@ pub fn batch_norm_backward(z: &Images, gamma: &[f64], dy: &Images) -> (Images, V
 }
 
 /// The maxima, and for each the input element that is the first maximum of its window.
-pub fn max_pool(x: &Images, kernel: usize, stride: usize, padding: usize) -> (Images, Vec<usize>) {
+pub fn max_pool(x: &Images, kernel: usize, stride: usize, padding: Padding) -> (Images, Vec<usize>) {
     let [b, c, h, w] = x.dims;
-    let out = |size: usize| (size + 2 * padding - kernel) / stride + 1;
+    let out = |size: usize| (size + around(padding, size, kernel, stride).1 - kernel) / stride + 1;
+    let before = |size: usize| around(padding, size, kernel, stride).0;
     let mut y = Images::zeros([b, c, out(h), out(w)]);
     let mut winners = Vec::new();
     for at in y.indices() {
         let mut best: Option<usize> = None;
         for tap in 0..kernel * kernel {
-            let iy = (at[2] * stride + tap / kernel).checked_sub(padding).filter(|&v| v < h);
-            let ix = (at[3] * stride + tap % kernel).checked_sub(padding).filter(|&v| v < w);
+            let iy = (at[2] * stride + tap / kernel).checked_sub(before(h)).filter(|&v| v < h);
+            let ix = (at[3] * stride + tap % kernel).checked_sub(before(w)).filter(|&v| v < w);
             if let (Some(iy), Some(ix)) = (iy, ix) {
                 let i = x.at([at[0], at[1], iy, ix]);
                 if best.is_none_or(|best| x.data[i] > x.data[best]) {

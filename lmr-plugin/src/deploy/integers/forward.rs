@@ -8,7 +8,7 @@ use super::{Interpreter, Simulation};
 use crate::Error;
 use crate::nn::int8::{self, Images};
 use crate::nn::{
-    Activation, BatchNorm2d, ConvTranspose2d, Convolution, Forward, LayerNorm, Linear, PatchEmbedding, Result,
+    Activation, BatchNorm2d, ConvTranspose2d, Convolution, Forward, LayerNorm, Linear, Padding, PatchEmbedding, Result,
     pooled_size, to_tokens,
 };
 
@@ -57,12 +57,16 @@ impl Forward for Interpreter<'_> {
         self.unrounded(x, |how, x| how.upsample(x))
     }
 
-    fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+    fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: Padding) -> Result<Tensor> {
         let Some(grid) = self.grid(x)? else { return self.simulation.max_pool(x, kernel, stride, padding) };
         let (b, h, w, c) = x.dims4()?;
         let (oh, ow) = pooled_size((h, w), kernel, stride, padding)?;
         let pooled = int8::max_pool(Images::new(&int8::codes(x)?, [b, h, w, c])?, (oh, ow), (kernel, stride, padding));
         self.keep(pooled, &[b, oh, ow, c], grid)
+    }
+
+    fn mean_patch(&mut self, x: &Tensor) -> Result<Tensor> {
+        self.unrounded(x, |how, x| how.mean_patch(x))
     }
 
     fn avg_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {

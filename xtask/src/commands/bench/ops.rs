@@ -42,7 +42,7 @@ impl Ops {
         let mut table = table(["layer", "pass", "ms", "GFLOP/s", "of peak"]);
         for layer in self.layers() {
             let (c, o, side, kernel, stride) = layer;
-            let config = ConvConfig { stride, padding: kernel / 2, ..ConvConfig::default() };
+            let config = ConvConfig { stride, padding: (kernel / 2).into(), ..ConvConfig::default() };
             let mut trial = Trial::new([self.batch as usize, c, side, side], [o, c, kernel, kernel], config)?;
             for (pass, name) in [(Pass::Forward, "forward"), (Pass::Input, "input"), (Pass::Weights, "weights")] {
                 let seconds = median((0..=self.runs).map(|_| {

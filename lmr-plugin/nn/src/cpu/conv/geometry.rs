@@ -36,6 +36,8 @@ pub(crate) struct Geometry {
     pub kh: usize,
     pub kw: usize,
     pub config: ConvConfig,
+    /// Rows and columns of padding before the first input.
+    pub before: (usize, usize),
 }
 
 impl Geometry {
@@ -46,9 +48,18 @@ impl Geometry {
         if x.c != c_group * groups {
             bail!("convolution: {} input channels do not fit a weight of {weight:?} in {groups} groups", x.c);
         }
-        let out = |size: usize, taps: usize| (size + 2 * padding - dilation * (taps - 1) - 1) / stride + 1;
-        let y = Dims { h: out(x.h, kh), w: out(x.w, kw), c: o, ..x };
-        Ok(Self { x, y, kh, kw, config })
+        let out = |size: usize, taps: usize| padding.outputs(size, dilation * (taps - 1) + 1, stride);
+        let (Some(h), Some(w)) = (out(x.h, kh), out(x.w, kw)) else {
+            bail!("convolution: a {}x{} image is smaller than its {kh}x{kw} kernel", x.h, x.w);
+        };
+        Ok(Self::between(x, Dims { h, w, c: o, ..x }, (kh, kw), config))
+    }
+
+    /// For an input and an output whose size fits.
+    pub fn between(x: Dims, y: Dims, (kh, kw): (usize, usize), config: ConvConfig) -> Self {
+        let ConvConfig { stride, padding, dilation, .. } = config;
+        let before = |size: usize, taps: usize| padding.around(size, dilation * (taps - 1) + 1, stride).0;
+        Self { x, y, kh, kw, config, before: (before(x.h, kh), before(x.w, kw)) }
     }
 
     /// Input channels of one group.
@@ -69,32 +80,39 @@ impl Geometry {
         self.y.c * self.c_group() * self.taps()
     }
 
-    /// The input coordinate that tap `k` of output coordinate `o` reads, unless it is padding.
-    pub fn source(&self, o: usize, k: usize, size: usize) -> Option<usize> {
-        let ConvConfig { stride, padding, dilation, .. } = self.config;
-        (o * stride + k * dilation).checked_sub(padding).filter(|&i| i < size)
+    /// The input row that row `k` of the kernel reads for output row `o`, unless it is padding.
+    pub fn row(&self, o: usize, k: usize) -> Option<usize> {
+        self.source(o, k, self.before.0).filter(|&i| i < self.x.h)
+    }
+
+    /// The same for columns.
+    pub fn column(&self, o: usize, k: usize) -> Option<usize> {
+        self.source(o, k, self.before.1).filter(|&i| i < self.x.w)
+    }
+
+    fn source(&self, o: usize, k: usize, before: usize) -> Option<usize> {
+        (o * self.config.stride + k * self.config.dilation).checked_sub(before)
     }
 
     /// Rows and columns of the forward pass.
     pub fn forward_axes(&self) -> (Axis, Axis) {
-        let axis = |out: usize, size: usize, kernel: usize| {
-            Axis::new(out, |o| (0..kernel).filter_map(|k| Some((self.source(o, k, size)?, k))).collect())
-        };
-        (axis(self.y.h, self.x.h, self.kh), axis(self.y.w, self.x.w, self.kw))
+        let rows = |o| (0..self.kh).filter_map(|k| Some((self.row(o, k)?, k))).collect();
+        let columns = |o| (0..self.kw).filter_map(|k| Some((self.column(o, k)?, k))).collect();
+        (Axis::new(self.y.h, rows), Axis::new(self.y.w, columns))
     }
 
     /// Rows and columns of the gradient with respect to the input: for every input coordinate the outputs that read it.
     pub fn backward_axes(&self) -> (Axis, Axis) {
-        let ConvConfig { stride, padding, dilation, .. } = self.config;
-        let axis = |size: usize, out: usize, kernel: usize| {
+        let ConvConfig { stride, dilation, .. } = self.config;
+        let axis = |size: usize, out: usize, kernel: usize, before: usize| {
             Axis::new(size, |i| {
                 let reader = |k: usize| {
-                    let shifted = (i + padding).checked_sub(k * dilation)?;
+                    let shifted = (i + before).checked_sub(k * dilation)?;
                     (shifted % stride == 0 && shifted / stride < out).then_some((shifted / stride, k))
                 };
                 (0..kernel).filter_map(reader).collect()
             })
         };
-        (axis(self.x.h, self.y.h, self.kh), axis(self.x.w, self.y.w, self.kw))
+        (axis(self.x.h, self.y.h, self.kh, self.before.0), axis(self.x.w, self.y.w, self.kw, self.before.1))
     }
 }

@@ -18,8 +18,8 @@ use crate::cpu::norm::{Norm, channel_sums};
 use crate::cpu::pool::MaxPool;
 use crate::cpu::scratch::Scratch;
 use crate::cpu::stash::{Stash, keep, kept};
-use crate::layers::Moments;
-use crate::layers::{Activation, ConvConfig};
+use crate::layers::{Activation, ConvConfig, Moments};
+use crate::padding::Padding;
 
 /// A layer with its parameters; see [`Layer`](crate::Layer).
 #[derive(Clone, Copy)]
@@ -31,7 +31,7 @@ pub(crate) enum Kind<'a> {
     /// Gamma and beta.
     BatchNorm(&'a Tensor, &'a Tensor),
     /// Output size, kernel, stride, padding.
-    MaxPool((usize, usize), usize, usize, usize),
+    MaxPool((usize, usize), usize, usize, Padding),
 }
 
 /// A layer and what it reads; see [`Node`](crate::Node).

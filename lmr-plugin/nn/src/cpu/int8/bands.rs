@@ -52,25 +52,27 @@ impl Band {
     pub fn window<'a>(
         &self,
         images: Images<'a>,
-        &[_, _, kh, _]: &[usize; 4],
+        &[_, _, kh, kw]: &[usize; 4],
         config: &ConvConfig,
         zero: u8,
         whole: bool,
     ) -> Window<'a> {
         let &ConvConfig { stride, padding, dilation, .. } = config;
         let Images { bytes, h, w, c, .. } = images;
-        let (bytes, first_row, height, width) = if padding == 0 && whole {
+        let around = |size: usize, taps: usize| padding.around(size, dilation * (taps - 1) + 1, stride);
+        let ((above, below), (left, right)) = (around(h, kh), around(w, kw));
+        let (bytes, first_row, height, width) = if [above, below, left, right] == [0; 4] && whole {
             let part = &bytes[self.image * h * w * c..(self.image + self.images) * h * w * c];
             (Cow::Borrowed(part), self.row * stride, h, w)
         } else {
-            let (height, width) = ((self.rows - 1) * stride + (kh - 1) * dilation + 1, w + 2 * padding);
+            let (height, width) = ((self.rows - 1) * stride + (kh - 1) * dilation + 1, left + w + right);
             let mut copy = Vec::with_capacity(self.images * height * width * c + LANES);
             for image in 0..self.images {
                 for y in 0..height {
-                    let source = (self.row * stride + y).checked_sub(padding).filter(|&y| y < h);
+                    let source = (self.row * stride + y).checked_sub(above).filter(|&y| y < h);
                     if let Some(source) = source {
                         let from = ((self.image + image) * h + source) * w * c;
-                        copy.resize(copy.len() + padding * c, zero);
+                        copy.resize(copy.len() + left * c, zero);
                         copy.extend_from_slice(&bytes[from..from + w * c]);
                     }
                     copy.resize((image * height + y + 1) * width * c, zero);

@@ -150,10 +150,8 @@ impl<'a> Images<'a> {
         if [kh, kw, config.stride, config.dilation].contains(&0) {
             bail!("integer convolution: nothing may be 0 in {config:?}, kernel {kh}x{kw}");
         }
-        let output = |size: usize, taps: usize| {
-            let extent = config.dilation * (taps - 1) + 1;
-            (size + 2 * config.padding).checked_sub(extent).map(|room| room / config.stride + 1)
-        };
+        let output =
+            |size: usize, taps: usize| config.padding.outputs(size, config.dilation * (taps - 1) + 1, config.stride);
         match (output(self.h, kh), output(self.w, kw)) {
             (Some(h), Some(w)) => Ok((h, w)),
             _ => bail!("integer convolution: a {}x{} image is smaller than its {kh}x{kw} kernel", self.h, self.w),

@@ -4,18 +4,19 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 use super::{Affine, Images};
+use crate::padding::Padding;
 
 /// Largest codes of the windows, `[B,h,w,C]`, which all reach into the image; padding never wins.
 pub fn max_pool(
     images: Images<'_>,
     (oh, ow): (usize, usize),
-    (kernel, stride, padding): (usize, usize, usize),
+    (kernel, stride, padding): (usize, usize, Padding),
 ) -> Vec<u8> {
     let Images { bytes, b, h, w, c } = images;
     // The coordinates of a window, without padding.
     let span = |o: usize, size: usize| {
-        let begin = o * stride;
-        begin.saturating_sub(padding)..(begin + kernel).saturating_sub(padding).min(size)
+        let (begin, before) = (o * stride, padding.around(size, kernel, stride).0);
+        begin.saturating_sub(before)..(begin + kernel).saturating_sub(before).min(size)
     };
     let mut out = vec![0; b * oh * ow * c];
     let arch = Arch::new();

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::layers::Activation;
+use crate::padding::Padding;
 
 /// What the layers should give, from the definition: exact sums, then the one formula.
 struct Reference<'a> {
@@ -20,7 +21,8 @@ impl Reference<'_> {
     fn sums(&self) -> Vec<i32> {
         let ([b, h, w, c], [o, per_group, kh, kw]) = (self.dims, self.shape);
         let ConvConfig { stride, padding, dilation, groups } = self.config;
-        let size = |size: usize, k: usize| (size + 2 * padding - dilation * (k - 1) - 1) / stride + 1;
+        let extent = |k: usize| dilation * (k - 1) + 1;
+        let size = |size: usize, k: usize| padding.outputs(size, extent(k), stride).unwrap();
         let (oh, ow) = (size(h, kh), size(w, kw));
         let mut sums = Vec::new();
         for at in 0..b * oh * ow * o {
@@ -29,10 +31,11 @@ impl Reference<'_> {
             for tap in 0..per_group * kh * kw {
                 let (kx, ky, k) = (tap % kw, tap / kw % kh, tap / kw / kh);
                 let channel = out / (o / groups) * per_group + k;
-                let source = |o: usize, k: usize, size: usize| {
-                    (o * stride + k * dilation).checked_sub(padding).filter(|&i| i < size)
+                let source = |o: usize, k: usize, size: usize, taps: usize| {
+                    let (before, _) = padding.around(size, extent(taps), stride);
+                    (o * stride + k * dilation).checked_sub(before).filter(|&i| i < size)
                 };
-                if let (Some(y), Some(x)) = (source(oy, ky, h), source(ox, kx, w)) {
+                if let (Some(y), Some(x)) = (source(oy, ky, h, kh), source(ox, kx, w, kw)) {
                     let code = self.x[((image * h + y) * w + x) * c + channel];
                     sum += (i64::from(code) - i64::from(self.zero))
                         * i64::from(self.weight[out * per_group * kh * kw + tap]);
@@ -74,14 +77,15 @@ fn cases(depthwise: bool) -> impl Strategy<Value = Case> {
     let large = (1usize..3, 20usize..50, 20usize..50, 1usize..5, 1usize..20, 1usize..5, 1usize..5);
     let rows = (1usize..600, 1usize..2, 1usize..2, 1usize..70, 1usize..40, 1usize..2, 1usize..2);
     let sizes = prop_oneof![small, large, rows];
-    let moves = (1usize..4, 0usize..4, 1usize..3, 2u32..=8, any::<u8>(), any::<bool>(), activations(), any::<u64>());
+    let padding = prop_oneof![3 => (0usize..4).prop_map(Padding::from), 1 => Just(Padding::Same)];
+    let moves = (1usize..4, padding, 1usize..3, 2u32..=8, any::<u8>(), any::<bool>(), activations(), any::<u64>());
     (sizes, moves).prop_map(
         move |((b, h, w, c, o, kh, kw), (stride, padding, dilation, bits, zero, each, activation, seed))| {
             // Small enough to be seen whole by the kernel: grow images that are not.
             let (h, w) = (h.max(dilation * (kh - 1) + 1), w.max(dilation * (kw - 1) + 1));
             let (o, groups, per_group) = if depthwise { (c, c, 1) } else { (o, 1, c) };
             let config = ConvConfig { stride, padding, dilation, groups };
-            let size = |size: usize, k: usize| (size + 2 * padding - dilation * (k - 1) - 1) / stride + 1;
+            let size = |size: usize, k: usize| padding.outputs(size, dilation * (k - 1) + 1, stride).unwrap();
             let outputs = b * size(h, kh) * size(w, kw) * o;
             let mut rng = crate::rng::stream(seed, "codes");
             let mut random = |n: usize| -> Vec<u32> { (0..n).map(|_| rand::RngExt::random(&mut rng)).collect() };

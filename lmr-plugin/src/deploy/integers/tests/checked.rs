@@ -5,8 +5,8 @@ use candle_core::{DType, Tensor};
 use super::super::super::rounding::ActivationGrid;
 use super::super::{Interpreter, weights};
 use crate::nn::{
-    Activation, BatchNorm2d, ConvConfig, Convolution, Forward, Grid, LayerNorm, Linear, PatchEmbedding, Result, attend,
-    with_portable_path,
+    Activation, BatchNorm2d, ConvConfig, Convolution, Forward, Grid, LayerNorm, Linear, Padding, PatchEmbedding,
+    Result, attend, with_portable_path,
 };
 
 /// An engine beside which everything is computed once more in f64, from the same integers.
@@ -67,8 +67,8 @@ impl Checked<'_> {
             _ => (x.elem_count() / x.dims().last().unwrap(), 1, 1, *x.dims().last().unwrap()),
         };
         let values = self.values(x);
-        let size =
-            |size: usize, k: usize| (size + 2 * config.padding - config.dilation * (k - 1) - 1) / config.stride + 1;
+        let extent = |k: usize| config.dilation * (k - 1) + 1;
+        let size = |size: usize, k: usize| config.padding.outputs(size, extent(k), config.stride).unwrap();
         let (oh, ow) = (size(h, kh), size(w, kw));
         let mut out = Vec::with_capacity(b * oh * ow * o);
         for at in 0..b * oh * ow * o {
@@ -76,10 +76,11 @@ impl Checked<'_> {
             let first = channel / (o / config.groups) * per_group;
             let mut sum = bias.as_ref().map_or(0.0, |bias| f64::from(bias[channel]));
             for (ky, kx) in (0..kh).flat_map(|y| (0..kw).map(move |x| (y, x))) {
-                let from = |o: usize, k: usize, size: usize| {
-                    (o * config.stride + k * config.dilation).checked_sub(config.padding).filter(|&i| i < size)
+                let from = |o: usize, k: usize, size: usize, taps: usize| {
+                    let (before, _) = config.padding.around(size, extent(taps), config.stride);
+                    (o * config.stride + k * config.dilation).checked_sub(before).filter(|&i| i < size)
                 };
-                let (Some(y), Some(x)) = (from(oy, ky, h), from(ox, kx, w)) else { continue };
+                let (Some(y), Some(x)) = (from(oy, ky, h, kh), from(ox, kx, w, kw)) else { continue };
                 for k in 0..per_group {
                     let weight = weight[((channel * per_group + k) * kh + ky) * kw + kx];
                     sum += f64::from(weight) * values[((image * h + y) * w + x) * c + first + k];
@@ -170,7 +171,7 @@ impl Forward for Checked<'_> {
         Ok(y)
     }
 
-    fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+    fn max_pool(&mut self, x: &Tensor, kernel: usize, stride: usize, padding: Padding) -> Result<Tensor> {
         let y = self.engine.max_pool(x, kernel, stride, padding)?;
         let simulated = self.engine.simulation.max_pool(&self.engine.decoded(x)?, kernel, stride, padding)?;
         let same = self.engine.decoded(&y)?.sub(&simulated)?.abs()?.max_all()?.to_scalar::<f32>()?;

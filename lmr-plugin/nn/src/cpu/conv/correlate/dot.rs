@@ -159,10 +159,10 @@ fn find_runs(geometry: &Geometry, patch: &Patch, tap: usize, runs: &mut Vec<Run>
     let (x, y) = (geometry.x, geometry.y);
     runs.clear();
     let columns: Vec<(usize, usize)> =
-        (patch.x.0..patch.x.1).filter_map(|ox| Some((ox, geometry.source(ox, kx, x.w)?))).collect();
+        (patch.x.0..patch.x.1).filter_map(|ox| Some((ox, geometry.column(ox, kx)?))).collect();
     let Some(&(ox, ix)) = columns.first() else { return };
     for oy in patch.y.0..patch.y.1 {
-        if let Some(iy) = geometry.source(oy, ky, x.h) {
+        if let Some(iy) = geometry.row(oy, ky) {
             runs.push(Run {
                 dy: ((patch.g * y.h + oy) * y.w + ox) * y.position_len(),
                 x: ((patch.g * x.h + iy) * x.w + ix) * x.position_len(),

@@ -119,8 +119,8 @@ impl Task<'_> {
     /// first begins.
     fn source_run(&self, line: usize, columns: std::ops::Range<usize>, tap: usize) -> Option<(usize, usize, usize)> {
         let Geometry { x: from, y: to, kw, .. } = *self.geometry;
-        let iy = self.geometry.source(line % to.h, tap / kw, from.h)?;
-        let mut sources = columns.filter_map(|ox| Some((ox, self.geometry.source(ox, tap % kw, from.w)?)));
+        let iy = self.geometry.row(line % to.h, tap / kw)?;
+        let mut sources = columns.filter_map(|ox| Some((ox, self.geometry.column(ox, tap % kw)?)));
         let (ox, ix) = sources.next()?;
         let position = (line / to.h * from.h + iy) * from.w + ix;
         Some((ox, 1 + sources.count(), position * from.position_len() + self.input * from.n))

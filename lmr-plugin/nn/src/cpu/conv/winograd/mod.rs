@@ -21,13 +21,14 @@ use super::weights::{Packed, Panel};
 
 /// Whether these kernels compute a convolution, and faster than the direct ones.
 pub(super) fn suits(geometry: &Geometry) -> bool {
-    let Geometry { x, y, kh, kw, config } = *geometry;
-    let shape = (kh, kw, config.stride, config.dilation, config.groups) == (3, 3, 1, 1, 1) && config.padding <= 2;
+    let Geometry { x, y, kh, kw, config, before } = *geometry;
+    let shape = (kh, kw, config.stride, config.dilation, config.groups) == (3, 3, 1, 1, 1) && before.0 <= 2;
     shape && x.c >= 8 && y.c >= 8 && y.h >= 3 && y.w >= 3
 }
 
 fn tiling(geometry: &Geometry) -> Tiling {
-    Tiling { from: geometry.x, to: geometry.y, padding: geometry.config.padding }
+    // At stride 1 as much lies before the rows as before the columns.
+    Tiling { from: geometry.x, to: geometry.y, padding: geometry.before.0 }
 }
 
 /// Fills `out` with a convolution; returns what [`Winograd::run`] does.
@@ -48,7 +49,7 @@ pub(super) fn convolve(
 pub(super) fn input_gradient(dz: &[f32], weight: &[f32], geometry: &Geometry, finish: Finish<'_>, dx: &mut [f32]) {
     let (c, o) = (geometry.x.c, geometry.y.c);
     let weights = &pack(c, o, |row, depth| &weight[(depth * c + row) * 9..][..9], true);
-    let tiling = Tiling { from: geometry.y, to: geometry.x, padding: 2 - geometry.config.padding };
+    let tiling = Tiling { from: geometry.y, to: geometry.x, padding: 2 - geometry.before.0 };
     Winograd { input: dz, tiling, weights, finish }.run(dx);
 }
 
@@ -142,7 +143,7 @@ mod tests {
             padding in 0usize..3,
             seed in any::<u64>(),
         ) {
-            let config = ConvConfig { padding, ..ConvConfig::default() };
+            let config = ConvConfig { padding: padding.into(), ..ConvConfig::default() };
             let x = Dims { g, h: h + 2, w: w + 2, c, n };
             let geometry = Geometry::new(x, [o, c, 3, 3], config).unwrap();
             prop_assert!(suits(&geometry));
