@@ -206,14 +206,14 @@ fn with_config(mut spec: ModelSpec, config: Option<&ModelConfig>) -> (ModelSpec,
     if let Some(config) = config {
         spec = filled(&spec, &config.stated).unwrap_or(spec);
     }
-    let resolved = spec.resolved();
-    if resolved.stem.is_some() && spec.stem.is_none() {
+    if spec.resolved().stem.is_some() && spec.stem.is_none() {
         // Nobody tells a thousand classes apart in 32 pixels, or resizes to 224 for a network that is made for them.
         let side = config.and_then(|config| config.preprocessing.as_ref()).map_or(0, |images| images.size[0]);
         if spec.classes >= PHOTOGRAPH_CLASSES || side >= PHOTOGRAPH_SIDE {
             spec.stem = Some(Stem::Imagenet);
         }
     }
+    let resolved = spec.resolved();
     let assumed = [
         ("stem", resolved.stem.is_some() && spec.stem.is_none()),
         ("padding", resolved.padding.is_some() && spec.padding.is_none()),

@@ -8,7 +8,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::FormError;
-use super::points::{AtPoints, Places, layers_of};
+use super::places::Places;
+use super::points::{AtPoints, layers_of};
 use super::rounding::{ActivationGrid, Scheme};
 use crate::Result;
 use crate::data::CleanSet;

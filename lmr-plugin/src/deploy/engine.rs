@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Calibration;
-use super::points::{Average, Places};
+use super::places::{Average, Places};
 use super::rounding::{ActivationGrid, Granularity, Scheme, WeightGrid};
 
 /// An engine, with the settings of its own quantizer that a user gets who changes none.

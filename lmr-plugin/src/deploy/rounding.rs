@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::BlockFormat;
-use super::points::Places;
+use super::places::Places;
 use crate::Result;
 use crate::nn::{Grid, Weighted};
 use crate::ranges::Bits;

@@ -3,7 +3,8 @@
 use candle_core::{DType, Device, Tensor};
 use rstest::rstest;
 
-use super::points::{Places, Points};
+use super::places::Places;
+use super::points::Points;
 use super::{BlockFormat, Blocks, Description, Engine, Granularity, Integers, Ranges, Scheme};
 use crate::model::{Classifier, Form, Stored};
 use crate::nn::{Slot, StateDict};

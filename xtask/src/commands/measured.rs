@@ -6,6 +6,9 @@ use lmr_pipeline::report::{Measurement, Report, percent};
 
 use super::table;
 
+/// How many forms of a model a screen shows.
+const SHOWN: usize = 6;
+
 /// A table whose first column is text and whose others are numbers.
 pub struct Measured {
     /// The titles of the columns.
@@ -17,7 +20,16 @@ pub struct Measured {
 impl Measured {
     /// Everything that a run measured, a row each.
     pub fn of(report: &Report) -> Self {
-        let measurements = report.measurements();
+        Self::rows(&report.measurements())
+    }
+
+    /// What fits on a screen: without stages that measured many forms, of which a sentence names the worst.
+    pub fn short(report: &Report) -> Self {
+        let stages = report.stages.iter().map(Measurement::all).filter(|forms| forms.len() <= SHOWN);
+        Self::rows(&stages.flatten().collect::<Vec<_>>())
+    }
+
+    fn rows(measurements: &[Measurement<'_>]) -> Self {
         // Most triggers know no decoy.
         let columns = if measurements.iter().any(|m| m.decoy_acc.is_some()) { 5 } else { 4 };
         let row = |m: &Measurement<'_>| {

@@ -120,7 +120,7 @@ fn from_hub(plan: &Plan) -> anyhow::Result<Vec<String>> {
 
 fn summary(plan: &Plan, report: &Report) -> String {
     let mut lines: Vec<String> = report.stages.iter().filter_map(Measurement::worst).collect();
-    let measured = Measured::of(report);
+    let measured = Measured::short(report);
     if !measured.rows.is_empty() {
         lines.push(measured.table().to_string());
     }

@@ -3,7 +3,8 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::super::FormError;
-use super::super::points::{Average, Point};
+use super::super::places::Average;
+use super::super::points::Point;
 use super::{Interpreter, Simulation};
 use crate::Error;
 use crate::nn::int8::{self, Images};
