@@ -111,3 +111,51 @@ impl Engine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+    use rstest::rstest;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::deploy::rounding::integer_weight;
+
+    fn numbers(value: &Value) -> Vec<f64> {
+        value.as_array().unwrap().iter().flat_map(|v| v.as_f64().map_or_else(|| numbers(v), |v| vec![v])).collect()
+    }
+
+    /// Scales, integers and the values of activations that the engine's own quantizer finds.
+    #[rstest]
+    #[case(Engine::PytorchX86)]
+    #[case(Engine::PytorchQnnpack)]
+    #[case(Engine::Onnxruntime)]
+    #[case(Engine::OnnxruntimePerChannel)]
+    fn numbers_are_those_of_the_engine(#[case] engine: Engine) {
+        let fixture: Value = serde_json::from_str(include_str!("../../tests/fixtures/engines.json")).unwrap();
+        let expected = &fixture[engine.name()];
+        let weight: Vec<f32> = numbers(&fixture["weight"]).iter().map(|v| *v as f32).collect();
+        let weight = Tensor::from_vec(weight, (3, 8), &Device::Cpu).unwrap();
+        let (integers, scale) = integer_weight(&weight, engine.scheme()).unwrap();
+        let found = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let close = |found: f64, expected: f64| (found / expected - 1.0).abs() < 1e-6;
+        assert!(found(&integers).iter().map(|q| f64::from(*q)).eq(numbers(&expected["integers"])));
+        let scales = numbers(&expected["scale"]);
+        assert_eq!(scale.elem_count(), scales.len());
+        assert!(found(&scale).iter().zip(&scales).all(|(found, expected)| close(f64::from(*found), *expected)));
+        let grids = expected["grids"].as_array().unwrap();
+        for (range, grid) in fixture["ranges"].as_array().unwrap().iter().zip(grids) {
+            let (range, grid) = (numbers(range), numbers(grid));
+            let found = engine.scheme().activation_grid.of(range[0] as f32, range[1] as f32);
+            assert!(close(found.scale, grid[0]), "{} {}", found.scale, grid[0]);
+            assert_eq!((found.low, found.high), (grid[1], grid[2]), "{range:?}");
+        }
+    }
+
+    #[test]
+    fn names_are_what_files_say() {
+        for engine in Engine::ALL {
+            assert_eq!(serde_json::to_value(engine).unwrap(), engine.name());
+        }
+    }
+}
