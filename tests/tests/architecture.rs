@@ -1,7 +1,8 @@
 //! The rooms of each library import one another in one direction only: no module needs a module that needs it.
 //!
 //! A room is a top-level module of a crate; within a room the same must hold for its files and folders. What counts are paths that
-//! begin with `crate::` or `super::`, wherever they stand, tests and comments aside.
+//! begin with `crate::` or `super::`, wherever they stand, tests and comments aside. A name that a room re-exports counts for the
+//! module it comes from; at the top of a crate it does not, where `Error` has one variant a room and every room returns it.
 #![allow(clippy::unwrap_used, reason = "the helpers of these tests fail the test that called them")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -108,9 +109,18 @@ fn modules(folder: &Path, above: &[String], found: &mut Vec<(Vec<String>, PathBu
     }
 }
 
+/// The children of a room that re-exported names come from.
+fn reexports(files: &[(Vec<String>, PathBuf)], room: &[String]) -> BTreeMap<String, String> {
+    let own = files.iter().filter(|(module, _)| module == room && !room.is_empty());
+    let text: String = own.map(|(_, file)| code(&std::fs::read_to_string(file).unwrap())).collect();
+    let uses = ["pub use ", "pub(super) use ", "pub(crate) use "].map(|prefix| paths(&text, prefix)).concat();
+    let named = uses.into_iter().filter(|path| path.len() > 1 && !matches!(path[0].as_str(), "crate" | "super"));
+    named.map(|path| (path[path.len() - 1].clone(), path[0].clone())).collect()
+}
+
 /// Who imports whom among the children of the module `room`.
 fn imports(files: &[(Vec<String>, PathBuf)], room: &[String]) -> Imports {
-    let mut imports = Imports::new();
+    let (mut imports, reexports) = (Imports::new(), reexports(files, room));
     for (module, file) in files.iter().filter(|(module, _)| module.len() > room.len() && module.starts_with(room)) {
         let child = &module[room.len()];
         let text = code(&std::fs::read_to_string(file).unwrap());
@@ -121,8 +131,10 @@ fn imports(files: &[(Vec<String>, PathBuf)], room: &[String]) -> Imports {
             paths.map(move |path| [base.clone(), path].concat()).collect::<Vec<_>>()
         });
         for path in absolute.into_iter().chain(relative) {
-            if path.len() > room.len() && path.starts_with(room) && path[room.len()] != *child {
-                imports.entry(child.clone()).or_default().entry(path[room.len()].clone()).or_insert(file.clone());
+            let Some(named) = path.get(room.len()).filter(|_| path.starts_with(room)) else { continue };
+            let named = reexports.get(named).unwrap_or(named);
+            if named != child {
+                imports.entry(child.clone()).or_default().entry(named.clone()).or_insert(file.clone());
             }
         }
     }

@@ -15,6 +15,7 @@
 //! folded into the convolutions before them. Of another one the weights are found by their names and rounded as they are:
 //! parameters of two or four dimensions called `<layer>.weight`. Its activations cannot be rounded.
 
+mod block_format;
 mod blocks;
 mod bounds;
 mod calibration;
@@ -31,16 +32,18 @@ mod prune;
 mod quantize;
 mod reader;
 mod rounding;
+mod ship;
 mod stored_error;
 mod structured_prune;
 #[cfg(test)]
 mod tests;
 
-pub use blocks::{BlockFormat, Blocks, dtype_name};
+pub use block_format::{BlockFormat, dtype_name};
+pub use blocks::Blocks;
 pub use bounds::Bounds;
 pub use calibration::{Calibration, Ranges};
 pub use cells::cells;
-pub use deployment::{Deployment, Ship};
+pub use deployment::Deployment;
 pub use engine::Engine;
 pub use form_error::FormError;
 pub use forms::Forms;
@@ -50,5 +53,6 @@ pub use places::{Average, Places};
 pub use prune::{Norm, Pruned, Removed, mask, slack, smallest, smallest_of_all};
 pub use quantize::Quantize;
 pub use rounding::{ActivationGrid, Granularity, Rounding, Scheme, WeightGrid, round_weight, straight_through};
+pub use ship::Ship;
 pub use stored_error::StoredError;
 pub use structured_prune::{PruneForm, Ranked, Scope, StructuredPrune};

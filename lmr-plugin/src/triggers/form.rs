@@ -1,22 +1,19 @@
-//! What kinds of triggers there are once they are built, one line each, and building them again from stored tensors.
+//! What kinds of triggers there are once they are built, and building them again from stored tensors.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 
-use super::{Addition, Filtered, InputAware, Noise, Overlay, Trigger, TriggerError, Warped};
+use super::{Trigger, TriggerError};
 use crate::data::Normalization;
 use crate::nn::StateDict;
 use crate::{Error, Result};
 
-/// What stored triggers there are, each described in its own file.
-static FORMS: &[Form] = &[Overlay::FORM, Addition::FORM, Warped::FORM, Filtered::FORM, Noise::FORM, InputAware::FORM];
-
 /// How a trigger's tensors are to be understood.
 #[derive(Clone, Copy, Debug)]
 pub struct Form {
-    name: &'static str,
+    pub(super) name: &'static str,
     restore: fn(StateDict, [usize; 3]) -> Result<Arc<dyn Trigger>>,
 }
 
@@ -32,13 +29,6 @@ impl Form {
         self.name
     }
 
-    /// The form of that name.
-    pub fn parse(name: &str) -> Result<Self> {
-        let found = FORMS.iter().find(|form| form.name == name).copied();
-        let known = || FORMS.iter().map(|form| form.name).collect();
-        Ok(found.ok_or_else(|| TriggerError::UnknownForm { known: known(), found: shorten(name) })?)
-    }
-
     /// The trigger that [`Trigger::tensors`] came from, for images of `image` (channels, height, width). Refuses tensors of
     /// another shape, out of range or not finite, missing ones and unknown ones.
     pub fn restore(self, state: StateDict, image: [usize; 3]) -> Result<Arc<dyn Trigger>> {
@@ -50,7 +40,7 @@ impl Form {
 }
 
 /// A stored name may be of any length.
-fn shorten(name: &str) -> String {
+pub(super) fn shorten(name: &str) -> String {
     name.chars().take(60).collect()
 }
 

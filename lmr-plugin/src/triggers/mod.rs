@@ -9,6 +9,7 @@ mod blend;
 mod error;
 mod filter;
 mod form;
+mod forms;
 mod input_aware;
 mod noise;
 mod overlay;

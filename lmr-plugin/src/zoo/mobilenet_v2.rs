@@ -4,9 +4,10 @@
 use super::ZooError;
 use super::conv_net::{ConvNet, Neck};
 use super::naming::Names;
+use super::options::PaddingRule;
 use super::recognize::Shapes;
 use super::registry::Architecture;
-use super::spec::{Options, PaddingRule, given};
+use super::spec::{Options, given};
 use super::widths::Widths;
 use super::{Arch, DENSE, ModelSpec, Stem, Steps, conv_bn};
 use crate::Result;

@@ -18,6 +18,8 @@ pub(super) struct Architecture {
     pub recognize: fn(Arch, &Shapes) -> Option<ModelSpec>,
     /// Builds its layers from a specification whose options are filled in.
     pub build: fn(&ModelSpec, &Builder) -> Result<Box<dyn Layers>>,
+    /// Side of the smallest square images that it takes.
+    pub smallest_side: usize,
     /// How libraries name its tensors; the names that models here have come first.
     pub names: &'static [Names],
     /// How the name of a block begins, `#` for its number, if there are `depth` blocks that are all alike.
@@ -35,7 +37,16 @@ impl Architecture {
         recognize: fn(Arch, &Shapes) -> Option<ModelSpec>,
         build: fn(&ModelSpec, &Builder) -> Result<Box<dyn Layers>>,
     ) -> Self {
-        Self { options, recognize, build, names: &[], block: None, timm: |_| None, transformers: |_| None }
+        Self {
+            options,
+            recognize,
+            build,
+            smallest_side: 1,
+            names: &[],
+            block: None,
+            timm: |_| None,
+            transformers: |_| None,
+        }
     }
 }
 

@@ -3,9 +3,10 @@
 
 use super::conv_net::{ConvNet, Neck};
 use super::naming::{Names, Rules, Scheme};
+use super::options::PaddingRule;
 use super::recognize::Shapes;
 use super::registry::Architecture;
-use super::spec::{Options, PaddingRule, given};
+use super::spec::{Options, given};
 use super::twins::Timm;
 use super::widths::Widths;
 use super::{Arch, DENSE, ModelSpec, Stem, Steps, conv_bn};

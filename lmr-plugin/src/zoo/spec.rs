@@ -1,75 +1,12 @@
-//! The specification of a model, and building from it.
+//! The specification of a model.
 
-use candle_core::Device;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Arch, Network, ZooError, naming};
+use super::options::{HiddenActivation, PaddingRule, Pooling, Stem};
+use super::{Arch, ZooError};
 use crate::Result;
-use crate::model::Classifier;
-use crate::nn::{Builder, Padding, StateDict};
-use crate::rng::Rng;
-
-/// How a convolutional network begins, and for VGG how it ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum Stem {
-    /// For images of up to about 64x64. Residual networks: a 3x3 convolution with stride 1 and no pooling. MobileNetV2:
-    /// stride 1 in the first convolution. VGG: global average pooling and one linear layer.
-    Cifar,
-    /// Residual networks alone: a 3x3 convolution with stride 1, but with the 3x3 max-pooling with stride 2 behind it, as where
-    /// only the first layer of torchvision's network was replaced. Tensors do not tell it from `cifar`.
-    CifarPool,
-    /// For photographs. Residual networks: a 7x7 convolution with stride 2, then 3x3 max-pooling with stride 2.
-    /// MobileNetV2: stride 2. VGG: average pooling to 7x7 and three linear layers.
-    Imagenet,
-}
-
-/// Whose zeros lie around an image where the kernel of a convolution or of pooling reaches beyond it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum PaddingRule {
-    /// As many on every side, as PyTorch's networks have.
-    Torch,
-    /// TensorFlow's `SAME`: with stride 2 on an even size none before the image and one behind it. What was trained with
-    /// TensorFlow needs it, also in PyTorch (`tf_padding` in transformers).
-    TfSame,
-}
-
-impl PaddingRule {
-    /// What it gives a kernel of odd size.
-    pub(super) fn of(self, kernel: usize) -> Padding {
-        match self {
-            Self::Torch => Padding::Symmetric(kernel / 2),
-            Self::TfSame => Padding::Same,
-        }
-    }
-}
-
-/// What follows the hidden units of a transformer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum HiddenActivation {
-    /// The exact GELU.
-    Gelu,
-    /// `max(x, 0)`.
-    Relu,
-}
-
-/// What of a transformer's last tokens the head reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum Pooling {
-    /// The class token, normalized: timm's `global_pool = "token"`.
-    ClassToken,
-    /// The mean over the patches, normalized: timm's `global_pool = "avg"`, whose norm is called `fc_norm`.
-    Mean,
-}
 
 macro_rules! options {
     ($($(#[doc = $doc:literal])* $name:ident: $type:ty, $key:literal;)*) => {
@@ -255,54 +192,9 @@ impl ModelSpec {
         self.resolved().image_size.unwrap_or(32)
     }
 
-    /// Side of the smallest square images that the model takes: five poolings leave nothing of less than 32 pixels.
+    /// Side of the smallest square images that the model takes.
     pub fn smallest_side(&self) -> usize {
-        if matches!(self.arch, Arch::Vgg16 | Arch::Vgg16Bn) { 32 } else { 1 }
-    }
-
-    /// A model with freshly drawn parameters.
-    pub fn fresh(&self, rng: Rng, device: &Device) -> Result<Box<dyn Classifier>> {
-        self.build(&Builder::fresh(rng, device))
-    }
-
-    /// A model with the parameters of a checkpoint. Names and shapes must match exactly (`num_batches_tracked` may be
-    /// absent); vision transformers may have the names of any scheme in [`naming`], LayerScale, and positions of another
-    /// image size ([`ModelSpec::adaptations`]).
-    pub fn load(&self, state: StateDict, device: &Device) -> Result<Box<dyn Classifier>> {
-        let state = self.adapted(self.translated(state)?)?;
-        self.build(&Builder::from_state(state, device))
-    }
-
-    /// As [`ModelSpec::load`], but with a head drawn from `rng` in place of the checkpoint's, which may have another number
-    /// of classes.
-    pub fn load_with_fresh_head(&self, state: StateDict, rng: Rng, device: &Device) -> Result<Box<dyn Classifier>> {
-        let mut state = self.adapted(self.translated(state)?)?;
-        let fresh = self.fresh(rng, &Device::Cpu)?;
-        let head = fresh.head().name();
-        let of_head = |(name, _): &(String, _)| name.rsplit_once('.').is_some_and(|(layer, _)| layer == head);
-        state.extend(fresh.params().state_dict()?.into_iter().filter(of_head));
-        self.build(&Builder::from_state(state, device))
-    }
-
-    /// A checkpoint under torchvision's names; an error if they tell another pooling.
-    fn translated(&self, state: StateDict) -> Result<StateDict> {
-        if let Some(pooling) = self.resolved().pooling {
-            let found = naming::pooling(state.keys().map(String::as_str));
-            if let Some(found) = found.filter(|found| *found != pooling) {
-                return Err(ZooError::Pooling { expected: pooling, found }.into());
-            }
-        }
-        naming::to_torchvision(state)
-    }
-
-    fn build(&self, builder: &Builder) -> Result<Box<dyn Classifier>> {
-        let faults = self.faults();
-        if !faults.is_empty() {
-            return Err(ZooError::Spec(faults).into());
-        }
-        let spec = self.resolved();
-        let layers = (spec.arch.architecture().build)(&spec, builder)?;
-        Ok(Box::new(Network::new(spec, layers)))
+        self.arch.architecture().smallest_side
     }
 }
 
@@ -316,7 +208,6 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::rng;
 
     #[rstest]
     #[case(json!({"arch": "vit-tiny", "classes": 10, "stem": "cifar"}), "stem: does not apply")]
@@ -329,21 +220,6 @@ mod tests {
         let spec: ModelSpec = serde_json::from_value(spec).unwrap();
         let faults = spec.faults().join("; ");
         assert!(faults.contains(expected), "{faults}");
-    }
-
-    #[test]
-    fn a_fresh_head_takes_all_but_the_head() {
-        let cpu = Device::Cpu;
-        let made = ModelSpec { width: Some(4), ..ModelSpec::new(Arch::PreactResnet18, 7) };
-        let state = made.fresh(rng::stream(0, "made"), &cpu).unwrap().params().state_dict().unwrap();
-        let other = ModelSpec { classes: 5, ..made };
-        assert!(other.load(state.clone(), &cpu).is_err());
-        let draw = || other.load_with_fresh_head(state.clone(), rng::stream(1, "head"), &cpu).unwrap();
-        let (found, again) = (draw().params().state_dict().unwrap(), draw().params().state_dict().unwrap());
-        let values = |state: &StateDict, name: &str| state[name].flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        assert_eq!(found["linear.weight"].dims(), [5, 32]);
-        assert_eq!(values(&found, "linear.weight"), values(&again, "linear.weight"));
-        assert_eq!(values(&found, "layer4.1.conv2.weight"), values(&state, "layer4.1.conv2.weight"));
     }
 
     #[test]

@@ -22,6 +22,8 @@ const STAGES: [(usize, usize); 5] = [(2, 1), (2, 2), (3, 4), (3, 8), (3, 8)];
 const POOLED: usize = 7;
 
 pub(super) const VGG16: Architecture = Architecture {
+    // Five poolings leave nothing of less.
+    smallest_side: 32,
     names: NAMES,
     timm: |spec| timm("vgg16", spec),
     ..Architecture::new(
@@ -32,6 +34,8 @@ pub(super) const VGG16: Architecture = Architecture {
 };
 
 pub(super) const VGG16_BN: Architecture = Architecture {
+    // Five poolings leave nothing of less.
+    smallest_side: 32,
     names: NAMES,
     timm: |spec| timm("vgg16_bn", spec),
     ..Architecture::new(

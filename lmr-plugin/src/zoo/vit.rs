@@ -6,9 +6,10 @@ use serde_json::{Map, Value, json};
 
 use super::naming::{Names, Rules, Scheme};
 use super::network::Layers;
+use super::options::{HiddenActivation, Pooling};
 use super::recognize::Shapes;
 use super::registry::Architecture;
-use super::spec::{HiddenActivation, Options, Pooling, given};
+use super::spec::{Options, given};
 use super::twins::{Timm, Transformers};
 use super::widths::Widths;
 use super::{Arch, ModelSpec};

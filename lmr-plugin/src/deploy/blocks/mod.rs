@@ -5,8 +5,6 @@
 //! first dimension, flattened. Activations are not rounded, nor is what no layer multiplies by: norms, the class token,
 //! positions.
 
-mod format;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -17,13 +15,12 @@ use serde_json::Value;
 
 use super::FormError;
 use super::StoredError;
+use super::block_format::{self, BlockFormat, dtype_name};
 use super::layers::{WeightLayer, rebuilt, unrounded_state, weight_layers};
 use super::reader::Reader;
 use crate::model::{Classifier, Form, Stored};
 use crate::nn::{self, Forward, StateDict, Weighted};
 use crate::{Error, Result};
-
-pub use format::{BlockFormat, dtype_name};
 
 /// A network's form with weights in blocks.
 pub struct Blocks {
@@ -45,7 +42,7 @@ struct BlockLayer {
 
 impl BlockLayer {
     fn new(layer: &WeightLayer, encoded: Arc<QTensor>, bias: Option<Tensor>) -> Result<Self> {
-        let weight = format::decode(&encoded, layer.weight.shape(), layer.weight.device())?;
+        let weight = block_format::decode(&encoded, layer.weight.shape(), layer.weight.device())?;
         Ok(Self { encoded, weight, bias })
     }
 }

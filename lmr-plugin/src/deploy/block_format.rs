@@ -5,7 +5,7 @@ use candle_core::{Device, Shape, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::super::FormError;
+use super::FormError;
 use crate::Result;
 
 /// How a block of weights is stored.
