@@ -9,6 +9,7 @@ const FORMS: &str = r#"
 [[stage]]
 kind = "quantize"
 name = "int8"
+weights = "per-tensor"
 
 [[stage]]
 kind = "evaluate"
@@ -56,7 +57,8 @@ fn they_measure_what_the_run_measured_and_stay_as_they_are() {
     assert_eq!(blocks["format"], "q8_0");
     let layers: u64 = blocks["layers"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum();
     assert_eq!(layers, 21, "{blocks}");
-    for (file, stage, label) in [("made/int8", "measured int8", "int8"), ("made/q8/model.gguf", "measured q8", "q8_0")]
+    for (file, stage, label) in
+        [("made/int8", "measured int8", "int8 per tensor"), ("made/q8/model.gguf", "measured q8", "q8_0")]
     {
         let set = format!("model.weights.path={file}");
         let run = project.run(&["pipeline", "measure.toml", "--out", "again", "--set", &set]);
@@ -129,7 +131,7 @@ fn what_does_not_fit_is_said() {
     refused(described, Vec::new(), "beside it is no quantization.json to tell their bits");
     refused(described, b"{".to_vec(), "quantization.json: EOF");
     refused(described, json("\"bits\": 8", "\"bits\": 9"), "bits: expected 2 to 8, found 9");
-    refused(described, json("\"bits\": 8", "\"bits\": 4"), "expected integers from -8 to 7, as 4 bits hold");
+    refused(described, json("\"bits\": 8", "\"bits\": 4"), "expected integers from -7 to 7, found");
     refused(described, json("\"bits\": 8", "\"bits\": \"8\""), "bits: invalid type");
     refused(described, json("per-tensor", "per-chanel"), "granularity: unknown variant `per-chanel`");
     refused(

@@ -39,5 +39,5 @@ pub fn read(path: &Path, state: &StateDict) -> Result<Option<Scheme>> {
         return Err(Error::input(path, message));
     }
     let described: Description = parse(&read_text(&beside)?).map_err(|message| Error::input(&beside, message))?;
-    Ok(Some(described.scheme))
+    Ok(Some(described.scheme()))
 }

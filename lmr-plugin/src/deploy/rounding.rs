@@ -99,7 +99,7 @@ impl ActivationGrid {
 }
 
 /// What is rounded to integers, and how.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Scheme {
     /// Bits of a weight.
@@ -107,24 +107,15 @@ pub struct Scheme {
     /// Scales of a weight tensor.
     pub granularity: Granularity,
     /// The integers of a weight.
-    #[serde(default)]
     pub weight_grid: WeightGrid,
     /// Whether batch norm is folded into the convolution before it is rounded, or stays behind it.
-    #[serde(default = "yes")]
     pub fold: bool,
     /// Whether activations are rounded too.
     pub activations: bool,
     /// The values of an activation.
-    #[serde(default)]
     pub activation_grid: ActivationGrid,
     /// Where activations are rounded.
-    #[serde(default)]
     pub places: Places,
-}
-
-/// What files from before folding was an option did.
-fn yes() -> bool {
-    true
 }
 
 impl Default for Scheme {

@@ -57,7 +57,7 @@ fn stored_integers(network: &dyn Classifier, scheme: Scheme) -> (Integers, State
     let form = Integers::new(network, scheme, ranges).unwrap();
     let Stored::Described { tensors, description } = form.stored(network).unwrap() else { panic!("described") };
     let described: Description = serde_json::from_value(description).unwrap();
-    assert_eq!(described.scheme, scheme);
+    assert_eq!(described.scheme(), scheme);
     (form, tensors)
 }
 

@@ -7,12 +7,14 @@ use serde::{Deserialize, Serialize};
 
 use super::super::StoredError;
 use super::super::layers::{WeightLayer, unrounded_state, weight_layers};
+use super::super::places::Places;
 use super::super::points::Points;
 use super::super::reader::{Expected, Reader};
-use super::super::rounding::Granularity;
+use super::super::rounding::{ActivationGrid, Granularity, WeightGrid};
 use super::{IntegerLayer, Integers, Ranges, Scheme};
 use crate::model::{Classifier, Stored};
 use crate::nn::StateDict;
+use crate::ranges::Bits;
 use crate::{Error, Result};
 
 /// How the name of a scale ends.
@@ -26,9 +28,24 @@ const UNNAMED_RANGES: &str = "activation_ranges";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Description {
-    /// How numbers are rounded.
-    #[serde(flatten)]
-    pub scheme: Scheme,
+    /// Bits of a weight.
+    pub bits: Bits,
+    /// Scales of a weight tensor.
+    pub granularity: Granularity,
+    /// The integers of a weight.
+    #[serde(default)]
+    pub weight_grid: WeightGrid,
+    /// Whether batch norm is folded in before rounding. Before it was an option, it always was.
+    #[serde(default = "yes")]
+    pub fold: bool,
+    /// Whether activations are rounded too.
+    pub activations: bool,
+    /// The values of an activation.
+    #[serde(default)]
+    pub activation_grid: ActivationGrid,
+    /// Where activations are rounded.
+    #[serde(default)]
+    pub places: Places,
     /// For people: what is stored.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub weights: String,
@@ -43,9 +60,22 @@ impl Description {
         names.find(|name| name.ends_with(SCALE))
     }
 
+    /// The scheme that is described.
+    pub fn scheme(&self) -> Scheme {
+        let Self { bits, granularity, weight_grid, fold, activations, activation_grid, places, .. } = *self;
+        Scheme { bits, granularity, weight_grid, fold, activations, activation_grid, places }
+    }
+
     fn of(scheme: Scheme) -> Self {
+        let Scheme { bits, granularity, weight_grid, fold, activations, activation_grid, places } = scheme;
         Self {
-            scheme,
+            bits,
+            granularity,
+            weight_grid,
+            fold,
+            activations,
+            activation_grid,
+            places,
             weights: "`<layer>.weight` (int8) times `<layer>.weight_scale` is the weight of the layer with batch norm folded in; output \
                 channels come first. `<layer>.bias` is in full precision, as is every tensor of another name."
                 .into(),
@@ -56,6 +86,10 @@ impl Description {
                 .into(),
         }
     }
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What is stored of a form.
