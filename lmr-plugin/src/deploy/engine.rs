@@ -29,7 +29,8 @@ pub enum Engine {
     /// The same with `per_channel=True`.
     OnnxruntimePerChannel,
     /// LiteRT, once TensorFlow Lite (its 8-bit specification, "full integer"): weights one scale a channel, `max|W|/127`;
-    /// activations 256 values, ranges from smallest to largest value; averages have a range of their own.
+    /// activations 256 values, ranges from smallest to largest value; averages have a range of their own. From its
+    /// specification; not compared with the engine.
     Litert,
     /// OpenVINO (NNCF's `quantize`, the preset "performance"): weights one scale a channel, `max|W|/127`; activations
     /// symmetric, `max|x|/127`, or `max/255` where nothing is negative; logits are not rounded. NNCF's correction of biases
@@ -39,8 +40,8 @@ pub enum Engine {
     /// `max|x|/127`; logits are not rounded. Its entropy calibration is stood in for by `"histogram"`. Not compared with the
     /// engine, which needs a GPU.
     Tensorrt,
-    /// Weights alone, one scale a tensor, `max|W|/127`, without folding batch norm: how most published attacks on quantized
-    /// models round, and what loading with dequantized weights amounts to.
+    /// Weights alone, one scale a tensor, `max|W|/127`, without folding batch norm: as published attacks on quantized
+    /// models do whose rounding another may leave asleep.
     #[serde(rename = "weights-127")]
     Weights127,
 }
